@@ -1,0 +1,24 @@
+"""O-BELM: the bidirectional explicit linear multi-step sampler of least local error (Wang et al., arXiv 2410.07273)."""
+
+from __future__ import annotations
+
+from sgool.samplers.sampler import Sampler
+from sgool.samplers.schedule import Schedule
+from sgool.samplers.two_step import TwoStep
+
+
+def coefficients(schedule: Schedule, i: int) -> tuple[float, float, float]:
+    """(alpha, beta, c) of step i -> i + 1.
+
+    In z = x / a and nu the equation is dz/dnu = eps; matching z_{i-1}, z_i and z'_i up to the second derivative gives
+    z_{i+1} = r^2 z_{i-1} + (1 - r^2) z_i - h (1 + r) z'_i, with r = h / H the ratio of this step to the one before.
+    """
+    h = schedule.nu(i) - schedule.nu(i + 1)
+    r = h / (schedule.nu(i - 1) - schedule.nu(i))
+    a = schedule.a
+    return r * r * a[i + 1] / a[i - 1], (1 - r * r) * a[i + 1] / a[i], -h * (1 + r) * a[i + 1]
+
+
+def sampler() -> Sampler:
+    """O-BELM, second order."""
+    return TwoStep("o-belm", 2, coefficients)

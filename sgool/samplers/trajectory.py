@@ -1,0 +1,93 @@
+"""One way from a starting state to the image latent: run it, and pull a gradient back along it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgool.errors import SgoolError
+from sgool.samplers.network import Network
+from sgool.samplers.sampler import Sampler
+from sgool.samplers.schedule import Schedule
+from sgool.samplers.shear import OnStep, adjoint, rewind, run
+
+
+@dataclass(frozen=True)
+class Final:
+    """What `run` leaves and `adjoint` needs: the state at node T, and how many latents the run was given."""
+
+    latents: list[Tensor]
+    given: int
+
+
+class Trajectory:
+    """A sampler on a schedule, from `start_node` (0 is pure noise) to the image at node T.
+
+    A starting state is a list of float64 latents [B, 4, h, w]: one of them (`initial`) or, carried back from an image,
+    the sampler's whole state (`invert`: two for BDIA, O-BELM and EDICT, one for DDIM). Both kinds can be run.
+    """
+
+    def __init__(self, sampler: Sampler, schedule: Schedule, network: Network, start_node: int = 0) -> None:
+        if not 0 <= start_node < schedule.steps:
+            raise SgoolError(f"The start node must lie between 0 and {schedule.steps - 1}, not {start_node}.")
+        self.sampler = sampler
+        self.schedule = schedule
+        self.network = network
+        self.start_node = start_node
+        self._weights = sampler.weights(schedule, start_node)
+        self._image = sampler.image_index(schedule, start_node)
+
+    def initial(self, noise: Tensor) -> list[Tensor]:
+        """The starting state of one latent at the start node (at node 0: unit Gaussian noise)."""
+        return [_latent(noise)]
+
+    def invert(self, image: Tensor, on_step: OnStep | None = None) -> list[Tensor]:
+        """The starting state from which `run` gives this latent (taken as the latent at node T) again.
+
+        To rounding where `sampler.exact_inverse`; DDIM solves each step by fixed-point iteration and comes only close.
+        The state is near the prior only if the sampler damps little (O-BELM, BDIA with gamma = 1, EDICT with p = 0.93).
+        Raises SgoolError when the start node is fewer than `sampler.shortest` steps away.
+        """
+        if self.schedule.steps - self.start_node < self.sampler.shortest:
+            raise SgoolError(f"{self.sampler.name} needs at least {self.sampler.shortest} steps from an image.")
+        closing = self.sampler.closing(_latent(image), self.schedule, self.network, self.start_node)
+        ops = self.sampler.operations(self.schedule, self.start_node, whole=True)
+        state = rewind(ops, closing, self.network, self.schedule, on_step)
+        return state if self.sampler.exact_inverse else self._single(state)
+
+    def run(self, state: Sequence[Tensor], on_step: OnStep | None = None) -> Final:
+        """From the starting state to node T. on_step(done, total) is called after every operation."""
+        whole = list(state) if len(state) > 1 else [weight * state[0] for weight in self._weights]
+        ops = self.sampler.operations(self.schedule, self.start_node, len(state) > 1)
+        return Final(run(ops, whole, self.network, self.schedule, on_step), len(state))
+
+    def image(self, final: Final) -> Tensor:
+        """The latent at node T, float64."""
+        return final.latents[self._image]
+
+    def adjoint(
+        self, final: Final, cotangent: Tensor, on_step: OnStep | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """From the gradient of a loss with respect to `image(final)` to that with respect to the starting state.
+
+        Returns (the starting state, recovered on the way; its gradients), lists like the state given to `run`.
+        """
+        cotangents = [torch.zeros_like(latent) for latent in final.latents]
+        cotangents[self._image] = cotangent.detach().double()
+        ops = self.sampler.operations(self.schedule, self.start_node, final.given > 1)
+        state, gradients = adjoint(ops, final.latents, cotangents, self.network, self.schedule, on_step)
+        if final.given > 1:
+            return state, gradients
+        total = torch.stack([weight * g for weight, g in zip(self._weights, gradients, strict=True)]).sum(0)
+        return self._single(state), [total]
+
+    def _single(self, state: list[Tensor]) -> list[Tensor]:
+        return [state[self._weights.index(1.0)]]
+
+
+def _latent(x: Tensor) -> Tensor:
+    # A copy, also because a host may hand over tensors made under inference mode.
+    return x.detach().to(torch.float64, copy=True)
