@@ -1,0 +1,148 @@
+"""Stable Diffusion 1.x and 2.x through diffusers: the backend of the command line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgool import tiny
+from sgool.errors import SgoolError
+from sgool.samplers import Branch, Network
+
+log = logging.getLogger(__name__)
+
+
+class DiffusersBackend:
+    """A StableDiffusionPipeline's parts, frozen. The UNet works in `dtype`, text encoder and autoencoder in float32.
+
+    sequential: run the two halves of classifier-free guidance one after the other (less memory, a little slower).
+    """
+
+    def __init__(self, pipeline: Any, device: torch.device, dtype: torch.dtype, sequential: bool = False) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.sequential = sequential
+        self.tokenizer = pipeline.tokenizer
+        self.text_encoder = pipeline.text_encoder.to(device, torch.float32).eval().requires_grad_(False)
+        self.vae = pipeline.vae.to(device, torch.float32).eval().requires_grad_(False)
+        self.unet = pipeline.unet.to(device, dtype).eval().requires_grad_(False)
+        self.alphas_cumprod = pipeline.scheduler.alphas_cumprod.double().cpu()
+        self.prediction = pipeline.scheduler.config.prediction_type
+        self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        side = self.unet.config.sample_size
+        self.latent_size: tuple[int, int] = (side, side) if isinstance(side, int) else tuple(side)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.latent_size[0] * self.factor, self.latent_size[1] * self.factor
+
+    def network(
+        self, prompt: str | Sequence[str], negative_prompt: str = "", guidance_scale: float = 7.5
+    ) -> Network:
+        """See Backend. At guidance scale 1 there is one branch; else two, batched into one unless `sequential`."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        positive = self._encode_text(prompts)
+        if guidance_scale == 1:
+            branches = [Branch(1.0, lambda x, t: self._predict(x, t, positive))]
+        else:
+            negative = self._encode_text([negative_prompt]).expand_as(positive)
+            both = torch.cat([negative, positive])
+
+            def guided(x: Tensor, t: int) -> Tensor:
+                without, with_prompt = self._predict(torch.cat([x, x]), t, both).chunk(2)
+                return without + guidance_scale * (with_prompt - without)
+
+            branches = [Branch(1.0, guided, evals=2)]
+            if self.sequential:
+                branches = [
+                    Branch(1 - guidance_scale, lambda x, t: self._predict(x, t, negative)),
+                    Branch(guidance_scale, lambda x, t: self._predict(x, t, positive)),
+                ]
+        return Network(branches, self.alphas_cumprod, self.prediction, self.dtype)
+
+    def _predict(self, x: Tensor, t: int, condition: Tensor) -> Tensor:
+        timesteps = torch.full((len(x),), t, device=self.device)
+        return self.unet(x, timesteps, encoder_hidden_states=condition).sample
+
+    @torch.no_grad()
+    def _encode_text(self, prompts: Sequence[str]) -> Tensor:
+        length = self.tokenizer.model_max_length
+        for prompt in prompts:
+            if len(self.tokenizer(prompt).input_ids) > length:
+                log.warning("The diffusion model reads only the first %d tokens of the prompt.", length - 2)
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        return self.text_encoder(tokens.input_ids.to(self.device))[0].to(self.dtype)
+
+    def noise(self, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        shape = (1, self.unet.config.in_channels, *self.latent_size)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(self.device)
+
+    @torch.no_grad()
+    def encode(self, image: Tensor) -> Tensor:
+        pixels = image.to(self.device, torch.float32) * 2 - 1
+        return self.vae.encode(pixels).latent_dist.mean.double() * self.vae.config.scaling_factor
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self.vae.decode(latent.float() / self.vae.config.scaling_factor).sample / 2 + 0.5
+
+
+def load_backend(
+    model: str = "tiny",
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    sequential: bool = False,
+) -> DiffusersBackend:
+    """Load `tiny` (embedded), a diffusers folder, a single checkpoint file (its .yaml config beside it, if any, says
+    its dimensions), or a model of the hub by its name (`owner/name`), which diffusers downloads.
+
+    Raises SgoolError when there is no such model or it cannot be loaded.
+    """
+    try:
+        from diffusers import StableDiffusionPipeline
+        from diffusers.utils import logging as diffusers_logging
+    except ImportError as error:
+        raise SgoolError("The command line needs diffusers: pip install 'sd-webui-sgool[cli]'.") from error
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    path = tiny.MODEL if model == "tiny" else Path(model).expanduser()
+    options: dict[str, Any] = {"safety_checker": None}
+    try:
+        if path.is_file():
+            config = path.with_suffix(".yaml")
+            if config.is_file():
+                options["original_config"] = str(config)
+                tokenizer = path.parent / "tokenizer"
+                if tokenizer.is_dir():
+                    options |= _tokenizer(tokenizer)
+            pipeline = StableDiffusionPipeline.from_single_file(str(path), **options)
+        elif path.is_dir():
+            pipeline = StableDiffusionPipeline.from_pretrained(str(path), local_files_only=True, **options)
+        elif model.count("/") == 1 and not model.startswith((".", "/", "~")):
+            pipeline = StableDiffusionPipeline.from_pretrained(model, **options)
+        else:
+            raise SgoolError(
+                f"There is no model {model!r}: give tiny, a folder, a checkpoint file or a hub name (owner/name)."
+            )
+    except SgoolError:
+        raise
+    except Exception as error:  # diffusers, the hub, safetensors and pickle each raise their own
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise SgoolError(f"The model {model!r} could not be loaded: {reason}") from error
+    if not hasattr(pipeline, "unet") or not hasattr(pipeline, "tokenizer"):
+        raise SgoolError(f"The model {model!r} is not a Stable Diffusion 1.x or 2.x model.")
+    return DiffusersBackend(pipeline, torch.device(device), dtype, sequential)
+
+
+def _tokenizer(folder: Path) -> dict[str, Any]:
+    from transformers import CLIPTokenizer
+
+    return {"tokenizer": CLIPTokenizer.from_pretrained(folder)}

@@ -1,0 +1,117 @@
+"""Step 4: train one of the three CLIPs. ``python -m sgool.tiny.training.clip guide --work WORK``
+
+The symmetric contrastive loss of CLIP (arXiv 2103.00020) on the scenes and their captions, from scratch, each with
+its own seed and architecture. Pictures are blurred, noised, shifted and recoloured a little, so that what the
+autoencoder does to them does not matter; captions now and then lack the background, as people's prompts do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from sgool.tiny import CLIPS
+
+TEXT = {"context_length": 32, "width": 64, "heads": 4, "layers": 2}
+
+ARCHITECTURES = {
+    "guide": {"seed": 1, "vision": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 12}},
+    "selector": {
+        "seed": 2,
+        "vision": {"image_size": 64, "layers": 4, "width": 96, "head_width": 24, "patch_size": 8},
+    },
+    "judge": {
+        "seed": 3,
+        "vision": {"image_size": 128, "layers": 4, "width": 128, "head_width": 32, "patch_size": 16},
+    },
+}
+"""A convolutional ResNet guides; transformers choose and judge. The guide sees a picture at half its resolution, as
+ViT-B/32 at 224 sees one of 512, and the judge sees all of it."""
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
+
+
+def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """float32 [N, 3, S, S] in [0, 1] -> the same, varied."""
+
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+        return low + (high - low) * torch.rand(shape, generator=generator)
+
+    n, size = len(x), x.shape[-1]
+    x = F.pad(x, (4, 4, 4, 4), mode="replicate")
+    top, left = (int(v) for v in torch.randint(0, 9, (2,), generator=generator))
+    x = x[..., top : top + size, left : left + size]
+    if torch.rand((), generator=generator) < 0.5:
+        scale = uniform(0.4, 0.9).item()
+        x = F.interpolate(x, scale_factor=scale, mode="bilinear", antialias=True)
+        x = F.interpolate(x, size=(size, size), mode="bilinear")
+    x = (x - 0.5) * uniform(0.85, 1.15, n, 1, 1, 1) + 0.5 + uniform(-0.06, 0.06, n, 3, 1, 1)
+    return x + uniform(0, 0.08, n, 1, 1, 1) * torch.randn(x.shape, generator=generator)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=ARCHITECTURES)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rate", type=float, default=1.5e-3)
+    args = parser.parse_args()
+    seed, vision = ARCHITECTURES[args.name]["seed"], ARCHITECTURES[args.name]["vision"]
+    torch.manual_seed(seed)
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    images = np.load(args.work / "images.npy", mmap_mode="r")
+    captions = json.loads((args.work / "captions.json").read_text())
+    tokenizer = SimpleTokenizer(bpe_path=str(CLIPS[args.name].parent / "bpe.txt.gz"), context_length=32)
+    model_cfg = {"embed_dim": 64, "vision_cfg": vision, "text_cfg": TEXT | {"vocab_size": len(tokenizer.encoder)}}
+    model = open_clip.CLIP(**model_cfg).train()
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+    optimiser = torch.optim.AdamW(model.parameters(), args.rate, betas=(0.9, 0.98), weight_decay=0.05)
+    shape = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda i: min((i + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * i / args.steps) + 1e-3)
+    )
+    log, begun = [], time.time()
+    for step in range(args.steps):
+        rows = rng.integers(0, len(images), args.batch)
+        x = torch.from_numpy(images[np.sort(rows)]).permute(0, 3, 1, 2).float() / 255
+        texts = [captions[row] for row in np.sort(rows)]
+        texts = [t.split(" on a ")[0] if rng.random() < 0.15 else t for t in texts]
+        x = F.interpolate(x, size=(vision["image_size"],) * 2, mode="bilinear", antialias=True)
+        x = (augment(x, generator) - mean) / std
+        a = F.normalize(model.encode_image(x), dim=-1)
+        b = F.normalize(model.encode_text(tokenizer(texts)), dim=-1)
+        logits = model.logit_scale.exp() * a @ b.T
+        target = torch.arange(args.batch)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        shape.step()
+        optimiser.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
+        if step % 50 == 49:
+            right = (logits.argmax(1) == target).float().mean().item()
+            log.append({"step": step + 1, "loss": loss.item(), "accuracy": right})
+            print(json.dumps(log[-1] | {"seconds": round(time.time() - begun)}), flush=True)
+    folder = CLIPS[args.name]
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    save_file({k: v for k, v in weights.items() if "attn_mask" not in k}, folder / "open_clip_model.safetensors")
+    config = {"model_cfg": model_cfg, "preprocess_cfg": {"mean": MEAN, "std": STD}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1))
+    (args.work / f"clip-{args.name}-log.json").write_text(json.dumps(log))
+
+
+if __name__ == "__main__":
+    main()

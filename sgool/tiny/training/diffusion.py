@@ -1,0 +1,142 @@
+"""Step 3: train the UNet and the text encoder. ``python -m sgool.tiny.training.diffusion --work WORK``
+
+Noise prediction on the autoencoder's latents with Stable Diffusion's noise schedule; min-SNR weights (arXiv
+2303.09556, gamma 5), timesteps stratified over the batch, one caption in ten dropped for classifier-free guidance,
+and an exponential moving average of the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sgool.tiny import MODEL
+
+TEXT = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+}
+
+UNET = {
+    "sample_size": 16,
+    "block_out_channels": (64, 96, 128),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": 128,
+    "attention_head_dim": 4,
+}
+"""As in Stable Diffusion 1.x the head "dimension" is the number of heads."""
+
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+@torch.no_grad()
+def encode(work: Path, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of every picture's latent, [N, 4, 16, 16] each; kept in ``latents.pt``."""
+    path = work / "latents.pt"
+    if path.exists():
+        mean, std = torch.load(path, weights_only=True)
+        return mean, std
+    vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()
+    images = np.load(work / "images.npy", mmap_mode="r")
+    means, stds = [], []
+    for first in range(0, len(images), 50):
+        x = torch.from_numpy(np.array(images[first : first + 50])).permute(0, 3, 1, 2).to(device)
+        posterior = vae.encode(x.float() / 127.5 - 1).latent_dist
+        means.append(posterior.mean.cpu())
+        stds.append(posterior.std.cpu())
+        if first % 5000 == 0:
+            print(f"encoded {first}", flush=True)
+    mean, std = torch.cat(means), torch.cat(stds)
+    torch.save((mean, std), path)
+    return mean, std
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
+    mean, std = encode(args.work, args.device)
+    scale = 1 / mean.std().item()
+    captions = json.loads((args.work / "captions.json").read_text())
+    tokenizer = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
+    tokens = tokenizer([*captions, ""], padding="max_length", max_length=77, return_tensors="pt").input_ids
+    config = CLIPTextConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **TEXT)
+    text = CLIPTextModel(config).to(args.device)
+    unet = UNet2DConditionModel(**UNET).to(args.device)
+    scheduler = DDIMScheduler(**SCHEDULE)
+    alphas = scheduler.alphas_cumprod.to(args.device)
+    trained = torch.nn.ModuleDict({"unet": unet, "text": text})
+    average = copy.deepcopy(trained).requires_grad_(False).eval()
+    optimiser = torch.optim.AdamW(trained.parameters(), args.rate, betas=(0.9, 0.99), weight_decay=0.01)
+    shape = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda i: min((i + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * i / args.steps) + 1e-3)
+    )
+
+    def save() -> None:
+        average["unet"].save_pretrained(args.work / "unet")
+        average["text"].save_pretrained(args.work / "text_encoder")
+        scheduler.save_pretrained(args.work / "scheduler")
+        (args.work / "scale.json").write_text(json.dumps(scale))
+
+    log, begun, recent = [], time.time(), 0.0
+    for step in range(args.steps):
+        rows = torch.from_numpy(rng.integers(0, len(captions), args.batch))
+        latent = ((mean[rows] + std[rows] * torch.randn_like(mean[rows])) * scale).to(args.device)
+        dropped = torch.from_numpy(rng.random(args.batch) < 0.1)
+        ids = tokens[torch.where(dropped, len(captions), rows)].to(args.device)
+        t = (1000 * (torch.arange(args.batch) + torch.rand(args.batch)) / args.batch).long().to(args.device)
+        a = alphas[t][:, None, None, None]
+        noise = torch.randn_like(latent)
+        guess = unet(a.sqrt() * latent + (1 - a).sqrt() * noise, t, text(ids)[0]).sample
+        weight = (5 * (1 - a) / a).clamp(max=1)  # min(SNR, 5) / SNR
+        loss = (weight * (guess - noise).square()).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimiser.step()
+        shape.step()
+        optimiser.zero_grad(set_to_none=True)
+        decay = min(0.998, (step + 1) / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(trained.parameters()), 1 - decay)
+        recent += loss.item()
+        if step % 50 == 49:
+            log.append({"step": step + 1, "loss": recent / 50, "seconds": round(time.time() - begun)})
+            recent = 0.0
+            print(json.dumps(log[-1]), flush=True)
+        if step % 250 == 249 or step == args.steps - 1:
+            save()
+            (args.work / "diffusion-log.json").write_text(json.dumps(log))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The little world that the embedded model knows: which captions there are, and how a scene of one is composed.
+
+Pictures are made from Microsoft's Fluent 3D emoji (MIT licence), as packed in the npm package
+``@lobehub/fluent-emoji-3d`` 1.1.0: the unpacked package's folder ``assets`` is all that ``Painter`` needs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+OBJECTS = {
+    "panda": "1f43c",
+    "pizza": "1f355",
+    "frog": "1f438",
+    "pumpkin": "1f383",
+    "strawberry": "1f353",
+    "penguin": "1f427",
+    "sunflower": "1f33b",
+    "donut": "1f369",
+    "car": "1f697",
+    "whale": "1f433",
+}
+"""Word in the caption -> code point of the emoji, which is the name of its picture."""
+
+COLOURS = {
+    "red": (208, 52, 48),
+    "yellow": (240, 205, 60),
+    "green": (60, 160, 75),
+    "blue": (55, 105, 205),
+    "purple": (130, 70, 175),
+    "white": (236, 236, 238),
+}
+"""Word in the caption -> mean RGB of the background."""
+
+SMALL = (0.2, 0.32)
+ALONE = (0.45, 0.85)
+PAIRED = (0.36, 0.48)
+"""Widths of a subject as a share of the picture's: called small, alone, and one of two."""
+
+HELD_OUT_PART = 10
+"""One caption in this many is never used in training."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    word: str
+    small: bool = False
+
+    def __str__(self) -> str:
+        return f"a small {self.word}" if self.small else f"a {self.word}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One or two subjects, the first to the left of the second, on a coloured background."""
+
+    subjects: tuple[Subject, ...]
+    colour: str
+    busy: bool = False
+
+    @property
+    def caption(self) -> str:
+        things = " and ".join(map(str, self.subjects))
+        return f"{things} on a {'busy ' if self.busy else ''}{self.colour} background"
+
+    @property
+    def held_out(self) -> bool:
+        return zlib.crc32(self.caption.encode()) % HELD_OUT_PART == 0
+
+    @property
+    def size(self) -> str:
+        """The stratum of the benchmark: "small" when every subject is, "large" when none is, else "mixed"."""
+        small = [subject.small for subject in self.subjects]
+        return "small" if all(small) else "mixed" if any(small) else "large"
+
+
+def all_scenes() -> list[Scene]:
+    subjects = [Subject(word, small) for word in OBJECTS for small in (False, True)]
+    pairs = [pair for pair in itertools.permutations(subjects, 2) if pair[0].word != pair[1].word]
+    settings = list(itertools.product(COLOURS, (False, True)))
+    return [Scene(group, *setting) for group in [*((s,) for s in subjects), *pairs] for setting in settings]
+
+
+def random_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
+    """A scene of the training captions (or of those kept out of training); one and two subjects equally often."""
+    while True:
+        words = rng.choice(list(OBJECTS), size=rng.integers(1, 3), replace=False)
+        subjects = tuple(Subject(str(word), bool(rng.random() < 0.4)) for word in words)
+        scene = Scene(subjects, str(rng.choice(list(COLOURS))), bool(rng.random() < 0.4))
+        if scene.held_out == held_out:
+            return scene
+
+
+class Painter:
+    """Composes scenes from the emoji pictures in ``assets``."""
+
+    def __init__(self, assets: Path, size: int = 128):
+        from PIL import Image
+
+        self.size = size
+        self.pictures = {}
+        for word, code in OBJECTS.items():
+            with Image.open(Path(assets) / f"{code}.webp") as picture:
+                rgba = np.asarray(picture.convert("RGBA"), np.float32) / 255
+            rows, columns = np.nonzero(rgba[..., 3] > 0.1)
+            rgba = rgba[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            rgba[..., :3] *= rgba[..., 3:]  # premultiplied, so that resizing bleeds no colour
+            self.pictures[word] = rgba
+
+    def paint(self, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+        """The scene as uint8 RGB [size, size, 3]; positions, sizes and colours vary with ``rng``."""
+        image = self._background(scene, rng)
+        for subject, (x, y, width) in zip(scene.subjects, self._layout(scene, rng), strict=True):
+            self._paste(image, self.pictures[subject.word], x, y, width)
+        return (image.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+    def _layout(self, scene: Scene, rng: np.random.Generator) -> list[tuple[float, float, float]]:
+        """Centre x, centre y and width of each subject, as shares of the picture."""
+        alone = len(scene.subjects) == 1
+        places = []
+        for index, subject in enumerate(scene.subjects):
+            width = rng.uniform(*(SMALL if subject.small else ALONE if alone else PAIRED))
+            left, right = (0.0, 1.0) if alone else (0.5 * index, 0.5 * index + 0.5)
+            x = rng.uniform(left + width / 2, right - width / 2)
+            places.append((x, rng.uniform(width / 2, 1 - width / 2), width))
+        return places
+
+    def _background(self, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+        import cv2
+
+        n = self.size
+        base = np.array(COLOURS[scene.colour], np.float32) / 255 + rng.normal(0, 0.02, 3).astype(np.float32)
+        ramp = np.linspace(-1, 1, n, dtype=np.float32)[:, None, None] * rng.uniform(-0.04, 0.04)
+        image = np.broadcast_to(base + ramp, (n, n, 3)).astype(np.float32)
+        if not scene.busy:
+            return image
+        image = np.ascontiguousarray(image)
+        pattern = rng.choice(["stripes", "checks", "dots", "confetti"])
+        shade = base + rng.choice([-1, 1]) * rng.uniform(0.1, 0.2)
+        step = int(rng.integers(10, 22))
+        yy, xx = np.mgrid[0:n, 0:n]
+        if pattern == "stripes":
+            image[(xx + yy * int(rng.integers(-1, 2))) // (step // 2) % 2 == 0] = shade
+        elif pattern == "checks":
+            image[(xx // step + yy // step) % 2 == 0] = shade
+        elif pattern == "dots":
+            image[(xx % step - step / 2) ** 2 + (yy % step - step / 2) ** 2 < (step / 3.2) ** 2] = shade
+        else:
+            for _ in range(40):
+                colour = np.clip(base + rng.normal(0, 0.16, 3), 0, 1)
+                x, y, r = (int(v) for v in rng.integers((0, 0, 2), (n, n, 6)))
+                cv2.circle(image, (x, y), r, colour.tolist(), -1, cv2.LINE_AA)
+        return image
+
+    def _paste(self, image: np.ndarray, picture: np.ndarray, x: float, y: float, width: float) -> None:
+        import cv2
+
+        n = self.size
+        scale = width * n / max(picture.shape[:2])
+        h, w = (max(1, round(side * scale)) for side in picture.shape[:2])
+        small = cv2.resize(picture, (w, h), interpolation=cv2.INTER_AREA)
+        top = int(np.clip(round(y * n - h / 2), 0, n - h))
+        left = int(np.clip(round(x * n - w / 2), 0, n - w))
+        patch = image[top : top + h, left : left + w]
+        patch[:] = small[..., :3] + patch * (1 - small[..., 3:])
