@@ -1,0 +1,59 @@
+"""Saliency detectors: where people look in an image.
+
+`DETECTORS` is the one list of them; `load_detector` makes one ready; `sgool.saliency.regions` turns a map into crops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sgool.errors import SgoolError
+from sgool.saliency import spectral, transalnet
+
+SaliencyFunction = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A kind of detector: a line for people, and how to load it from a models folder onto a device."""
+
+    description: str
+    load: Callable[[str | Path | None, torch.device], SaliencyFunction]
+
+
+DETECTORS: dict[str, Detector] = {
+    "transalnet-res": Detector("TranSalNet with ResNet-50, 290 MB", partial(transalnet.load, "res")),
+    "transalnet-dense": Detector("TranSalNet with DenseNet-161, 307 MB", partial(transalnet.load, "dense")),
+    "spectral": Detector("Spectral residual, needs no weights", spectral.load),
+}
+
+
+def load_detector(
+    name: str, models_dir: str | Path | None = None, device: str | torch.device = "cpu"
+) -> SaliencyFunction:
+    """Make a detector ready: image [1, 3, H, W], RGB in [0, 1] -> saliency map [H, W] in [0, 1].
+
+    The detector works in float32 on `device` and without gradients, whatever the image's; the map comes back in
+    float32 on the image's own device. Weights are kept in `models_dir` (None: `sgool.weights.default_models_dir()`)
+    and fetched at first use. Raises SgoolError for an unknown name, for weights that cannot be had, and, when called,
+    for an image of another shape.
+    """
+    if name not in DETECTORS:
+        raise SgoolError(f"There is no saliency detector {name!r}; choose one of {', '.join(DETECTORS)}.")
+    place = torch.device(device)
+    saliency_map = DETECTORS[name].load(models_dir, place)
+
+    @torch.no_grad()
+    def detect(image: Tensor) -> Tensor:
+        if image.ndim != 4 or image.shape[:2] != (1, 3) or 0 in image.shape:
+            raise SgoolError(f"A saliency detector takes one RGB image [1, 3, H, W], not {list(image.shape)}.")
+        prepared = image.to(place, torch.float32).clamp(0, 1)
+        return saliency_map(prepared).clamp(0, 1).to(image.device)
+
+    return detect
