@@ -33,6 +33,7 @@ class Network:
 
     alphas_cumprod: [N]. prediction: what the weighted sum means, "epsilon" or "v_prediction" (arXiv 2202.00512).
     dtype: what the latent is cast to for the branches. autocast: makes the context the branches run in.
+    evals_forward and evals_backward count evaluations without a graph (by `__call__`) and with one (by `vjp`).
 
     The samplers recover earlier latents only as well as eps is reproduced: `__call__` and `vjp` cast the same float64
     latent to the same network input, so their eps agree as far as the network is deterministic, even in half precision.
@@ -64,6 +65,7 @@ class Network:
         total = torch.zeros_like(x)
         for branch in self.branches:
             total += branch.weight * self._forward(branch, x.to(self.dtype), t).double()
+            self.evals_forward += branch.evals
         by_x, by_output = self._conversion(t)
         return by_x * x + by_output * total
 
@@ -101,7 +103,6 @@ class Network:
     def _forward(self, branch: Branch, x: Tensor, t: int) -> Tensor:
         with self.autocast():
             output = branch.function(x, t)
-        self.evals_forward += branch.evals
         if not torch.isfinite(output).all():
             raise SgoolError(f"The network returned NaN or infinite values at timestep {t}; use a higher precision.")
         return output

@@ -1,8 +1,12 @@
 """Shears: the one operation every sampler here is made of, its inverse and its adjoint.
 
-A state is a list of float64 latents; a shear adds a function of one latent to another, which can be undone exactly
-whatever the function is (NICE, arXiv 1410.8516). So the gradient needs no stored latents: the backward pass recovers
-them on its way, and its memory does not grow with the number of operations.
+A state is a list of latents; a shear adds a function of one latent to another, which can be undone exactly whatever
+the function is (NICE, arXiv 1410.8516). So the gradient needs no stored latents: the backward pass recovers them on its
+way, and its memory does not grow with the number of operations.
+
+Exactness must not end at rounding: latents are kept in two words, and the function reads only the first of them, which
+returns to the last bit unless the inverse amplifies errors by more than some 1e16. A single word would not do: an error
+of 1e-10 already makes some element of a float32 input round the other way, and that error of 1e-7 is amplified in turn.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from torch import Tensor
 
 from sgool.samplers.network import Network
 from sgool.samplers.schedule import Schedule
+from sgool.samplers.words import Words, add, divide, exact, multiply
 
 OnStep = Callable[[int, int], None]
 """Called after each operation with (number done, total); may raise to abort."""
@@ -36,20 +41,21 @@ class Shear:
 
 
 def run(
-    ops: Sequence[Shear], state: Sequence[Tensor], network: Network, schedule: Schedule, on_step: OnStep | None = None
-) -> list[Tensor]:
+    ops: Sequence[Shear], state: Sequence[Words], network: Network, schedule: Schedule, on_step: OnStep | None = None
+) -> list[Words]:
     """The state after all operations. One evaluation of eps for each operation that has a node."""
     s = list(state)
     for done, op in enumerate(ops, 1):
-        s[op.k] = _added(op, s, _eps(op, s, network, schedule)) + (op.alpha * s[op.k] if op.alpha else 0.0)
+        shift = _shift(op, s, _eps(op, s, network, schedule))
+        s[op.k] = add(multiply(s[op.k], op.alpha), shift) if op.alpha else exact(shift)
         if on_step:
             on_step(done, len(ops))
     return s
 
 
 def rewind(
-    ops: Sequence[Shear], state: Sequence[Tensor], network: Network, schedule: Schedule, on_step: OnStep | None = None
-) -> list[Tensor]:
+    ops: Sequence[Shear], state: Sequence[Words], network: Network, schedule: Schedule, on_step: OnStep | None = None
+) -> list[Words]:
     """The inverse of `run`: the state before the operations, from the state after them."""
     s = list(state)
     for done, op in enumerate(reversed(ops), 1):
@@ -61,12 +67,12 @@ def rewind(
 
 def adjoint(
     ops: Sequence[Shear],
-    state: Sequence[Tensor],
+    state: Sequence[Words],
     cotangents: Sequence[Tensor],
     network: Network,
     schedule: Schedule,
     on_step: OnStep | None = None,
-) -> tuple[list[Tensor], list[Tensor]]:
+) -> tuple[list[Words], list[Tensor]]:
     """Pull cotangents of the final state back through `run`: (state, cotangents) at the start.
 
     Each operation costs one evaluation of eps with a graph, which serves both its inverse and its gradient.
@@ -76,7 +82,7 @@ def adjoint(
         eps = None
         g[op.j] = g[op.j] + op.beta * g[op.k]
         if op.node is not None:
-            eps, pulled = network.vjp(s[op.j], schedule.timesteps[op.node], g[op.k])
+            eps, pulled = network.vjp(s[op.j].high, schedule.timesteps[op.node], g[op.k])
             g[op.j] = g[op.j] + op.c * pulled
         g[op.k] = op.alpha * g[op.k]
         s[op.k] = _restored(op, s, eps)
@@ -85,15 +91,16 @@ def adjoint(
     return s, g
 
 
-def _eps(op: Shear, s: Sequence[Tensor], network: Network, schedule: Schedule) -> Tensor | None:
-    return None if op.node is None else network(s[op.j], schedule.timesteps[op.node])
+def _eps(op: Shear, s: Sequence[Words], network: Network, schedule: Schedule) -> Tensor | None:
+    return None if op.node is None else network(s[op.j].high, schedule.timesteps[op.node])
 
 
-def _added(op: Shear, s: Sequence[Tensor], eps: Tensor | None) -> Tensor:
-    return op.beta * s[op.j] + (0.0 if eps is None else op.c * eps)
+def _shift(op: Shear, s: Sequence[Words], eps: Tensor | None) -> Tensor:
+    shift = op.beta * s[op.j].high
+    return shift if eps is None else shift + op.c * eps
 
 
-def _restored(op: Shear, s: Sequence[Tensor], eps: Tensor | None) -> Tensor:
+def _restored(op: Shear, s: Sequence[Words], eps: Tensor | None) -> Words:
     if op.alpha == 0:
-        return torch.zeros_like(s[op.k])
-    return (s[op.k] - _added(op, s, eps)) / op.alpha
+        return exact(torch.zeros_like(s[op.k].high))
+    return divide(add(s[op.k], -_shift(op, s, eps)), op.alpha)

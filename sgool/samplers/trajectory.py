@@ -13,13 +13,14 @@ from sgool.samplers.network import Network
 from sgool.samplers.sampler import Sampler
 from sgool.samplers.schedule import Schedule
 from sgool.samplers.shear import OnStep, adjoint, rewind, run
+from sgool.samplers.words import Words, exact
 
 
 @dataclass(frozen=True)
 class Final:
-    """What `run` leaves and `adjoint` needs: the state at node T, and how many latents the run was given."""
+    """What `run` leaves and `adjoint` needs: the state at node T, in two words, and how many latents run was given."""
 
-    latents: list[Tensor]
+    latents: list[Words]
     given: int
 
 
@@ -55,18 +56,20 @@ class Trajectory:
             raise SgoolError(f"{self.sampler.name} needs at least {self.sampler.shortest} steps from an image.")
         closing = self.sampler.closing(_latent(image), self.schedule, self.network, self.start_node)
         ops = self.sampler.operations(self.schedule, self.start_node, whole=True)
-        state = rewind(ops, closing, self.network, self.schedule, on_step)
+        words = rewind(ops, [exact(x) for x in closing], self.network, self.schedule, on_step)
+        state = [word.high for word in words]
         return state if self.sampler.exact_inverse else self._single(state)
 
     def run(self, state: Sequence[Tensor], on_step: OnStep | None = None) -> Final:
         """From the starting state to node T. on_step(done, total) is called after every operation."""
         whole = list(state) if len(state) > 1 else [weight * state[0] for weight in self._weights]
         ops = self.sampler.operations(self.schedule, self.start_node, len(state) > 1)
-        return Final(run(ops, whole, self.network, self.schedule, on_step), len(state))
+        words = run(ops, [exact(x) for x in whole], self.network, self.schedule, on_step)
+        return Final(words, len(state))
 
     def image(self, final: Final) -> Tensor:
         """The latent at node T, float64."""
-        return final.latents[self._image]
+        return final.latents[self._image].high
 
     def adjoint(
         self, final: Final, cotangent: Tensor, on_step: OnStep | None = None
@@ -75,10 +78,11 @@ class Trajectory:
 
         Returns (the starting state, recovered on the way; its gradients), lists like the state given to `run`.
         """
-        cotangents = [torch.zeros_like(latent) for latent in final.latents]
+        cotangents = [torch.zeros_like(word.high) for word in final.latents]
         cotangents[self._image] = cotangent.detach().double()
         ops = self.sampler.operations(self.schedule, self.start_node, final.given > 1)
-        state, gradients = adjoint(ops, final.latents, cotangents, self.network, self.schedule, on_step)
+        words, gradients = adjoint(ops, final.latents, cotangents, self.network, self.schedule, on_step)
+        state = [word.high for word in words]
         if final.given > 1:
             return state, gradients
         total = torch.stack([weight * g for weight, g in zip(self._weights, gradients, strict=True)]).sum(0)
