@@ -1,0 +1,209 @@
+"""A frozen CLIP whose image encoder can be differentiated (Radford et al. 2021, arXiv 2103.00020; open_clip's models).
+
+Works with open_clip 2.20 to 3.3; nothing is downloaded before `load_clip` is called.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sgool.errors import SgoolError
+from sgool.guidance.prompt import clean_prompt, split_prompt
+
+DEFAULT_MODEL = "ViT-B-32"
+DEFAULT_TAG = "laion2b_s34b_b79k"
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class BpeTokenizer:
+    """CLIP's byte pair encoding for any context length: `texts -> int64 [N, context]`, padded with zeros.
+
+    open_clip 2.20 offers its own merges at 77 tokens only, so the call is written out here.
+    """
+
+    def __init__(self, bpe: Any, context_length: int = 77) -> None:
+        self.bpe = bpe
+        self.context_length = context_length
+
+    def encode(self, text: str) -> list[int]:
+        """The token numbers of `text`, without start and end."""
+        return self.bpe.encode(text)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        start, end = self.bpe.encoder["<start_of_text>"], self.bpe.encoder["<end_of_text>"]
+        tokens = torch.zeros(len(texts), self.context_length, dtype=torch.long)
+        for row, text in zip(tokens, texts, strict=True):
+            ids = [start, *self.encode(text)[: self.context_length - 2], end]
+            row[: len(ids)] = torch.tensor(ids)
+        return tokens
+
+
+class Clip:
+    """A CLIP model of open_clip, its parameters frozen; embeddings are float32 of unit length.
+
+    model: has `encode_image`, `encode_text` and `visual.image_size`. tokenizer: `list of str -> int64 [N, context]`.
+    mean, std: normalisation per colour channel; by default the model's own, else OpenAI's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.device = torch.device(device)
+        self.dtype = dtype
+        visual: Any = model.visual
+        size = visual.image_size
+        self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        mean = mean or getattr(visual, "image_mean", None) or OPENAI_MEAN
+        std = std or getattr(visual, "image_std", None) or OPENAI_STD
+        self._mean = torch.tensor(mean, device=device, dtype=torch.float32).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=device, dtype=torch.float32).view(1, 3, 1, 1)
+        # Tokenizers of Hugging Face count as open_clip calls them: 77, whatever their text tower could take.
+        default = 77 if hasattr(tokenizer, "tokenizer") else getattr(model, "context_length", 77)
+        self.context_length: int = getattr(tokenizer, "context_length", None) or default
+        self._texts: dict[str, Tensor] = {}
+
+    def encode_text(self, prompt: str) -> Tensor:
+        """The prompt's embedding [D]. WebUI syntax is removed first; text beyond the model's context (77 tokens, start
+        and end included) is encoded in parts whose embeddings are averaged."""
+        text = clean_prompt(prompt)
+        if text not in self._texts:
+            parts = split_prompt(text, self._token_counter(), self.context_length - 2)
+            # Out of inference mode, or the cached tensor could not take part in a later gradient.
+            with torch.inference_mode(False), torch.no_grad():
+                encoded = self.model.encode_text(self.tokenizer(parts).to(self.device))  # type: ignore[operator]
+                mean = F.normalize(encoded.float(), dim=-1).mean(0)
+                self._texts[text] = F.normalize(mean, dim=-1)
+        return self._texts[text]
+
+    def _token_counter(self) -> Callable[[str], int]:
+        if hasattr(self.tokenizer, "encode"):
+            return lambda text: len(self.tokenizer.encode(text))
+        return lambda text: len(self.tokenizer.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def resize(self, images: Tensor) -> Tensor:
+        """[N, 3, H, W] at the model's own image size (antialiased bicubic, stretched where the shapes differ)."""
+        if tuple(images.shape[-2:]) == self.image_size:
+            return images
+        return F.interpolate(images, self.image_size, mode="bicubic", align_corners=False, antialias=True)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Embeddings [N, D] of images [N, 3, H, W] in [0, 1], differentiable with respect to the images."""
+        pixels = self.resize(images.to(self.device, torch.float32))
+        pixels = ((pixels - self._mean) / self._std).to(self.dtype)
+        return F.normalize(self.model.encode_image(pixels).float(), dim=-1)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def similarity(self, image: Tensor, prompt: str) -> float:
+        """Cosine between the image [1, 3, H, W] in [0, 1] and the prompt, in [-1, 1]."""
+        return float(self.encode_image(image)[0] @ self.encode_text(prompt))
+
+
+def load_clip(
+    name: str = DEFAULT_MODEL,
+    tag: str = DEFAULT_TAG,
+    *,
+    models_dir: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Clip:
+    """The open_clip model `name` with pretrained weights `tag` (or a checkpoint's path), downloaded into `models_dir`.
+
+    The two models used last stay in memory. Raises SgoolError for an unknown name or tag (naming close ones), and when
+    the weights can be neither downloaded nor read.
+    """
+    return _load_clip(name.replace("/", "-"), tag, str(models_dir), str(device), dtype)
+
+
+@lru_cache(maxsize=2)
+def _load_clip(name: str, tag: str, models_dir: str, device: str, dtype: torch.dtype) -> Clip:
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+    from open_clip.tokenizer import SimpleTokenizer
+
+    if name not in open_clip.list_models():
+        raise SgoolError(f"open_clip has no CLIP model named {name!r}{_closest(name, open_clip.list_models())}.")
+    known = get_pretrained_cfg(name, tag)
+    if not known and not Path(tag).is_file():
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise SgoolError(f"The CLIP model {name} has no pretrained weights {tag!r}{_closest(tag, tags)}.")
+    # Newer versions say which weights were trained with QuickGELU; older ones build OpenAI's so unasked.
+    quick = {"force_quick_gelu": True} if known.get("quick_gelu") else {}
+    try:
+        with torch.inference_mode(False):
+            model = open_clip.create_model(name, pretrained=tag, cache_dir=models_dir, **quick)
+            tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # network, disk, and hub libraries each raise their own
+        hub = known.get("hf_hub", "").strip("/")
+        source = known.get("url") or (f"https://huggingface.co/{hub}" if hub else tag)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SgoolError(
+            f"The weights of CLIP {name} ({tag}) could not be downloaded from {source} into {models_dir}, "
+            f"nor read from there: {reason[:300]}"
+        ) from error
+    if not hasattr(tokenizer, "encode") and not hasattr(tokenizer, "tokenizer"):
+        tokenizer = BpeTokenizer(SimpleTokenizer())  # open_clip 2.20 gives a bare function
+    return Clip(model, tokenizer, device=device, dtype=dtype)
+
+
+def _closest(word: str, choices: Sequence[str]) -> str:
+    names = {choice.lower(): choice for choice in choices}
+    close = [names[key] for key in difflib.get_close_matches(word.lower(), names, n=4, cutoff=0.4)]
+    listed = close or list(choices)[:4]
+    return f"; the closest known are {', '.join(listed)}" if listed else ""
+
+
+def load_clip_folder(
+    folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Clip:
+    """A CLIP from a folder in open_clip's format: open_clip_config.json, open_clip_model.safetensors and bpe.txt.gz.
+
+    The merges may lie one folder up, shared by several models. Half precision weights are cast to `dtype`.
+    Raises SgoolError when a file is missing or they do not fit together.
+    """
+    import open_clip
+    from open_clip.tokenizer import SimpleTokenizer
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    own, shared = folder / "bpe.txt.gz", folder.parent / "bpe.txt.gz"
+    merges = shared if shared.is_file() and not own.is_file() else own
+    config_path, weights = folder / "open_clip_config.json", folder / "open_clip_model.safetensors"
+    for path in (config_path, weights, merges):
+        if not path.is_file():
+            raise SgoolError(f"The CLIP folder {folder} is incomplete: {path.name} is missing.")
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        with torch.inference_mode(False):
+            model = open_clip.CLIP(**config["model_cfg"])
+            model.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
+        tokenizer = BpeTokenizer(SimpleTokenizer(bpe_path=str(merges)), model.context_length)
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        raise SgoolError(f"The CLIP in {folder} could not be loaded: {' '.join(str(error).split())[:300]}") from error
+    if len(tokenizer.bpe.encoder) > model.vocab_size:
+        raise SgoolError(
+            f"The merges of {merges} make {len(tokenizer.bpe.encoder)} tokens, but the CLIP in {folder} knows only "
+            f"{model.vocab_size}."
+        )
+    normalise = config.get("preprocess_cfg", {})
+    return Clip(
+        model, tokenizer, device=device, dtype=dtype, mean=normalise.get("mean"), std=normalise.get("std")
+    )

@@ -1,0 +1,232 @@
+"""Pictures of a run: saliency overlay, loss curve, before and after. OpenCV and numpy only; arrays are uint8 RGB."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from sgool.errors import SgoolError
+from sgool.guidance.loss import Region
+
+INK, GREY, PALE, PAPER = (38, 38, 44), (120, 120, 128), (228, 228, 232), (255, 255, 255)
+BLUE, ORANGE, GREEN = (46, 104, 192), (222, 118, 28), (34, 146, 84)
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """uint8 [H, W, 3] RGB of an image [1, 3, H, W] or [3, H, W] in [0, 1]; values outside are clipped."""
+    if image.ndim == 4 and image.shape[0] == 1:
+        image = image[0]
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise SgoolError(f"A picture needs the shape [1, 3, H, W] or [3, H, W], not {list(image.shape)}.")
+    pixels = image.detach().float().clamp(0, 1).mul(255).round()
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy().astype(np.uint8))
+
+
+def save_png(path: str | Path, array: np.ndarray) -> None:
+    """Writes a uint8 RGB array [H, W, 3] as PNG, making its folder; SgoolError when that is not possible."""
+    import cv2
+
+    # Encoded here and written by Python: cv2.imwrite fails silently, and on Windows for any path beyond ASCII.
+    encoded = cv2.imencode(".png", cv2.cvtColor(array, cv2.COLOR_RGB2BGR))[1]
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(encoded.tobytes())
+    except OSError as error:
+        raise SgoolError(f"The picture {path} could not be written: {error.strerror or error}.") from error
+
+
+def overlay(image: np.ndarray, saliency: Tensor | np.ndarray, regions: Sequence[Region]) -> np.ndarray:
+    """The saliency map as a heat map over the image, and its regions outlined and numbered from 1.
+
+    image: uint8 RGB [H, W, 3]. saliency: [H, W] (or with leading 1s) of any scale, at least 0. Images below 512 pixels
+    are enlarged up to four times first, so that the numbers can be read.
+    """
+    import cv2
+
+    factor = min(4, max(1, round(512 / min(image.shape[:2]))))
+    height, width = image.shape[0] * factor, image.shape[1] * factor
+    picture = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    heat = saliency.detach().cpu().numpy() if isinstance(saliency, Tensor) else np.asarray(saliency)
+    heat = cv2.resize(heat.astype(np.float32).reshape(heat.shape[-2:]), (width, height))
+    heat = np.clip(heat / max(float(heat.max()), 1e-12), 0, 1)
+    colour = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
+    # The image shows through everywhere, fully where nobody looks.
+    share = (0.65 * np.sqrt(heat))[..., None]
+    canvas = np.ascontiguousarray((picture * (1 - share) + colour * share).round().astype(np.uint8))
+    line = max(2, round(min(height, width) / 220))
+    corners = [(r.left, r.top, r.left + r.width, r.top + r.height) for r in regions]
+    boxes = [(a * factor, b * factor, c * factor - 1, d * factor - 1) for a, b, c, d in corners]
+    for left, top, right, bottom in boxes:
+        cv2.rectangle(canvas, (left, top), (right, bottom), INK, 2 * line, cv2.LINE_AA)
+        cv2.rectangle(canvas, (left, top), (right, bottom), PAPER, line, cv2.LINE_AA)
+    size = max(16, min(height, width) // 24)
+    for number, (left, top, _, _) in enumerate(boxes, 1):
+        label_height, label_width = size + 8, _text_width(str(number), size) + size
+        cv2.rectangle(canvas, (left, top), (left + label_width, top + label_height), PAPER, -1)
+        _text(canvas, str(number), (left + label_width // 2, top + 4), size, INK, "centre")
+    return canvas
+
+
+def loss_curve(losses: Sequence[float], scores: Sequence[float], best: int) -> np.ndarray:
+    """Loss and score per update, side by side, the update `best` marked in both; without scores the loss alone."""
+    curves = ((losses, "Loss", BLUE), (scores, "Score", ORANGE))
+    panels = [_plot(values, title, best, colour) for values, title, colour in curves if len(values)]
+    if not panels:
+        raise SgoolError("A loss curve needs at least one value.")
+    return np.hstack(panels)
+
+
+def comparison(
+    before: np.ndarray,
+    saliency_overlay: np.ndarray,
+    after: np.ndarray,
+    score_before: float,
+    score_after: float,
+    prompt: str,
+) -> np.ndarray:
+    """Three pictures side by side under their titles; below them both scores and the prompt (at most three lines)."""
+    import cv2
+
+    height = min(768, max(384, before.shape[0]))
+    pictures = []
+    for picture in (before, saliency_overlay, after):
+        width = round(picture.shape[1] * height / picture.shape[0])
+        way = cv2.INTER_AREA if picture.shape[0] > height else cv2.INTER_CUBIC
+        pictures.append(cv2.resize(picture, (width, height), interpolation=way))
+    size = max(16, height // 24)
+    gap, line = size, round(1.6 * size)
+    total = sum(p.shape[1] for p in pictures) + gap * (len(pictures) + 1)
+    lines = _wrap(prompt, total - 2 * gap, size)[:3]
+    canvas = _paper(gap + line + height + 2 * line + gap // 2 + line * len(lines) + gap // 2, total)
+    change = score_after - score_before
+    notes = (f"score {score_before:.4f}", "where people look", f"score {score_after:.4f} ({change:+.4f})")
+    colours = (GREY, GREY, GREEN if change > 0 else GREY)
+    x, top = gap, gap + line
+    for picture, title, note, colour in zip(pictures, ("before", "saliency", "after"), notes, colours, strict=True):
+        middle = x + picture.shape[1] // 2
+        canvas[top : top + height, x : x + picture.shape[1]] = picture
+        _text(canvas, title, (middle, gap), size, INK, "centre", bold=True)
+        _text(canvas, note, (middle, top + height + gap // 2), size, colour, "centre")
+        x += picture.shape[1] + gap
+    for i, words in enumerate(lines):
+        _text(canvas, words, (total // 2, top + height + gap + line + i * line), size, INK, "centre")
+    return canvas
+
+
+def _plot(values: Sequence[float], title: str, best: int, colour: tuple[int, int, int]) -> np.ndarray:
+    import cv2
+
+    height, width, left, right, top, bottom = 360, 520, 86, 24, 52, 58
+    canvas = _paper(height, width)
+    finite = [v for v in values if math.isfinite(v)] or [0.0]
+    ticks = _ticks(min(finite), max(finite))
+    low, high = min(*ticks, *finite), max(*ticks, *finite)
+    last = max(1, len(values) - 1)
+
+    def place(index: float, value: float) -> tuple[int, int]:
+        across = left + (width - left - right) * index / last
+        return round(across), round(height - bottom - (height - top - bottom) * (value - low) / (high - low))
+
+    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+    for value in ticks:
+        y = place(0, value)[1]
+        cv2.line(canvas, (left, y), (width - right, y), PALE, 1)
+        _text(canvas, f"{value:.{digits}f}", (left - 10, y - 7), 14, GREY, "right")
+    for index in sorted({round(t) for t in _ticks(0, last) if t <= last}):
+        x = place(index, low)[0]
+        cv2.line(canvas, (x, height - bottom), (x, height - bottom + 5), GREY, 1)
+        _text(canvas, str(index), (x, height - bottom + 10), 14, GREY, "centre")
+    cv2.line(canvas, (left, height - bottom), (width - right, height - bottom), GREY, 1)
+    cv2.line(canvas, (left, top), (left, height - bottom), GREY, 1)
+    points = [place(i, v) if math.isfinite(v) else None for i, v in enumerate(values)]
+    for start, end in pairwise(points):
+        if start and end:
+            cv2.line(canvas, start, end, colour, 2, cv2.LINE_AA)
+    for point in points if len(points) <= 60 else []:
+        if point:
+            cv2.circle(canvas, point, 3, colour, -1, cv2.LINE_AA)
+    marked = points[best] if 0 <= best < len(points) else None
+    if marked:
+        cv2.circle(canvas, marked, 8, PAPER, -1, cv2.LINE_AA)
+        cv2.circle(canvas, marked, 7, GREEN, 3, cv2.LINE_AA)
+        _text(canvas, f"best: {values[best]:.4f} at {best}", (width - right, 18), 15, GREEN, "right")
+    _text(canvas, title, (left, 16), 18, INK, bold=True)
+    _text(canvas, "update", ((left + width - right) // 2, height - 24), 14, GREY, "centre")
+    return canvas
+
+
+def _ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers (1, 2 or 5 times a power of ten apart) from at most `low` to at least `high`."""
+    if high - low < 1e-9 * max(1.0, abs(high)):
+        low, high = low - 0.5 * max(abs(low), 1e-3), high + 0.5 * max(abs(high), 1e-3)
+    power = 10.0 ** math.floor(math.log10((high - low) / count))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power * count >= high - low)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def _paper(height: int, width: int) -> np.ndarray:
+    return np.full((height, width, 3), PAPER, np.uint8)
+
+
+def _plain(text: str) -> str:
+    # OpenCV's fonts know ASCII only: accents go, other scripts become question marks.
+    decomposed = unicodedata.normalize("NFKD", text)
+    return "".join(c if c.isascii() else "?" for c in decomposed if not unicodedata.combining(c))
+
+
+def _font(size: int, bold: bool = False) -> tuple[Any, ...]:
+    import cv2
+
+    # OpenCV 5 draws a real font under the old name, bold from a thickness of 2.
+    regular = 4 if int(cv2.__version__.split(".")[0]) < 5 else 1
+    return cv2.FONT_HERSHEY_SIMPLEX, size * 4 / 30, 8 if bold else regular
+
+
+def _text_width(text: str, size: int, bold: bool = False) -> int:
+    import cv2
+
+    return math.ceil(cv2.getTextSize(_plain(text), *_font(size, bold))[0][0] / 4)
+
+
+def _text(
+    canvas: np.ndarray,
+    text: str,
+    position: tuple[int, int],
+    size: int,
+    colour: tuple[int, int, int],
+    align: str = "left",
+    bold: bool = False,
+) -> None:
+    """Draws one line of text, `size` pixels high from its top, at four times the size and then averaged down."""
+    import cv2
+
+    width = _text_width(text, size, bold) + 2 * size
+    mask = np.zeros((8 * size, 4 * width), np.uint8)
+    font, scale, thickness = _font(size, bold)
+    cv2.putText(mask, _plain(text), (4 * size, 4 * size), font, scale, 255, thickness, cv2.LINE_AA)
+    share = cv2.resize(mask, (width, 2 * size), interpolation=cv2.INTER_AREA)[..., None] / 255
+    x = position[0] - size - {"left": 0, "centre": (width - 2 * size) // 2, "right": width - 2 * size}[align]
+    y = position[1]
+    top, left = max(0, -y), max(0, -x)
+    area = canvas[y + top : y + 2 * size, x + left : x + width]
+    share = share[top : top + area.shape[0], left : left + area.shape[1]]
+    area[:] = (area * (1 - share) + np.array(colour) * share).round().astype(np.uint8)
+
+
+def _wrap(text: str, width: int, size: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if _text_width(joined, size) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(word)
+    return [line for line in lines if line]

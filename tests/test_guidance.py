@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sgool.errors import SgoolError
+from sgool.guidance.clip import OPENAI_MEAN, OPENAI_STD, Clip, load_clip, load_clip_folder
+from sgool.guidance.loss import SaliencyLoss, crop, doodl_loss, random_cutouts, spherical_distance
+from sgool.guidance.prompt import clean_prompt, split_prompt
+
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
+    "text_cfg": {"context_length": 12, "vocab_size": 520, "width": 64, "heads": 2, "layers": 2},
+}
+RESNET = {**CONFIG, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}}
+MERGES = "#version: 0.2\nr e\nre d</w>\nc a"
+
+
+@dataclass(frozen=True)
+class Box:
+    top: int
+    left: int
+    height: int
+    width: int
+    mass: float
+
+
+def write_clip(folder: Path, config: dict = CONFIG, *, shared: bool = False) -> Path:
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    model = open_clip.CLIP(**config)
+    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    preprocess = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    (folder.parent if shared else folder).joinpath("bpe.txt.gz").write_bytes(gzip.compress(MERGES.encode()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
+    return load_clip_folder(write_clip(tmp_path_factory.mktemp("clip") / "vit"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "plain"),
+    [
+        ("a (red:1.3) ((big)) [small] car", "a red big small car"),
+        ("(((nested (word:1.2) here)):0.8), end", "nested word here, end"),
+        (r"face \(smiling\), \[x\]", "face (smiling), [x]"),
+        (r"back\\slash", r"back\slash"),
+        ("a dog <lora:fluffy:0.8>, <hypernet:ink:1> park", "a dog, park"),
+        ("a cat AND a dog:1.2", "a cat, a dog"),
+        ("a cat :1.2 AND a dog AND fish:.5", "a cat, a dog, fish"),
+        ("sky\nBREAK\nsea", "sky, sea"),
+        ("ANDROID BREAKFAST", "ANDROID BREAKFAST"),
+        ("a [cat:dog:0.5] runs", "a dog runs"),
+        ("a [hat:10] man", "a hat man"),
+        ("a [beard::0.5] man", "a man"),
+        ("[a (red:1.1) fox:[blue|green] bird:5]", "blue green bird"),
+        ("[cow|horse] in a field", "cow horse in a field"),
+        ("clock at 12:30 sharp, ratio (16:9 wide)", "clock at 12:30 sharp, ratio 16:9 wide"),
+        ("odd (bracket, ,, and  ] space ,", "odd bracket, and space"),
+        ("", ""),
+    ],
+)
+def test_prompt_syntax_is_resolved(prompt: str, plain: str) -> None:
+    assert clean_prompt(prompt) == plain
+
+
+def test_long_prompts_break_at_commas_then_words_then_characters() -> None:
+    def words(text: str) -> int:
+        return len(text.replace(",", " ").split())
+
+    assert split_prompt("a b c", words, 3) == ["a b c"]
+    assert split_prompt("a b, c d, e", words, 3) == ["a b", "c d, e"]
+    assert split_prompt("a b c d e, f", words, 3) == ["a b c", "d e, f"]
+    assert split_prompt("abcdefgh", len, 3) == ["abc", "def", "gh"]
+    assert split_prompt("", words, 3) == [""]
+    text = ", ".join(" ".join(f"w{i * j}" for j in range(i)) for i in range(30))
+    parts = split_prompt(text, words, 7)
+    assert max(map(words, parts)) <= 7
+    assert " ".join(parts).replace(",", "").split() == text.replace(",", "").split()
+
+
+def test_image_encoder_matches_the_model_on_pictures_of_its_own_size(clip: Clip) -> None:
+    images = torch.rand(2, 3, 32, 32)
+    normalised = (images - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
+    expected = clip.model.visual(normalised)
+    expected = expected / expected.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(clip.encode_image(images), expected)
+
+
+@pytest.mark.parametrize("config", [CONFIG, RESNET], ids=["vit", "resnet"])
+def test_image_gradient_matches_finite_differences(tmp_path: Path, config: dict) -> None:
+    clip = load_clip_folder(write_clip(tmp_path / "clip", config, shared=True))
+    assert clip.encode_text("red").norm() == pytest.approx(1, abs=1e-5)
+    image = torch.rand(1, 3, 50, 40, requires_grad=True)
+    loss = SaliencyLoss(clip, "a red car", cutouts=3)
+    regions = [Box(4, 5, 30, 20, 1.0)]
+
+    def value(x: torch.Tensor) -> torch.Tensor:
+        return loss(x, regions, torch.Generator().manual_seed(1))
+
+    (gradient,) = torch.autograd.grad(value(image), image)
+    assert all(p.grad is None and not p.requires_grad for p in clip.model.parameters())
+    way = gradient / gradient.norm()
+    with torch.no_grad():
+        slope = (value(image + 0.02 * way) - value(image - 0.02 * way)) / 0.04
+    assert float(slope) == pytest.approx(float(gradient.norm()), rel=0.05)
+
+
+def test_text_is_cleaned_and_long_text_is_averaged(clip: Clip) -> None:
+    assert torch.equal(clip.encode_text("a (red:1.4) car"), clip.encode_text("a red car"))
+    long, parts = "aaaa bbbb, cccc ddd, eeee", ["aaaa bbbb", "cccc ddd", "eeee"]
+    # Without merges every letter is a token, so that a context of 12 holds 10 letters.
+    mean = torch.stack([clip.encode_text(p) for p in parts]).mean(0)
+    torch.testing.assert_close(clip.encode_text(long), mean / mean.norm())
+    with torch.inference_mode():
+        text = clip.encode_text("first seen under inference mode")
+    assert not text.is_inference()
+
+
+def test_tokens_are_those_of_open_clip(clip: Clip) -> None:
+    # 512 bytes, three merges, start, end: "red" is merge 2, "ca" merge 3, "r</w>" byte 'r' as the end of a word.
+    r_end = 256 + (ord("r") - 33)
+    assert clip.tokenizer(["red car"]).tolist() == [[515, 513, 514, r_end, 516, *[0] * 7]]
+
+
+def test_missing_and_unfit_files_are_named(tmp_path: Path) -> None:
+    folder = write_clip(tmp_path / "clip")
+    (folder / "bpe.txt.gz").unlink()
+    with pytest.raises(SgoolError, match=r"bpe\.txt\.gz is missing"):
+        load_clip_folder(folder)
+    many = MERGES + "".join(f"\nx {c}" for c in "abcdefgh")
+    (folder / "bpe.txt.gz").write_bytes(gzip.compress(many.encode()))
+    with pytest.raises(SgoolError, match="525 tokens"):
+        load_clip_folder(folder)
+    (folder / "open_clip_config.json").write_text("{}")
+    with pytest.raises(SgoolError, match="could not be loaded"):
+        load_clip_folder(folder)
+
+
+def test_unknown_models_and_failed_downloads_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SgoolError, match="ViT-B-32"):
+        load_clip("ViT-B32", models_dir=tmp_path)
+    with pytest.raises(SgoolError, match="laion2b_s34b_b79k"):
+        load_clip("ViT-B-32", "laion2b", models_dir=tmp_path)
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(open_clip, "create_model", offline)
+    with pytest.raises(SgoolError, match=r"huggingface\.co/laion.*no route to host") as error:
+        load_clip(models_dir=tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_named_models_load_once_from_a_checkpoint(tmp_path: Path) -> None:
+    config = {**CONFIG, "text_cfg": {"width": 64, "heads": 1, "layers": 1}}
+    (tmp_path / "sgool-test.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "sgool-test.json")
+    checkpoint = str(tmp_path / "weights.pt")
+    torch.save(open_clip.create_model("sgool-test").state_dict(), checkpoint)
+    clip = load_clip("sgool-test", checkpoint, models_dir=tmp_path)
+    assert load_clip("sgool-test", checkpoint, models_dir=tmp_path) is clip
+    assert clip.image_size == (32, 32) and clip.context_length == 77
+    assert clip._mean.flatten().tolist() == pytest.approx(OPENAI_MEAN)
+    assert clip._std.flatten().tolist() == pytest.approx(OPENAI_STD)
+    tokens = torch.as_tensor(open_clip.tokenize(["a photo of a red car"]))
+    expected = clip.model.encode_text(tokens)[0]  # type: ignore[operator]
+    torch.testing.assert_close(clip.encode_text("a photo of a (red:1.2) car"), expected / expected.norm())
+    halves = [clip.encode_text("word " * n) for n in (75, 25)]
+    torch.testing.assert_close(clip.encode_text("word " * 100), torch.stack(halves).mean(0) / sum(halves).div(2).norm())
+
+
+def test_openai_weights_get_their_activation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict = {}
+    model = open_clip.CLIP(**CONFIG)
+    monkeypatch.setattr(open_clip, "create_model", lambda name, **kwargs: asked.update(kwargs) or model)
+    load_clip("ViT-B-32", "openai", models_dir=tmp_path)
+    newer = "quick_gelu" in open_clip.get_pretrained_cfg("ViT-B-32", "openai")
+    assert asked.get("force_quick_gelu", False) is newer and asked["cache_dir"] == str(tmp_path)
+
+
+def test_spherical_distance_is_half_the_squared_angle_and_safe_where_it_is_zero() -> None:
+    angle = np.array([0.0, 0.3, math.pi / 2, 3.0])
+    x = torch.tensor(np.stack([np.cos(angle), np.sin(angle)], 1), requires_grad=True)
+    y = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    distance = spherical_distance(x, y)
+    np.testing.assert_allclose(distance.detach().numpy(), angle**2 / 2, atol=1e-9)
+    (gradient,) = torch.autograd.grad(distance.sum(), x)
+    # Along the circle the slope is the angle itself; at zero distance there is none.
+    tangent = np.stack([-np.sin(angle), np.cos(angle)], 1)
+    np.testing.assert_allclose((gradient.numpy() * tangent).sum(1), angle, rtol=1e-6, atol=1e-9)
+    assert spherical_distance(y, -y).isfinite() and torch.isfinite(gradient).all()
+
+
+def test_cutouts_are_pooled_squares_of_the_image() -> None:
+    # Pixel (y, x) holds its own coordinates, so that a pooled square tells where it came from and how large it is.
+    grid = torch.stack(torch.meshgrid(torch.arange(96.0), torch.arange(64.0), indexing="ij"))
+    image = torch.cat([grid, torch.zeros(1, 96, 64)])[None]
+    cuts = random_cutouts(image, 300, 16, torch.Generator().manual_seed(0), power=0.3, min_size=16)
+    assert cuts.shape == (300, 3, 16, 16)
+    sides = (cuts[:, 0, -1, 0] - cuts[:, 0, 0, 0]) * 16 / 15
+    torch.testing.assert_close((cuts[:, 1, 0, -1] - cuts[:, 1, 0, 0]) * 16 / 15, sides, rtol=0.1, atol=1)
+    assert sides.min() >= 15 and sides.max() <= 65
+    # E[u^0.3] = 1 / 1.3
+    assert float(sides.mean()) == pytest.approx(16 + 48 / 1.3, abs=2.5)
+    top = cuts[:, 0].mean((1, 2)) - sides / 2
+    assert top.min() >= -2 and (top + sides).max() <= 97 and top.max() > 30
+    again = random_cutouts(image, 300, 16, torch.Generator().manual_seed(0), power=0.3, min_size=16)
+    assert torch.equal(cuts, again)
+
+
+def test_small_images_still_give_different_cutouts() -> None:
+    image = torch.rand(1, 3, 20, 20)
+    cuts = random_cutouts(image, 4, 32, torch.Generator().manual_seed(0))
+    assert cuts.shape == (4, 3, 32, 32) and not torch.allclose(cuts[0], cuts[1])
+    assert random_cutouts(image, 0, 32).shape == (0, 3, 32, 32)
+
+
+def test_loss_is_the_weighted_sum_of_single_distances(clip: Clip) -> None:
+    image = torch.rand(1, 3, 64, 48)
+    regions = [Box(0, 0, 20, 20, 0.2), Box(1, 1, 9, 9, 0.0), Box(10, 8, 40, 32, 0.6)]
+    loss = SaliencyLoss(clip, "a red car", region_prompts=" [SEP] a dog [SEP] a tree", saliency_weight=0.3, cutouts=5)
+
+    def distance(picture: torch.Tensor, prompt: str) -> float:
+        cosine = (clip.encode_image(picture)[0] @ clip.encode_text(prompt)).item()
+        return math.acos(cosine) ** 2 / 2
+
+    cuts = random_cutouts(image, 5, 32, torch.Generator().manual_seed(7), 0.3)
+    overall = [distance(p, "a red car") for p in (image, *cuts[:, None])]
+    first = distance(image[..., 0:20, 0:20], "a red car")
+    second = distance(image[..., 10:50, 8:40], "a tree")
+    expected = 0.7 * np.mean(overall) + 0.3 * (0.25 * first + 0.75 * second)
+    assert float(loss(image, regions, torch.Generator().manual_seed(7))) == pytest.approx(expected, rel=1e-4)
+
+    def at(weight: float, regions: list[Box]) -> torch.Tensor:
+        one = SaliencyLoss(clip, "a red car", saliency_weight=weight, cutouts=5)
+        return one(image, regions, torch.Generator().manual_seed(7))
+
+    assert torch.equal(at(0.0, regions), at(0.0, [])) and torch.equal(at(0.5, []), at(0.0, regions))
+    assert float(at(0.0, regions)) == pytest.approx(np.mean(overall), rel=1e-4)
+    published = random_cutouts(image, 16, 32, torch.Generator().manual_seed(7), 0.3)
+    smallest = min(distance(cut[None], "a red car") for cut in published)
+    assert float(doodl_loss(clip, "a red car")(image, regions, torch.Generator().manual_seed(7))) == pytest.approx(
+        smallest, rel=1e-4
+    )
+
+
+def test_one_batch_goes_through_clip_and_every_cutout_has_gradient(
+    clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[torch.Tensor] = []
+    encode = clip.encode_image
+
+    def watched(images: torch.Tensor) -> torch.Tensor:
+        images.retain_grad()
+        batches.append(images)
+        return encode(images)
+
+    monkeypatch.setattr(clip, "encode_image", watched)
+    loss = SaliencyLoss(clip, "a red car", cutouts=4)
+    image = torch.rand(1, 3, 48, 48, requires_grad=True)
+    loss(image, [Box(0, 0, 24, 24, 1.0)], torch.Generator().manual_seed(0)).backward()
+    assert [len(b) for b in batches] == [1 + 4 + 1]
+    assert batches[0].grad is not None and batches[0].grad.abs().amax((1, 2, 3)).min() > 0
+
+
+def test_bad_regions_and_weights_are_refused(clip: Clip) -> None:
+    image = torch.rand(1, 3, 32, 32)
+    for box in (Box(0, 0, 0, 5, 1.0), Box(20, 0, 20, 5, 1.0), Box(0, -1, 5, 5, 1.0)):
+        with pytest.raises(SgoolError, match="region"):
+            crop(image, box)
+    with pytest.raises(SgoolError, match="between 0 and 1"):
+        SaliencyLoss(clip, "x", saliency_weight=1.5)
+    with pytest.raises(SgoolError, match="at least one cutout"):
+        SaliencyLoss(clip, "x", cutouts=0, whole=False)
