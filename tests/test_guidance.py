@@ -258,9 +258,7 @@ def test_loss_is_the_weighted_sum_of_single_distances(clip: Clip) -> None:
     )
 
 
-def test_one_batch_goes_through_clip_and_every_cutout_has_gradient(
-    clip: Clip, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_batch_goes_through_clip_and_every_cutout_has_gradient(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[torch.Tensor] = []
     encode = clip.encode_image
 

@@ -44,7 +44,7 @@ def test_regularisation_keeps_the_statistics_of_real_noise(push: str, rule: str)
         state = [noise(0)]
         update = SgoolUpdate(Prior.gaussian(), rule=rule, regularisation=regularisation)  # type: ignore[arg-type]
         for _ in range(100):
-            gradient = {"shift": torch.ones(SHAPE).double(), "wave": wave(), "peaks": -state[0] ** 3}[push]
+            gradient = {"shift": torch.ones(SHAPE).double(), "wave": wave(), "peaks": -(state[0] ** 3)}[push]
             state = update.step(state, [gradient])
         assert state[0].norm().item() == pytest.approx(noise(0).norm().item(), rel=1e-9)
         return statistics(state[0])

@@ -41,9 +41,7 @@ class DiffusersBackend:
     def size(self) -> tuple[int, int]:
         return self.latent_size[0] * self.factor, self.latent_size[1] * self.factor
 
-    def network(
-        self, prompt: str | Sequence[str], negative_prompt: str = "", guidance_scale: float = 7.5
-    ) -> Network:
+    def network(self, prompt: str | Sequence[str], negative_prompt: str = "", guidance_scale: float = 7.5) -> Network:
         """See Backend. At guidance scale 1 there is one branch; else two, batched into one unless `sequential`."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         positive = self._encode_text(prompts)

@@ -204,6 +204,4 @@ def load_clip_folder(
             f"{model.vocab_size}."
         )
     normalise = config.get("preprocess_cfg", {})
-    return Clip(
-        model, tokenizer, device=device, dtype=dtype, mean=normalise.get("mean"), std=normalise.get("std")
-    )
+    return Clip(model, tokenizer, device=device, dtype=dtype, mean=normalise.get("mean"), std=normalise.get("std"))

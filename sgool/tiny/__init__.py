@@ -12,3 +12,15 @@ CLIPS = {name: Path(__file__).parent / "clips" / name for name in ("guide", "sel
 load the judge."""
 
 IMAGE_SIZE = 128
+
+DEFAULTS = {
+    "steps": 10,
+    "guidance_scale": 4.0,
+    "saliency": "spectral",
+    "clip_model": "embedded",
+    "selector_model": "embedded",
+}
+"""What the embedded model is run with where the general defaults (sgool.settings) are meant for larger ones."""
+
+CAPTIONS = Path(__file__).parent / "captions.csv"
+"""200 captions kept out of training: caption, size of the subjects (small, mixed, large), background (plain, busy)."""

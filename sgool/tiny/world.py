@@ -168,3 +168,14 @@ class Painter:
         left = int(np.clip(round(x * n - w / 2), 0, n - w))
         patch = image[top : top + h, left : left + w]
         patch[:] = small[..., :3] + patch * (1 - small[..., 3:])
+
+
+def held_out_scenes(count: int, seed: int = 1) -> list[Scene]:
+    """Scenes with `count` different captions kept out of training, a third of each size (small, mixed, large)."""
+    rng = np.random.default_rng(seed)
+    scenes = [scene for scene in all_scenes() if scene.held_out]
+    sizes = ("small", "mixed", "large")
+    groups = [[scene for scene in scenes if scene.size == size] for size in sizes]
+    for group in groups:
+        rng.shuffle(group)  # type: ignore[arg-type]
+    return [groups[i % 3][i // 3] for i in range(count)]

@@ -53,14 +53,14 @@ SCHEDULE = {
 
 
 @torch.no_grad()
-def encode(work: Path, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of every picture's latent, [N, 4, 16, 16] each; kept in ``latents.pt``."""
+def encode(work: Path, count: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each picture's latent, [count, 4, 16, 16] each; kept in ``latents.pt``."""
     path = work / "latents.pt"
     if path.exists():
         mean, std = torch.load(path, weights_only=True)
         return mean, std
     vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()
-    images = np.load(work / "images.npy", mmap_mode="r")
+    images = np.load(work / "images.npy", mmap_mode="r")[:count]
     means, stds = [], []
     for first in range(0, len(images), 50):
         x = torch.from_numpy(np.array(images[first : first + 50])).permute(0, 3, 1, 2).to(device)
@@ -80,14 +80,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--pictures", type=int, default=12_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
-    mean, std = encode(args.work, args.device)
+    mean, std = encode(args.work, args.pictures, args.device)
     scale = 1 / mean.std().item()
-    captions = json.loads((args.work / "captions.json").read_text())
+    captions = json.loads((args.work / "captions.json").read_text())[: len(mean)]
     tokenizer = CLIPTokenizer.from_pretrained(MODEL / "tokenizer")
     tokens = tokenizer([*captions, ""], padding="max_length", max_length=77, return_tensors="pt").input_ids
     config = CLIPTextConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **TEXT)

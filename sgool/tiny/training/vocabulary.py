@@ -7,6 +7,7 @@ and for open_clip (``clips/bpe.txt.gz``). Any other text still encodes, byte by 
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def merges_of(words: set[str], full: SimpleTokenizer) -> list[tuple[str, str]]:
         parts = [*(full.byte_encoder[b] for b in word.encode())]
         parts[-1] += "</w>"
         while len(parts) > 1:
-            ranked = [(full.bpe_ranks.get(pair, float("inf")), pair) for pair in zip(parts, parts[1:], strict=False)]
+            ranked = [(full.bpe_ranks.get(pair, float("inf")), pair) for pair in itertools.pairwise(parts)]
             rank, (first, second) = min(ranked)
             if rank == float("inf"):
                 break

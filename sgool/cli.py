@@ -1,0 +1,141 @@
+"""The command line: ``python -m sgool demo | generate | bench | compare``. Only results go to stdout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sgool import __version__
+from sgool.errors import SgoolError
+
+DEMO_PROMPT = "a small penguin and a pizza on a green background"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"sgool: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 for an error the user can mend, 130 after Ctrl-C."""
+    args = build_parser().parse_args(arguments)
+    try:
+        return args.run(args)
+    except SgoolError as error:
+        print(f"sgool: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sgool: Interrupted before there was an image.", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    from sgool.settings import SETTINGS
+
+    parser = Parser(prog="sgool", description="Saliency guided optimisation of diffusion latents.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+
+    for name, text in (
+        ("demo", "generate with the embedded model and its defaults"),
+        ("generate", "make an image and optimise its starting latent"),
+    ):
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(run=run_generate)
+        command.add_argument("--prompt", default=DEMO_PROMPT if name == "demo" else None, required=name != "demo")
+        command.add_argument("--negative-prompt", default="")
+        command.add_argument("--seed", type=int, default=1)
+        command.add_argument("--model", default="tiny", help="tiny, a folder, a checkpoint file or a hub name")
+        command.add_argument("--init-image", type=Path, help="the image to start from (with --start image)")
+        command.add_argument("--out", type=Path, default=Path("sgool-output"), help="folder for the pictures")
+        command.add_argument("--json", action="store_true", help="print result.json")
+        for key, setting in SETTINGS.items():
+            command.add_argument(
+                "--" + key.replace("_", "-"),
+                type=type(setting.default),
+                default=argparse.SUPPRESS,
+                help=f"{setting.help} (default {setting.default})",
+                metavar=type(setting.default).__name__.upper(),
+            )
+        _add_machine(command)
+
+    command = commands.add_parser("bench", help="measure the samplers", allow_abbrev=False)
+    command.set_defaults(run=run_bench)
+    command.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    command.add_argument("--quick", action="store_true", help="a few settings only")
+    _add_machine(command)
+
+    command = commands.add_parser("compare", help="compare methods at the same budget", allow_abbrev=False)
+    command.set_defaults(run=run_compare)
+    command.add_argument("--captions", type=Path, help="CSV with a column caption (default: the held-out captions)")
+    command.add_argument("--limit", type=int, default=60, help="captions taken from the file")
+    command.add_argument("--seeds", type=int, default=1, help="images per caption")
+    command.add_argument("--budget", type=int, default=400, help="network evaluations per image")
+    command.add_argument("--jobs", type=int, help="processes (default: one per core)")
+    command.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser
+
+
+def _add_machine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
+    command.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the UNet")
+    command.add_argument("--models-dir", type=Path, help="where downloaded weights are kept")
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    from sgool import job
+    from sgool.settings import SETTINGS
+
+    values = {key: value for key, value in vars(args).items() if key in SETTINGS}
+    task = job.Job(
+        prompt=args.prompt,
+        negative_prompt=args.negative_prompt,
+        seed=args.seed,
+        model=args.model,
+        init_image=args.init_image,
+        out=args.out,
+        device=args.device,
+        dtype=args.dtype,
+        models_dir=args.models_dir,
+        values=values,
+    )
+    report, result = job.run(task)
+    print(json.dumps(report, indent=1) if args.json else f"The pictures are in {args.out.resolve()}")
+    if result.ended:
+        print(f"sgool: {result.ended}", file=sys.stderr)
+    return 2 if result.failed else 130 if result.ended.startswith("Interrupted") else 0
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    from sgool import tiny
+    from sgool.backends.diffusers import load_backend
+    from sgool.bench import bench, render_tables
+    from sgool.compare import read_captions
+    from sgool.guidance.clip import load_clip_folder
+    from sgool.job import machine
+
+    device, dtype = machine(args.device, args.dtype)
+    judge = load_clip_folder(tiny.CLIPS["judge"], device=device)
+    captions = [row["caption"] for row in read_captions(tiny.CAPTIONS)]
+    figures = bench(load_backend("tiny", device=device, dtype=dtype), judge, captions, quick=args.quick)
+    _print(figures, args.json, render_tables)
+    return 0
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    from sgool.compare import compare, render_tables
+
+    figures = compare(args.captions, limit=args.limit, seeds=args.seeds, budget=args.budget, jobs=args.jobs)
+    _print(figures, args.json, render_tables)
+    return 0
+
+
+def _print(figures: dict[str, Any], as_json: bool, render: Any) -> None:
+    print(json.dumps(figures, indent=1) if as_json else render(figures))

@@ -1,0 +1,197 @@
+"""Methods at the same budget of network evaluations, judged by a CLIP that none of them has seen.
+
+Paired by caption and seed: every method gets the same starting noise (best-of-N: as its first).
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from sgool import tiny
+from sgool.backends.diffusers import DiffusersBackend, load_backend
+from sgool.errors import SgoolError
+from sgool.generate import Guides, generate, load_guides
+from sgool.guidance.clip import Clip, load_clip_folder
+from sgool.settings import settings
+from sgool.weights import default_models_dir
+
+PLAIN = {"method": "none", "sampler": "ddim", "steps": 10}
+"""The baseline: plain DDIM at its best number of steps on the embedded model (``bench``, sampler_quality)."""
+
+OPTIMISERS: dict[str, dict[str, Any]] = {
+    "doodl": {"method": "doodl", "sampler": "edict", "steps": 5, "guidance_scale": 1.0, "patience": 0},
+    "global": {"saliency_weight": 0.0, "patience": 0},
+    "sgool": {"patience": 0},
+}
+"""What each optimiser chooses within the budget; the number of updates follows from it."""
+
+METHODS = ("none", "best-of-N", *OPTIMISERS)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One image of one method: the judge's score, whether it picks the right caption, and the cost."""
+
+    score: float
+    right: bool
+    evals: int
+    seconds: float
+
+
+def updates_within(budget: int, evals_per_run: int) -> int:
+    """How many updates a budget allows: each is one run back, and every image one run forward (one more of these)."""
+    return (budget // evals_per_run - 1) // 2
+
+
+@cache
+def _loaded() -> tuple[DiffusersBackend, Guides, Clip]:
+    torch.set_num_threads(1)
+    values = settings(tiny.DEFAULTS)
+    return load_backend("tiny"), load_guides(values, default_models_dir()), load_clip_folder(tiny.CLIPS["judge"])
+
+
+def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str, ...]) -> Trial:
+    """Make one image by one method and judge it among all captions."""
+    backend, guides, judge = _loaded()
+    begun = time.monotonic()
+    own = PLAIN if method in ("none", "best-of-N") else OPTIMISERS[method]
+    values = settings({**tiny.DEFAULTS, **own})
+    network = 2 if values["guidance_scale"] > 1 else 1
+    run = values["steps"] * network * (2 if values["sampler"] == "edict" else 1)
+    seeds = [seed]
+    if method == "best-of-N":
+        seeds = [seed + 1_000_003 * i for i in range(max(1, budget // run))]
+    elif method != "none":
+        values["iterations"] = max(0, updates_within(budget, run))
+    results = [generate(backend, guides, caption, values, seed=s) for s in seeds]
+    best = max((result.best for result in results), key=lambda snapshot: snapshot.score)
+    seconds = time.monotonic() - begun
+    scores = judge.encode_image(best.image)[0] @ _embeddings(captions).T
+    truth = captions.index(caption)
+    evals = sum(result.unet_evals for result in results)
+    return Trial(scores[truth].item(), int(scores.argmax()) == truth, evals, seconds)
+
+
+@cache
+def _embeddings(captions: tuple[str, ...]) -> torch.Tensor:
+    judge = _loaded()[2]
+    return torch.stack([judge.encode_text(caption) for caption in captions])
+
+
+def read_captions(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV with a column ``caption`` (and, for strata, ``size`` and ``background``); others are kept."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SgoolError(f"The captions {path} cannot be read: {error}") from error
+    if not rows or not all(row.get("caption") for row in rows):
+        raise SgoolError(f"The captions {path} need a header with a column 'caption', and a caption in each line.")
+    return rows
+
+
+def compare(
+    path: Path | None = None,
+    *,
+    limit: int = 60,
+    seeds: int = 1,
+    budget: int = 400,
+    jobs: int | None = None,
+    methods: Sequence[str] = METHODS,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Run every method on the first `limit` captions of the file, `seeds` images each; see ``render_tables``."""
+    if limit < 1 or seeds < 1 or budget < 1:
+        raise SgoolError("--limit, --seeds and --budget must be at least 1.")
+    rows = read_captions(path or tiny.CAPTIONS)
+    captions = tuple(dict.fromkeys(row["caption"] for row in rows))
+    tried = rows[:limit]
+    tasks = [
+        (method, row["caption"], seed, budget, captions) for row in tried for seed in range(seeds) for method in methods
+    ]
+    pool = ProcessPoolExecutor(min(jobs or os.cpu_count() or 1, len(tasks)), mp_context=get_context("spawn"))
+    with pool:
+        futures = [pool.submit(trial, *task) for task in tasks]
+        done = [future.result() for future in tqdm(futures, desc="compare", unit="image", disable=not progress)]
+    trials = {method: done[i :: len(methods)] for i, method in enumerate(methods)}
+    everything = np.ones(len(tried) * seeds, bool)
+    subsets = {"all": everything}
+    for column in ("size", "background"):
+        for value in dict.fromkeys(row[column] for row in tried if row.get(column)):
+            subsets[f"{column}: {value}"] = np.repeat([row.get(column) == value for row in tried], seeds)
+    if "none" in trials:
+        right = np.array([t.right for t in trials["none"]])
+        subsets |= {"none is wrong": ~right, "none is right": right}
+    summaries = {name: summarise(trials, mask, seeds) for name, mask in subsets.items() if mask.any()}
+    return {
+        "captions": len(tried),
+        "seeds": seeds,
+        "budget": budget,
+        "settings": {"none": PLAIN, "best-of-N": PLAIN, **OPTIMISERS},
+        "methods": summaries.pop("all"),
+        "subsets": summaries,
+    }
+
+
+def summarise(trials: Mapping[str, Sequence[Trial]], mask: np.ndarray, seeds: int) -> dict[str, Any]:
+    """Per method means over the masked trials and paired gains over every other method."""
+    chosen = {name: [t for t, keep in zip(row, mask, strict=True) if keep] for name, row in trials.items()}
+    groups = np.repeat(np.arange(len(mask) // seeds), seeds)[mask]
+    scores = {name: np.array([t.score for t in row]) for name, row in chosen.items()}
+    return {
+        name: {
+            "images": len(row),
+            "score_mean": float(scores[name].mean()),
+            "accuracy_mean": float(np.mean([t.right for t in row])),
+            "unet_evals_per_image": float(np.mean([t.evals for t in row])),
+            "seconds_per_image": float(np.mean([t.seconds for t in row])),
+            "gain_over": {other: paired(scores[name] - scores[other], groups) for other in chosen if other != name},
+        }
+        for name, row in chosen.items()
+    }
+
+
+def paired(differences: np.ndarray, groups: np.ndarray, samples: int = 5000) -> dict[str, Any]:
+    """Mean difference and its bootstrap 95 % interval; whole captions (groups) are resampled, not single images."""
+    rng = np.random.default_rng(0)
+    names = np.unique(groups)
+    sums = np.array([differences[groups == name].sum() for name in names])
+    counts = np.array([(groups == name).sum() for name in names])
+    picks = rng.integers(0, len(names), (samples, len(names)))
+    means = sums[picks].sum(1) / counts[picks].sum(1)
+    low, high = np.percentile(means, (2.5, 97.5))
+    return {"mean": float(differences.mean()), "ci95": [float(low), float(high)]}
+
+
+def render_tables(figures: Mapping[str, Any]) -> str:
+    """The comparison as markdown tables, one for all captions and one for each subset."""
+    lines = [f"{figures['captions']} captions, {figures['seeds']} seed(s), {figures['budget']} evaluations an image"]
+    for title, methods in {"all": figures["methods"], **figures["subsets"]}.items():
+        lines += [
+            "",
+            f"**{title}**",
+            "",
+            "| method | images | score | accuracy | evals | seconds | sgool's gain (95 %) |",
+        ]
+        lines += ["|---|---|---|---|---|---|---|"]
+        for name, row in methods.items():
+            gain = methods.get("sgool", {}).get("gain_over", {}).get(name)
+            told = "" if gain is None else f"{gain['mean']:+.3f} [{gain['ci95'][0]:+.3f}, {gain['ci95'][1]:+.3f}]"
+            lines.append(
+                f"| {name} | {row['images']} | {row['score_mean']:.3f} | {row['accuracy_mean']:.2f} | "
+                f"{row['unet_evals_per_image']:.0f} | {row['seconds_per_image']:.1f} | {told} |"
+            )
+    return "\n".join(lines)

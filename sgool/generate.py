@@ -1,0 +1,125 @@
+"""From parameters to a run: which trajectory, loss, update and selector the settings ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgool import tiny
+from sgool.backends import Backend
+from sgool.errors import SgoolError
+from sgool.guidance.clip import Clip, load_clip, load_clip_folder
+from sgool.guidance.loss import SaliencyLoss, doodl_loss
+from sgool.optimize import Regions, Result, Snapshot, optimise
+from sgool.saliency import SaliencyFunction, load_detector
+from sgool.saliency.regions import find_regions
+from sgool.samplers import Trajectory, get_sampler, make_schedule
+from sgool.update import DoodlUpdate, Prior, SgoolUpdate, Update
+
+
+@dataclass(frozen=True)
+class Guides:
+    """The frozen networks of a run besides the diffusion model."""
+
+    clip: Clip
+    selector: Clip
+    detect: SaliencyFunction
+
+
+def load_guides(values: Mapping[str, Any], models_dir: Path, device: torch.device | str = "cpu") -> Guides:
+    """The CLIPs and the detector that the settings name; weights that are missing are downloaded into models_dir.
+
+    Without saliency in the loss (method doodl or none, or weight 0) no saliency weights are needed for the crops, but
+    the map is still drawn, by the detector that needs none.
+    """
+
+    def clip(model: str, tag: str, embedded: str) -> Clip:
+        if model == "embedded":
+            return load_clip_folder(tiny.CLIPS[embedded], device=device)
+        return load_clip(model, tag, models_dir=models_dir, device=device)
+
+    salient = values["method"] == "sgool" and values["saliency_weight"] > 0
+    return Guides(
+        clip(values["clip_model"], values["clip_tag"], "guide"),
+        clip(values["selector_model"], values["selector_tag"], "selector"),
+        load_detector(values["saliency"] if salient else "spectral", models_dir, device),
+    )
+
+
+def generate(
+    backend: Backend,
+    guides: Guides,
+    prompt: str,
+    values: Mapping[str, Any],
+    *,
+    negative_prompt: str = "",
+    seed: int = 0,
+    init_image: Tensor | None = None,
+    on_image: Callable[[Result, Snapshot], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Result:
+    """One image from a prompt, its starting latent optimised as `values` (of `sgool.settings.settings`) say.
+
+    init_image: [1, 3, H, W] in [0, 1], for the start "image". Raises SgoolError for an empty prompt and where
+    the start does not fit; see `sgool.optimize.optimise` for failures on the way.
+    """
+    if not prompt.strip():
+        raise SgoolError("The prompt is empty: say what the image shall show.")
+    if (values["start"] == "image") != (init_image is not None):
+        raise SgoolError("The start from an image and an initial image go together: give both or neither.")
+    method = values["method"]
+    network = backend.network(prompt, negative_prompt, values["guidance_scale"])
+    schedule = make_schedule(backend.alphas_cumprod, values["steps"])
+    sampler = get_sampler(values["sampler"])
+    generator = torch.Generator().manual_seed(seed)
+    if init_image is None:
+        trajectory = Trajectory(sampler, schedule, network)
+        state, prior = trajectory.initial(backend.noise(seed)), Prior.gaussian()
+    else:
+        trajectory = Trajectory(sampler, schedule, network, sampler.start_node(schedule, values["strength"]))
+        state = trajectory.invert(backend.encode(init_image), on_step)
+        prior = Prior.of(state)
+    update: Update = SgoolUpdate(
+        prior,
+        learning_rate=values["learning_rate"],
+        rule=values["rule"],
+        warmup=values["warmup"],
+        regularisation=values["regularisation"],
+    )
+    loss = SaliencyLoss(
+        guides.clip,
+        prompt,
+        region_prompts=values["region_prompt"],
+        saliency_weight=values["saliency_weight"],
+        cutouts=values["cutouts"],
+    )
+    if method == "doodl":
+        update = DoodlUpdate(renormalise=init_image is None, generator=generator)
+        loss = doodl_loss(guides.clip, prompt)
+    find = partial(
+        find_regions,
+        max_regions=values["max_regions"],
+        threshold=values["threshold"],
+        min_size=values["min_size"],
+        padding=values["padding"],
+    )
+    return optimise(
+        backend,
+        trajectory,
+        state,
+        iterations=0 if method == "none" else values["iterations"],
+        loss=loss,
+        regions=Regions(guides.detect, find, values["refresh"]),
+        select=lambda image: guides.selector.similarity(image, prompt),
+        update=update,
+        patience=values["patience"],
+        seed=seed,
+        on_image=on_image,
+        on_step=on_step,
+    )

@@ -1,0 +1,165 @@
+"""The loop: sample, look, measure, pull the gradient back to the start, move it; keep the best image seen.
+
+1. run the reversible sampler from the starting state to the image latent
+2. decode it; now and then ask the detector where people look
+3. the loss on the whole image and the salient crops; its gradient with respect to the image latent
+4. pull that back through every sampling step, in flat memory
+5. move the starting state, and keep it on the prior
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sgool.backends import Backend
+from sgool.errors import SgoolError
+from sgool.guidance.loss import SaliencyLoss
+from sgool.saliency import SaliencyFunction
+from sgool.saliency.regions import Region
+from sgool.samplers import Trajectory
+from sgool.update import Update
+
+Select = Callable[[Tensor], float]
+"""The selector: image [1, 3, H, W] in [0, 1] -> score, the higher the better. Never optimised against."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One image of the run. image: [1, 3, H, W] in [0, 1]; latent: [1, 4, h, w], float64; saliency: [H, W] or None."""
+
+    iteration: int
+    image: Tensor
+    latent: Tensor
+    score: float
+    saliency: Tensor | None = None
+    regions: tuple[Region, ...] = ()
+
+
+@dataclass
+class Result:
+    """What a run has come to. `best` is `first` when nothing beat it. losses and scores: one per image made.
+
+    ended: why the run ended early, one sentence; empty when it did all its iterations. failed: by an error.
+    """
+
+    first: Snapshot
+    best: Snapshot
+    losses: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    ended: str = ""
+    failed: bool = False
+    unet_evals: int = 0
+    seconds: float = 0.0
+
+
+class Stop(Exception):
+    """Raised by a callback: end the run now and keep the best image so far."""
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Where the crops come from: a detector, how its map becomes regions, and how often it is asked."""
+
+    detect: SaliencyFunction
+    find: Callable[[Tensor], Sequence[Region]]
+    refresh: int = 3
+
+
+def optimise(
+    backend: Backend,
+    trajectory: Trajectory,
+    state: list[Tensor],
+    *,
+    iterations: int,
+    loss: SaliencyLoss,
+    regions: Regions,
+    select: Select,
+    update: Update,
+    patience: int = 0,
+    seed: int = 0,
+    on_image: Callable[[Result, Snapshot], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Result:
+    """Improve the starting state over `iterations` updates, each of them rendered.
+
+    on_image is called with the result so far and the newest image; on_step(done, total) after every sampler step.
+    Both may raise Stop, and Ctrl-C counts as that. A failure after the first image (a network that returns NaN, no
+    memory left) ends the run with the best image so far; before it, SgoolError or the failure itself is raised.
+    """
+    begun = time.monotonic()
+    evals = _evals(trajectory)
+    generator = torch.Generator().manual_seed(seed)
+    result: Result | None = None
+    newest: Snapshot | None = None
+    try:
+        for iteration in range(iterations + 1):
+            final = trajectory.run(state, on_step)
+            latent = trajectory.image(final).detach()
+            last = iteration == iterations
+            newest, value, cotangent = _look(backend, latent, iteration, newest, loss, regions, select, generator, last)
+            result = result or Result(newest, newest)
+            result.losses.append(value)
+            result.scores.append(newest.score)
+            if newest.score > result.best.score:
+                result.best = newest
+            if on_image:
+                on_image(result, newest)
+            if last:
+                break
+            if patience and iteration - result.best.iteration >= patience:
+                result.ended = f"Stopped early: no better image in {patience} iterations."
+                break
+            state, gradients = trajectory.adjoint(final, cotangent, on_step)
+            state = update.step(state, gradients)
+    except (Stop, KeyboardInterrupt):
+        if result is None:
+            raise
+        result.ended = "Interrupted; this is the best image so far."
+    except (SgoolError, torch.cuda.OutOfMemoryError) as error:
+        if result is None:
+            raise
+        result.failed = True
+        result.ended = f"Ended at iteration {len(result.losses)}; this is the best image so far. {error}"
+    assert result is not None
+    result.unet_evals = _evals(trajectory) - evals
+    result.seconds = time.monotonic() - begun
+    return result
+
+
+def _look(
+    backend: Backend,
+    latent: Tensor,
+    iteration: int,
+    previous: Snapshot | None,
+    loss: SaliencyLoss,
+    regions: Regions,
+    select: Select,
+    generator: torch.Generator,
+    last: bool,
+) -> tuple[Snapshot, float, Tensor]:
+    """Decode the latent and measure: the image, its loss, and the loss's gradient with respect to the latent.
+
+    The graph of decoder and CLIP is gone when this returns, before the sampler's own begins.
+    """
+    leaf = latent.float().requires_grad_(not last)
+    with torch.set_grad_enabled(not last):
+        decoded = backend.decode(leaf).clamp(0, 1)
+        image = decoded.detach()
+        if not torch.isfinite(image).all():
+            raise SgoolError("The decoder returned NaN or infinite values; use a higher precision.")
+        saliency, found = (None, ()) if previous is None else (previous.saliency, previous.regions)
+        if saliency is None or (iteration % regions.refresh == 0 and not last):
+            saliency = regions.detect(image)
+            found = tuple(regions.find(saliency))
+        value = loss(decoded, found, generator)
+        cotangent = torch.zeros_like(latent) if last else torch.autograd.grad(value, leaf)[0].double()
+    return Snapshot(iteration, image, latent, select(image), saliency, found), value.item(), cotangent
+
+
+def _evals(trajectory: Trajectory) -> int:
+    return trajectory.network.evals_forward + trajectory.network.evals_backward

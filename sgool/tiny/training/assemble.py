@@ -1,0 +1,68 @@
+"""Step 5: put the trained parts together as the embedded model. ``python -m sgool.tiny.training.assemble --work WORK``
+
+float16 safetensors in the layout of a diffusers Stable Diffusion folder, with the names that old and new versions of
+transformers both read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+from sgool.tiny import MODEL
+from sgool.tiny.training.diffusion import SCHEDULE
+
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.25.0",
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    work = parser.parse_args().work
+    scale = json.loads((work / "scale.json").read_text())
+
+    vae = AutoencoderKL.from_pretrained(work / "vae")
+    vae.register_to_config(scaling_factor=scale)
+    vae.half().save_pretrained(MODEL / "vae")
+    UNet2DConditionModel.from_pretrained(work / "unet").half().save_pretrained(MODEL / "unet")
+
+    text = load_file(work / "text_encoder" / "model.safetensors")
+    named = {key if key.startswith("text_model.") else f"text_model.{key}": value for key, value in text.items()}
+    named = {key: value.half().contiguous() for key, value in named.items() if "position_ids" not in key}
+    (MODEL / "text_encoder").mkdir(parents=True, exist_ok=True)
+    save_file(named, MODEL / "text_encoder" / "model.safetensors", {"format": "pt"})
+    config = json.loads((work / "text_encoder" / "config.json").read_text())
+    tokens = json.loads((MODEL / "tokenizer" / "vocab.json").read_text())
+    config |= {"bos_token_id": tokens["<|startoftext|>"], "eos_token_id": tokens["<|endoftext|>"]}
+    kept = ("architectures", "attention_dropout", "bos_token_id", "eos_token_id", "hidden_act", "hidden_size")
+    kept += ("intermediate_size", "max_position_embeddings", "model_type", "num_attention_heads")
+    kept += ("num_hidden_layers", "projection_dim", "vocab_size")
+    write_json(MODEL / "text_encoder" / "config.json", {key: config[key] for key in kept if key in config})
+    write_json(MODEL / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **SCHEDULE})
+    write_json(MODEL / "model_index.json", INDEX)
+    size = sum(path.stat().st_size for path in MODEL.parent.rglob("*") if path.is_file())
+    print(f"everything embedded: {size / 2**20:.2f} MiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The command line as people call it, on the real embedded model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from sgool.cli import main
+
+FILES = {"before.png", "after.png", "saliency.png", "loss.png", "comparison.png", "result.json"}
+FAST = ["--steps", "3", "--iterations", "1", "--cutouts", "1"]
+
+
+def test_demo_writes_everything_and_prints_only_json(tmp_path, capsys):
+    assert main(["demo", *FAST, "--json", "--out", str(tmp_path / "new" / "folder")]) == 0
+    printed, told = capsys.readouterr()
+    figures = json.loads(printed)
+    assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == FILES
+    assert figures == json.loads((tmp_path / "new" / "folder" / "result.json").read_text())
+    wanted = {"prompt", "seed", "method", "sampler", "steps", "iterations", "score_before", "score_after"}
+    assert wanted | {"losses", "unet_evals", "seconds", "peak_memory_mb"} <= figures.keys()
+    assert figures["score_after"] >= figures["score_before"] and len(figures["losses"]) == 2
+    assert figures["peak_memory_mb"] > 0 and figures["steps"] == 3
+    assert "SGOOL" in told  # the progress bar
+
+
+def test_without_json_it_prints_where_the_pictures_are(tmp_path, capsys):
+    out = tmp_path / "pictures"
+    assert main(["generate", "--prompt", "a car on a red background", "--method", "none", "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+    before, after = (cv2.imread(str(out / f"{name}.png")) for name in ("before", "after"))
+    assert before.shape == (128, 128, 3) and np.array_equal(before, after)
+
+
+def test_start_from_a_picture_of_another_shape(tmp_path):
+    picture = np.full((150, 300, 3), 90, np.uint8)
+    picture[40:110, 60:130] = (30, 60, 220)
+    cv2.imwrite(str(tmp_path / "in.png"), picture)
+    arguments = ["--init-image", str(tmp_path / "in.png"), "--strength", "0.7", "--out", str(tmp_path / "out")]
+    assert main(["demo", *FAST, "--steps", "5", *arguments]) == 0
+    before = cv2.imread(str(tmp_path / "out" / "before.png"))
+    assert before.shape == (128, 256, 3)
+    assert np.abs(before.astype(int)[:, 200:] - 90).mean() < 40  # the picture itself, as the autoencoder sees it
+
+
+BAD = [
+    (["demo", "--sampler", "euler"], "sampler must be one of bdia"),
+    (["demo", "--saliency", "eyes"], "saliency must be one of"),
+    (["demo", "--method", "magic"], "method must be one of"),
+    (["demo", "--prompt", "  "], "prompt is empty"),
+    (["generate"], "required: --prompt"),
+    (["demo", "--steps", "1"], "steps must be at least 2"),
+    (["demo", "--steps", "many"], "invalid int value"),
+    (["demo", "--iterations", "-1"], "iterations must be at least 0"),
+    (["demo", "--strength", "0"], "strength must be above 0"),
+    (["demo", "--strength", "1.5"], "strength must be at most 1"),
+    (["demo", "--learning-rate", "nan"], "learning_rate must be at least 0"),
+    (["demo", "--model", "no-such-model"], "There is no model 'no-such-model'"),
+    (["demo", "--init-image", "no-such.png"], "no-such.png cannot be read"),
+    (["demo", "--start", "image"], "initial image"),
+    (["demo", "--device", "abacus"], "device 'abacus'"),
+    (["demo", "--clip-model", "ViT-Z-99"], "no CLIP model named"),
+    (["compare", "--captions", "no-such.csv"], "no-such.csv cannot be read"),
+    (["compare", "--limit", "0"], "--limit"),
+    (["--nonsense"], "required: command"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_input_gets_one_line_and_code_2(arguments, sentence, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(arguments)
+    except SystemExit as leaving:
+        code = leaving.code
+    printed, told = capsys.readouterr()
+    lines = [line for line in told.splitlines() if line.startswith("sgool:")]
+    assert code == 2 and not printed and "Traceback" not in told
+    assert len(lines) == 1 and sentence in lines[0]
+
+
+def test_a_picture_that_is_none(tmp_path, capsys):
+    (tmp_path / "in.png").write_text("not a picture")
+    assert main(["demo", "--init-image", str(tmp_path / "in.png"), "--out", str(tmp_path)]) == 2
+    assert "not a picture" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["demo", "--out", str(tmp_path / "file" / "below")]) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+
+
+def test_truncated_weights(tmp_path, capsys):
+    (tmp_path / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
+    assert main(["demo", "--model", str(tmp_path / "model.safetensors"), "--out", str(tmp_path / "out")]) == 2
+    assert "could not be loaded" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing on Windows")
+def test_ctrl_c_writes_the_best_image_so_far(tmp_path):
+    command = [sys.executable, "-u", "-m", "sgool", "demo", "--iterations", "900", "--patience", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stderr=log, env=environment)
+        try:
+            deadline = time.monotonic() + 120
+            while " 2/901" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+                time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    assert "Interrupted" in json.loads((tmp_path / "out" / "result.json").read_text())["ended"]

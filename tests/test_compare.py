@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from sgool import tiny
+from sgool.cli import main
+from sgool.compare import METHODS, paired, read_captions, updates_within
+
+
+@pytest.mark.parametrize(
+    ("budget", "run", "updates"), [(400, 20, 9), (60, 20, 1), (59, 20, 0), (20, 20, 0), (100, 10, 4)]
+)
+def test_updates_within_the_budget(budget, run, updates):
+    assert updates_within(budget, run) == updates
+    assert (2 * updates + 1) * run <= budget < (2 * updates + 3) * run or updates == 0
+
+
+def test_paired_interval_covers_the_mean_as_often_as_it_says():
+    """On 200 sets of 40 captions with 2 seeds that share their caption's effect, 95 % +- 5 % of intervals cover 0.3."""
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(40), 2)
+    covered = 0
+    for _ in range(200):
+        interval = paired(0.3 + rng.normal(size=40)[groups] + 0.3 * rng.normal(size=80), groups, samples=400)["ci95"]
+        covered += interval[0] <= 0.3 <= interval[1]
+    assert 0.9 <= covered / 200 <= 0.99
+
+
+def test_the_held_out_captions_are_held_out_and_stratified():
+    from sgool.tiny.world import all_scenes
+
+    held_out = {scene.caption: scene for scene in all_scenes() if scene.held_out}
+    rows = read_captions(tiny.CAPTIONS)
+    assert len({row["caption"] for row in rows}) == len(rows) == 200
+    assert all(held_out[row["caption"]].size == row["size"] for row in rows)
+    assert {row["size"] for row in rows[:60]} == {"small", "mixed", "large"}
+
+
+def test_compare_runs_all_methods_within_the_budget(capsys):
+    assert main(["compare", "--limit", "2", "--budget", "60", "--jobs", "1", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert list(figures["methods"]) == list(METHODS) and figures["captions"] == 2 and figures["budget"] == 60
+    for name, row in figures["methods"].items():
+        assert 0 < row["unet_evals_per_image"] <= 60
+        assert -1 <= row["score_mean"] <= 1 and 0 <= row["accuracy_mean"] <= 1
+        assert set(row["gain_over"]) == set(METHODS) - {name}
+    gain = figures["methods"]["sgool"]["gain_over"]["none"]["mean"]
+    difference = figures["methods"]["sgool"]["score_mean"] - figures["methods"]["none"]["score_mean"]
+    assert gain == pytest.approx(difference)

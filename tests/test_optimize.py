@@ -1,0 +1,150 @@
+"""The loop on the real embedded model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sgool import tiny
+from sgool.errors import SgoolError
+from sgool.generate import generate
+from sgool.guidance.loss import SaliencyLoss
+from sgool.optimize import Stop
+from sgool.samplers import Branch, Network, Trajectory, get_sampler, make_schedule
+from sgool.settings import settings
+
+PROMPT = "a small penguin and a pizza on a green background"
+
+
+def values(**changes):
+    return settings({**tiny.DEFAULTS, "steps": 4, "iterations": 2, "cutouts": 2, "patience": 0, **changes})
+
+
+def test_gradient_of_the_whole_chain_is_that_of_full_autograd(backend, guides):
+    """CLIP, decoder and every sampling step, against one graph through all of it."""
+    network = backend.network(PROMPT, "", 4.0)
+    schedule = make_schedule(backend.alphas_cumprod, 4)
+    trajectory = Trajectory(get_sampler("bdia"), schedule, network)
+    loss = SaliencyLoss(guides.clip, PROMPT, cutouts=0)
+    noise = backend.noise(3)
+
+    final = trajectory.run(trajectory.initial(noise))
+    latent = trajectory.image(final).float().requires_grad_()
+    (cotangent,) = torch.autograd.grad(loss(backend.decode(latent)), latent)
+    _, (ours,) = trajectory.adjoint(final, cotangent)
+
+    start = noise.clone().requires_grad_()
+    (branch,) = network.branches
+    state = [start, torch.zeros_like(start)]
+    for op in trajectory.sampler.operations(schedule, 0):
+        eps = branch.function(state[op.j].float(), schedule.timesteps[op.node]).double()
+        state[op.k] = op.alpha * state[op.k] + op.beta * state[op.j] + op.c * eps
+    image = backend.decode(state[schedule.steps % 2])
+    (reference,) = torch.autograd.grad(loss(image), start)
+    assert (ours - reference).norm() / reference.norm() < 1e-4
+
+
+def test_a_run_returns_the_best_image_and_counts_its_work(backend, guides):
+    result = generate(backend, guides, PROMPT, values(), seed=1)
+    assert len(result.losses) == len(result.scores) == 3
+    assert result.best.score == max(result.scores) >= result.first.score == result.scores[0]
+    assert result.unet_evals == 2 * 4 * (3 + 2)  # both halves of guidance, 4 steps, 3 ways there and 2 back
+    assert result.best.image.shape == (1, 3, 128, 128)
+    assert result.best.image.min() >= 0 and result.best.image.max() <= 1
+    again = generate(backend, guides, PROMPT, values(), seed=1)
+    assert again.losses == result.losses and torch.equal(again.best.image, result.best.image)
+
+
+def test_without_saliency_the_loss_falls(backend, guides):
+    """Updates against a fixed loss (no random cutouts, no moving crops) must lower it."""
+    result = generate(backend, guides, PROMPT, values(saliency_weight=0.0, cutouts=0, iterations=4), seed=2)
+    assert min(result.losses[1:]) < result.losses[0]
+
+
+def test_method_none_is_plain_ddim(backend, guides):
+    from diffusers import DDIMScheduler
+
+    result = generate(backend, guides, PROMPT, values(method="none", sampler="ddim", steps=5), seed=4)
+    scheduler = DDIMScheduler.from_pretrained(tiny.MODEL / "scheduler")
+    scheduler.set_timesteps(5)
+    network = backend.network(PROMPT, "", 4.0)
+    x = backend.noise(4)
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, int(t)), t, x).prev_sample
+    assert torch.allclose(result.first.latent, x, atol=1e-4)
+    assert result.unet_evals == 10 and result.best is result.first
+
+
+@pytest.mark.parametrize("sampler", ["bdia", "o-belm", "edict"])
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_image_start_begins_with_the_image_itself(backend, guides, sampler, strength):
+    image = generate(backend, guides, PROMPT, values(method="none", sampler="ddim", steps=8), seed=5).first.image
+    own = values(start="image", strength=strength, sampler=sampler, steps=8, iterations=1)
+    result = generate(backend, guides, PROMPT, own, init_image=image)
+    assert (result.first.latent - backend.encode(image)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("how", [Stop, KeyboardInterrupt])
+def test_stopping_keeps_the_best_so_far(backend, guides, how):
+    def stop(result, newest):
+        if newest.iteration == 1:
+            raise how
+
+    result = generate(backend, guides, PROMPT, values(iterations=5), on_image=stop)
+    assert len(result.scores) == 2 and result.best.score == max(result.scores)
+    assert "Interrupted" in result.ended and not result.failed
+
+
+def test_nan_from_the_network_keeps_the_image_so_far(backend, guides, monkeypatch):
+    calls = 0
+
+    def network(prompt, negative_prompt, guidance_scale):
+        whole = type(backend).network(backend, prompt, negative_prompt, guidance_scale)
+
+        def breaking(x, t):
+            nonlocal calls
+            calls += 1
+            return whole.branches[0].function(x, t) * (float("nan") if calls > 6 else 1)
+
+        return Network([Branch(1.0, breaking, evals=2)], backend.alphas_cumprod)
+
+    monkeypatch.setattr(backend, "network", network)
+    result = generate(backend, guides, PROMPT, values())
+    assert result.failed and "NaN" in result.ended and torch.isfinite(result.best.image).all()
+    with pytest.raises(SgoolError, match="NaN"):
+        generate(backend, guides, PROMPT, values())
+
+
+def test_patience_stops_a_run_that_does_not_improve(backend, guides):
+    result = generate(backend, guides, PROMPT, values(iterations=6, learning_rate=0.0, patience=2, cutouts=0))
+    assert len(result.scores) == 3 and "Stopped early" in result.ended
+
+
+def test_memory_does_not_grow_with_the_steps(backend, guides):
+    """Tensors saved for backward, at most alive at once, during a whole run."""
+
+    def peak(steps: int) -> int:
+        alive = highest = 0
+
+        class Saved:
+            def __init__(self, tensor):
+                nonlocal alive, highest
+                self.tensor = tensor
+                alive += tensor.numel()
+                highest = max(highest, alive)
+
+            def __del__(self):
+                nonlocal alive
+                alive -= self.tensor.numel()
+
+        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+            generate(backend, guides, PROMPT, values(steps=steps, iterations=1))
+        return highest
+
+    assert peak(12) <= 1.01 * peak(3)
+
+
+def test_doodl_runs_on_edict_with_its_own_loss(backend, guides):
+    own = values(method="doodl", sampler="edict", iterations=1)
+    result = generate(backend, guides, PROMPT, own)
+    assert result.unet_evals == 2 * 2 * 4 * (2 + 1) and len(result.losses) == 2
