@@ -23,7 +23,7 @@ from tqdm import tqdm
 from sgool import tiny
 from sgool.backends.diffusers import DiffusersBackend, load_backend
 from sgool.errors import SgoolError
-from sgool.generate import Guides, generate, load_guides
+from sgool.generate import CANDIDATE_STRIDE, Guides, generate, load_guides
 from sgool.guidance.clip import Clip, load_clip_folder
 from sgool.settings import settings
 from sgool.weights import default_models_dir
@@ -73,9 +73,9 @@ def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str
     run = values["steps"] * network * (2 if values["sampler"] == "edict" else 1)
     seeds = [seed]
     if method == "best-of-N":
-        seeds = [seed + 1_000_003 * i for i in range(max(1, budget // run))]
+        seeds = [seed + CANDIDATE_STRIDE * i for i in range(max(1, budget // run))]
     elif method != "none":
-        values["iterations"] = max(0, updates_within(budget, run))
+        values["iterations"] = max(0, updates_within(budget - (values["candidates"] - 1) * run, run))
     results = [generate(backend, guides, caption, values, seed=s) for s in seeds]
     best = max((result.best for result in results), key=lambda snapshot: snapshot.score)
     seconds = time.monotonic() - begun

@@ -22,6 +22,9 @@ from sgool.saliency.regions import find_regions
 from sgool.samplers import Trajectory, get_sampler, make_schedule
 from sgool.update import DoodlUpdate, Prior, SgoolUpdate, Update
 
+CANDIDATE_STRIDE = 1_000_003
+"""Between the seeds of the candidates, so that those of neighbouring seeds differ."""
+
 
 @dataclass(frozen=True)
 class Guides:
@@ -80,11 +83,12 @@ def generate(
     generator = torch.Generator().manual_seed(seed)
     if init_image is None:
         trajectory = Trajectory(sampler, schedule, network)
-        state, prior = trajectory.initial(backend.noise(seed)), Prior.gaussian()
+        seeds = [seed + CANDIDATE_STRIDE * i for i in range(1 if method == "none" else values["candidates"])]
+        starts, prior = [trajectory.initial(backend.noise(s)) for s in seeds], Prior.gaussian()
     else:
         trajectory = Trajectory(sampler, schedule, network, sampler.start_node(schedule, values["strength"]))
-        state = trajectory.invert(backend.encode(init_image), on_step)
-        prior = Prior.of(state)
+        starts = [trajectory.invert(backend.encode(init_image), on_step)]
+        prior = Prior.of(starts[0])
     update: Update = SgoolUpdate(
         prior,
         learning_rate=values["learning_rate"],
@@ -112,7 +116,7 @@ def generate(
     return optimise(
         backend,
         trajectory,
-        state,
+        starts,
         iterations=0 if method == "none" else values["iterations"],
         loss=loss,
         regions=Regions(guides.detect, find, values["refresh"]),

@@ -73,7 +73,7 @@ class Regions:
 def optimise(
     backend: Backend,
     trajectory: Trajectory,
-    state: list[Tensor],
+    starts: Sequence[list[Tensor]],
     *,
     iterations: int,
     loss: SaliencyLoss,
@@ -85,7 +85,10 @@ def optimise(
     on_image: Callable[[Result, Snapshot], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Result:
-    """Improve the starting state over `iterations` updates, each of them rendered.
+    """Improve a starting state over `iterations` updates, each of them rendered.
+
+    starts: one or more starting states; where there are several, each is rendered once and the one whose image the
+    selector likes best is improved. `Result.first` is always that of starts[0].
 
     on_image is called with the result so far and the newest image; on_step(done, total) after every sampler step.
     Both may raise Stop, and Ctrl-C counts as that. A failure after the first image (a network that returns NaN, no
@@ -97,8 +100,14 @@ def optimise(
     result: Result | None = None
     newest: Snapshot | None = None
     try:
+        final = trajectory.run(starts[0], on_step)
+        for rival in starts[1:]:
+            result = result or _plain(backend, trajectory.image(final), regions, select)
+            other = trajectory.run(rival, on_step)
+            seen = _plain(backend, trajectory.image(other), regions, select).best
+            if seen.score > result.best.score:
+                final, result.best = other, seen
         for iteration in range(iterations + 1):
-            final = trajectory.run(state, on_step)
             latent = trajectory.image(final).detach()
             last = iteration == iterations
             newest, value, cotangent = _look(backend, latent, iteration, newest, loss, regions, select, generator, last)
@@ -115,7 +124,7 @@ def optimise(
                 result.ended = f"Stopped early: no better image in {patience} iterations."
                 break
             state, gradients = trajectory.adjoint(final, cotangent, on_step)
-            state = update.step(state, gradients)
+            final = trajectory.run(update.step(state, gradients), on_step)
     except (Stop, KeyboardInterrupt):
         if result is None:
             raise
@@ -129,6 +138,15 @@ def optimise(
     result.unet_evals = _evals(trajectory) - evals
     result.seconds = time.monotonic() - begun
     return result
+
+
+@torch.no_grad()
+def _plain(backend: Backend, latent: Tensor, regions: Regions, select: Select) -> Result:
+    """A result of one image that was only rendered."""
+    image = backend.decode(latent.float()).clamp(0, 1)
+    saliency = regions.detect(image)
+    only = Snapshot(0, image, latent, select(image), saliency, tuple(regions.find(saliency)))
+    return Result(only, only)
 
 
 def _look(

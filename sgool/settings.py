@@ -65,6 +65,7 @@ SETTINGS: dict[str, Setting] = {
         choices=("noise", "image"),
     ),
     "strength": Setting(1.0, "Strength", "how far back an image is carried, above 0, at most 1", high=1.0),
+    "candidates": Setting(1, "Candidates", "starting noises to render; the most promising one is optimised", 1, 1000),
     "saliency": Setting("transalnet-res", "Saliency detector", "what says where people look", choices=tuple(DETECTORS)),
     "saliency_weight": Setting(0.5, "Saliency weight", "salient regions against the whole image, 0 to 1", 0.0, 1.0),
     "region_prompt": Setting("", "Prompt of the regions", "[SEP] gives one per region; empty uses the prompt"),

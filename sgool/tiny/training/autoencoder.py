@@ -1,8 +1,8 @@
 """Step 2: train the autoencoder. ``python -m sgool.tiny.training.autoencoder --work WORK``
 
 Mostly on 64x64 crops, then a while on whole pictures, because GroupNorm and the attention see the whole. The loss
-is L1 and L2 on the picture and L1 on its horizontal and vertical differences (which keeps edges sharp without a perceptual
-network) plus a small KL term (as in latent diffusion, arXiv 2112.10752) that keeps the latent space smooth.
+is L1 and L2 on the picture and L1 on its horizontal and vertical differences (which keeps edges sharp without a
+perceptual network) plus a small KL term (as in latent diffusion, arXiv 2112.10752) that keeps the latents smooth.
 ``--decoder-only`` goes on with the encoder frozen, so that a diffusion model trained on its latents stays valid.
 """
 

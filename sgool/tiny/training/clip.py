@@ -12,6 +12,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -24,7 +25,7 @@ from sgool.tiny import CLIPS
 
 TEXT = {"context_length": 32, "width": 64, "heads": 4, "layers": 2}
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "guide": {"seed": 1, "vision": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 12}},
     "selector": {
         "seed": 2,

@@ -1,0 +1,75 @@
+"""What is shipped: the embedded model and its three CLIPs, on scenes of captions kept out of training."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPTokenizer
+
+from sgool import tiny
+from sgool.guidance.clip import Clip, load_clip_folder
+from sgool.job import read_image
+from sgool.samplers import Trajectory, get_sampler, make_schedule
+
+SCENES = Path(__file__).parent / "data" / "scenes"
+
+
+@pytest.fixture(scope="module")
+def scenes() -> tuple[list[str], torch.Tensor]:
+    """Sixteen composed scenes: captions, and pictures [16, 3, 128, 128] in [0, 1]."""
+    rows = list(csv.DictReader(open(SCENES / "captions.csv", encoding="utf-8")))
+    return [row["caption"] for row in rows], torch.cat([read_image(SCENES / row["file"]) for row in rows])
+
+
+@pytest.fixture(scope="module", params=list(tiny.CLIPS))
+def clip(request) -> Clip:
+    return load_clip_folder(tiny.CLIPS[request.param])
+
+
+def ranked_first(clip: Clip, images: torch.Tensor, captions: list[str]) -> float:
+    texts = torch.stack([clip.encode_text(caption) for caption in captions])
+    with torch.no_grad():
+        best = (clip.encode_image(images) @ texts.T).argmax(1)
+    return (best == torch.arange(len(captions))).float().mean().item()
+
+
+def test_everything_shipped_stays_under_16_mib():
+    assert sum(path.stat().st_size for path in Path(tiny.__file__).parent.rglob("*") if path.is_file()) < 16 * 2**20
+
+
+def test_every_clip_knows_the_scenes(clip, scenes):
+    captions, images = scenes
+    assert ranked_first(clip, images, captions) >= 0.8
+
+
+def test_autoencoder_keeps_the_scenes(backend, scenes):
+    captions, images = scenes
+    with torch.no_grad():
+        decoded = torch.cat([backend.decode(backend.encode(image[None])) for image in images]).clamp(0, 1)
+    assert (decoded - images).abs().mean() < 0.06
+    assert ranked_first(load_clip_folder(tiny.CLIPS["judge"]), decoded, captions) >= 0.6
+
+
+def test_generated_images_show_what_was_asked_for(backend, scenes):
+    """Eight prompts: the judge gives an image its own prompt, not the next one's, nearly always."""
+    captions = scenes[0][:8]
+    noise = torch.cat([backend.noise(seed) for seed in range(8)])
+    network = backend.network(captions, "", 4.0)
+    trajectory = Trajectory(get_sampler("ddim"), make_schedule(backend.alphas_cumprod, 10), network)
+    with torch.no_grad():
+        images = backend.decode(trajectory.image(trajectory.run([noise]))).clamp(0, 1)
+    judge = load_clip_folder(tiny.CLIPS["judge"])
+    texts = torch.stack([judge.encode_text(caption) for caption in captions])
+    scores = judge.encode_image(images) @ texts.T
+    assert (scores.diagonal() > scores.roll(-1, 1).diagonal()).sum() >= 6
+
+
+def test_both_tokenizers_agree():
+    """The UNet's text encoder (transformers) and the CLIPs (open_clip) number the same text alike."""
+    text = "a small panda and a pizza on a busy blue background, xyz!"
+    ours = CLIPTokenizer.from_pretrained(tiny.MODEL / "tokenizer")(text).input_ids
+    theirs = load_clip_folder(tiny.CLIPS["guide"]).tokenizer([text])[0].tolist()
+    assert theirs[: len(ours)] == ours and not any(theirs[len(ours) :])
