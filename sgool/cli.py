@@ -64,13 +64,15 @@ def build_parser() -> argparse.ArgumentParser:
                 help=f"{setting.help} (default {setting.default})",
                 metavar=type(setting.default).__name__.upper(),
             )
-        _add_machine(command)
+        command.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
+        command.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the UNet")
+        command.add_argument("--models-dir", type=Path, help="where downloaded weights are kept")
 
     command = commands.add_parser("bench", help="measure the samplers", allow_abbrev=False)
     command.set_defaults(run=run_bench)
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
     command.add_argument("--quick", action="store_true", help="a few settings only")
-    _add_machine(command)
+    command.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
 
     command = commands.add_parser("compare", help="compare methods at the same budget", allow_abbrev=False)
     command.set_defaults(run=run_compare)
@@ -81,12 +83,6 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--jobs", type=int, help="processes (default: one per core)")
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser
-
-
-def _add_machine(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
-    command.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the UNet")
-    command.add_argument("--models-dir", type=Path, help="where downloaded weights are kept")
 
 
 def run_generate(args: argparse.Namespace) -> int:
@@ -114,6 +110,8 @@ def run_generate(args: argparse.Namespace) -> int:
 
 
 def run_bench(args: argparse.Namespace) -> int:
+    import torch
+
     from sgool import tiny
     from sgool.backends.diffusers import load_backend
     from sgool.bench import bench, render_tables
@@ -121,10 +119,12 @@ def run_bench(args: argparse.Namespace) -> int:
     from sgool.guidance.clip import load_clip_folder
     from sgool.job import machine
 
-    device, dtype = machine(args.device, args.dtype)
+    device, _ = machine(args.device, None)
+    half = torch.float16 if device.type == "cuda" else torch.bfloat16
     judge = load_clip_folder(tiny.CLIPS["judge"], device=device)
     captions = [row["caption"] for row in read_captions(tiny.CAPTIONS)]
-    figures = bench(load_backend("tiny", device=device, dtype=dtype), judge, captions, quick=args.quick)
+    backend, low = (load_backend("tiny", device=device, dtype=dtype) for dtype in (torch.float32, half))
+    figures = bench(backend, judge, captions, half=low, quick=args.quick)
     _print(figures, args.json, render_tables)
     return 0
 

@@ -1,7 +1,7 @@
 """Step 3: train the UNet and the text encoder. ``python -m sgool.tiny.training.diffusion --work WORK``
 
 Noise prediction on the autoencoder's latents with Stable Diffusion's noise schedule; min-SNR weights (arXiv
-2303.09556, gamma 5), timesteps stratified over the batch, one caption in ten dropped for classifier-free guidance,
+2303.09556, gamma 5), raised at high noise; timesteps stratified over the batch, one caption in ten dropped for classifier-free guidance,
 and an exponential moving average of the weights.
 """
 
@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--pictures", type=int, default=12_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from the averaged weights saved last")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -94,13 +95,16 @@ def main() -> None:
     config = CLIPTextConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **TEXT)
     text = CLIPTextModel(config).to(args.device)
     unet = UNet2DConditionModel(**UNET).to(args.device)
+    if args.resume:
+        unet = UNet2DConditionModel.from_pretrained(args.work / "unet").to(args.device).train()
+        text = CLIPTextModel.from_pretrained(args.work / "text_encoder").to(args.device).train()
     scheduler = DDIMScheduler(**SCHEDULE)
     alphas = scheduler.alphas_cumprod.to(args.device)
     trained = torch.nn.ModuleDict({"unet": unet, "text": text})
     average = copy.deepcopy(trained).requires_grad_(False).eval()
     optimiser = torch.optim.AdamW(trained.parameters(), args.rate, betas=(0.9, 0.99), weight_decay=0.01)
     shape = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda i: min((i + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * i / args.steps) + 1e-3)
+        optimiser, lambda i: min((i + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * i / args.steps) + 1e-3)
     )
 
     def save() -> None:
@@ -119,7 +123,9 @@ def main() -> None:
         a = alphas[t][:, None, None, None]
         noise = torch.randn_like(latent)
         guess = unet(a.sqrt() * latent + (1 - a).sqrt() * noise, t, text(ids)[0]).sample
-        weight = (5 * (1 - a) / a).clamp(max=1)  # min(SNR, 5) / SNR
+        # min(SNR, 5) / SNR, times up to 30 at high noise: there the text decides the colours, and the error of the
+        # noise prediction is so small that an even weight leaves the text unheard.
+        weight = (5 * (1 - a) / a).clamp(max=1) * (1 / a).clamp(max=30)
         loss = (weight * (guess - noise).square()).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
@@ -136,7 +142,8 @@ def main() -> None:
             print(json.dumps(log[-1]), flush=True)
         if step % 250 == 249 or step == args.steps - 1:
             save()
-            (args.work / "diffusion-log.json").write_text(json.dumps(log))
+            name = "diffusion-resumed" if args.resume else "diffusion"
+            (args.work / f"{name}-log.json").write_text(json.dumps(log))
 
 
 if __name__ == "__main__":
