@@ -99,8 +99,9 @@ def load_backend(
     dtype: torch.dtype = torch.float32,
     sequential: bool = False,
 ) -> DiffusersBackend:
-    """Load `tiny` (embedded), a diffusers folder, a single checkpoint file (its .yaml config beside it, if any, says
-    its dimensions), or a model of the hub by its name (`owner/name`), which diffusers downloads.
+    """Load `tiny` (embedded), a diffusers folder, a single checkpoint file, or a model of the hub by its name
+    (`owner/name`), which diffusers downloads. A checkpoint's configuration is taken from a diffusers folder of the same
+    name beside it (`x/` for `x.safetensors`); without one, diffusers downloads Stable Diffusion's own.
 
     Raises SgoolError when there is no such model or it cannot be loaded.
     """
@@ -115,12 +116,9 @@ def load_backend(
     options: dict[str, Any] = {"safety_checker": None}
     try:
         if path.is_file():
-            config = path.with_suffix(".yaml")
-            if config.is_file():
-                options["original_config"] = str(config)
-                tokenizer = path.parent / "tokenizer"
-                if tokenizer.is_dir():
-                    options |= _tokenizer(tokenizer)
+            configs = path.with_suffix("")
+            if (configs / "model_index.json").is_file():
+                options |= {"config": str(configs), "local_files_only": True}
             pipeline = StableDiffusionPipeline.from_single_file(str(path), **options)
         elif path.is_dir():
             pipeline = StableDiffusionPipeline.from_pretrained(str(path), local_files_only=True, **options)
@@ -138,9 +136,3 @@ def load_backend(
     if not hasattr(pipeline, "unet") or not hasattr(pipeline, "tokenizer"):
         raise SgoolError(f"The model {model!r} is not a Stable Diffusion 1.x or 2.x model.")
     return DiffusersBackend(pipeline, torch.device(device), dtype, sequential)
-
-
-def _tokenizer(folder: Path) -> dict[str, Any]:
-    from transformers import CLIPTokenizer
-
-    return {"tokenizer": CLIPTokenizer.from_pretrained(folder)}
