@@ -1,0 +1,250 @@
+"""Measures the samplers: exactness, gradient, cost and memory; the pictures they make; how they carry an image back."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sgool.backends import Backend
+from sgool.guidance.clip import Clip
+from sgool.memory import PeakMemory
+from sgool.samplers import SAMPLERS, Network, Sampler, Schedule, Trajectory, bdia, make_schedule
+from sgool.samplers.shear import Shear
+
+ALL = {**SAMPLERS, "bdia-undamped": bdia.sampler(gamma=1)}
+SHEARS = [name for name, sampler in ALL.items() if sampler.exact_inverse]
+SCALE = 4.0
+"""Guidance scale where it is not what varies: the embedded model's own default."""
+
+Row = dict[str, Any]
+
+
+def bench(
+    backend: Backend,
+    judge: Clip,
+    captions: Sequence[str],
+    *,
+    half: Backend | None = None,
+    count: int = 60,
+    quick: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """All figures of the samplers as plain JSON values; see ``render_tables``.
+
+    backend: the model in float32; half: the same in half precision, for a second set of rows of `samplers`.
+    captions: those the judge tells apart; pictures are made of the first `count`. quick: few settings, few pictures.
+    """
+    steps = (5, 10) if quick else (5, 10, 20, 50)
+    made = captions[: min(count, 8) if quick else count]
+    grid = [(10, SCALE)] if quick else [(n, scale) for n in (10, 20, 50) for scale in (1.0, SCALE, 7.5)]
+    ways = [(SCALE, 1.0)] if quick else [(scale, strength) for scale in (1.0, 3.5, 7.0) for strength in (0.5, 0.8, 1.0)]
+    backends = [backend] if half is None else [backend, half]
+    way_steps = 10 if quick else 20
+    pictures = latents_of_pictures(backend, captions[:4], way_steps)
+
+    work: list[tuple[str, Callable[[], Row]]] = []
+    for one in backends:
+        for name in SAMPLERS:
+            work += [("samplers", lambda o=one, s=name, n=n: exactness(o, captions[0], s, n)) for n in steps]
+    for name in ALL:
+        work += [("sampler_quality", lambda s=name, g=g: quality(backend, judge, captions, made, s, *g)) for g in grid]
+    for name in SHEARS:
+        work += [
+            ("inverted_latents", lambda s=name, w=w: inversion(backend, pictures, captions[:4], s, way_steps, *w))
+            for w in ways
+        ]
+    figures: dict[str, Any] = {"device": str(backend.device), "captions": len(made)}
+    for key, task in tqdm(work, desc="bench", disable=not progress):
+        figures.setdefault(key, []).append(task())
+    figures["seconds_ratio_bdia_to_edict"] = seconds_ratio(backend, captions[0], repeats=3 if quick else 9)
+    rows = [row for row in figures["inverted_latents"] if row["sampler"] in SAMPLERS]
+    figures["image_start_error"] = max(row["image_error"] for row in rows)
+    return figures
+
+
+def trajectory_of(
+    backend: Backend, sampler: Sampler, steps: int, prompt: str | Sequence[str], scale: float, strength: float = 1.0
+) -> Trajectory:
+    schedule = make_schedule(backend.alphas_cumprod, steps)
+    network = backend.network(prompt, "", scale)
+    return Trajectory(sampler, schedule, network, sampler.start_node(schedule, strength))
+
+
+def exactness(backend: Backend, prompt: str, name: str, steps: int) -> Row:
+    """One update's way there and back, for the loss |image latent|^2 / 2: what it costs and how exact it is.
+
+    reconstruction_error: largest difference between the noise and what the adjoint recovers of it.
+    gradient_error: relative L2 distance to full autograd through the same operations; peak memory is beyond the model's
+    weights and includes the network's graph, `autograd_memory_mb` that of full autograd.
+    """
+    trajectory = trajectory_of(backend, ALL[name], steps, prompt, SCALE)
+    noise = backend.noise(0)
+    backend.network(prompt, "", SCALE)(noise, 1)  # Libraries allocate workspaces at their first use.
+    with PeakMemory(backend.device) as own:
+        final = trajectory.run(trajectory.initial(noise))
+        (recovered,), (gradient,) = trajectory.adjoint(final, trajectory.image(final))
+    with PeakMemory(backend.device) as full:
+        wanted = autograd_gradient(trajectory, noise)
+    return {
+        "sampler": name,
+        "steps": steps,
+        "dtype": str(trajectory.network.dtype).removeprefix("torch."),
+        "reconstruction_error": (recovered - noise).abs().max().item() if ALL[name].exact_inverse else None,
+        "gradient_error": ((gradient - wanted).norm() / wanted.norm()).item(),
+        "evals_forward": trajectory.network.evals_forward,
+        "evals_backward": trajectory.network.evals_backward,
+        "peak_memory_mb": own.bytes / 2**20,
+        "autograd_memory_mb": full.bytes / 2**20,
+    }
+
+
+def autograd_gradient(trajectory: Trajectory, noise: Tensor) -> Tensor:
+    """The gradient of |image latent|^2 / 2 by plain autograd through every operation, all graphs alive at once."""
+    sampler, schedule, network = trajectory.sampler, trajectory.schedule, trajectory.network
+    leaf = noise.detach().requires_grad_()
+    state = [weight * leaf for weight in sampler.weights(schedule, 0)]
+    for op in sampler.operations(schedule, 0):
+        state[op.k] = differentiable(op, state, network, schedule)
+    image = state[sampler.image_index(schedule, 0)]
+    return torch.autograd.grad(0.5 * image.square().sum(), leaf)[0]
+
+
+def differentiable(op: Shear, state: Sequence[Tensor], network: Network, schedule: Schedule) -> Tensor:
+    """The new s[k], without `torch.no_grad` and in single float64 words."""
+    x = state[op.j]
+    total = op.alpha * state[op.k] + op.beta * x
+    if op.node is None:
+        return total
+    t = schedule.timesteps[op.node]
+    eps = torch.stack([b.weight * b.function(x.to(network.dtype), t).double() for b in network.branches]).sum(0)
+    if network.prediction == "v_prediction":
+        eps = schedule.a[op.node] * eps + schedule.sigma[op.node] * x
+    return total + op.c * eps
+
+
+def seconds_ratio(backend: Backend, prompt: str, repeats: int, steps: int = 10) -> float:
+    """Median time of one update's way there and back with damped BDIA, over EDICT's; the two take turns."""
+
+    def seconds(name: str) -> float:
+        trajectory = trajectory_of(backend, ALL[name], steps, prompt, SCALE)
+        begun = time.perf_counter()
+        final = trajectory.run(trajectory.initial(noise))
+        trajectory.adjoint(final, trajectory.image(final))[1][0].sum().item()  # .item() waits for the device.
+        return time.perf_counter() - begun
+
+    noise = backend.noise(0)
+    seconds("bdia")
+    times = [(seconds("bdia"), seconds("edict")) for _ in range(repeats)]
+    ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
+    return ours / theirs
+
+
+@torch.no_grad()
+def quality(
+    backend: Backend, judge: Clip, captions: Sequence[str], made: Sequence[str], name: str, steps: int, scale: float
+) -> Row:
+    """The judge on one picture of each caption made (the i-th from seed i), without any optimisation.
+
+    score: cosine between picture and caption, its mean with the normal 95 % interval. accuracy: how often the judge
+    finds the right caption among all of them.
+    """
+    texts = torch.stack([judge.encode_text(caption) for caption in captions])
+    scores = []
+    for first in range(0, len(made), 20):
+        prompts = made[first : first + 20]
+        trajectory = trajectory_of(backend, ALL[name], steps, prompts, scale)
+        noise = torch.cat([backend.noise(first + i) for i in range(len(prompts))])
+        latents = trajectory.image(trajectory.run(trajectory.initial(noise)))
+        scores.append(judge.encode_image(backend.decode(latents).clamp(0, 1)) @ texts.T)
+    table = torch.cat(scores).cpu().double()
+    truth = torch.tensor([list(captions).index(caption) for caption in made])
+    own = table.gather(1, truth[:, None])[:, 0]
+    mean, half_width = own.mean().item(), 1.96 * own.std().item() / len(own) ** 0.5
+    return {
+        "sampler": name,
+        "steps": steps,
+        "guidance_scale": scale,
+        "score_mean": mean,
+        "ci95": [mean - half_width, mean + half_width],
+        "accuracy": (table.argmax(1) == truth).double().mean().item(),
+    }
+
+
+@torch.no_grad()
+def latents_of_pictures(backend: Backend, captions: Sequence[str], steps: int) -> Tensor:
+    """Pictures made by DDIM, and encoded again as a given picture would be: [B, 4, h, w]."""
+    trajectory = trajectory_of(backend, ALL["ddim"], steps, captions, SCALE)
+    noise = torch.cat([backend.noise(seed) for seed in range(len(captions))])
+    images = backend.decode(trajectory.image(trajectory.run(trajectory.initial(noise)))).clamp(0, 1)
+    return torch.cat([backend.encode(image[None]) for image in images])
+
+
+def inversion(
+    backend: Backend,
+    pictures: Tensor,
+    prompts: Sequence[str],
+    name: str,
+    steps: int,
+    scale: float,
+    strength: float,
+) -> Row:
+    """Latents of pictures carried back: how Gaussian they are at the start node, and how exactly they return.
+
+    norm_ratio: root mean square. spectrum: see ``spectral_ratio``. image_error: largest difference of a latent that was
+    carried back and forth. A strength below 1 ends where noise is only a part, and white noise is not to be expected.
+    """
+    trajectory = trajectory_of(backend, ALL[name], steps, prompts, scale, strength)
+    state = trajectory.invert(pictures)
+    latent = state[trajectory.sampler.weights(trajectory.schedule, trajectory.start_node).index(1.0)]
+    back = trajectory.image(trajectory.run(state))
+    return {
+        "sampler": name,
+        "guidance_scale": scale,
+        "strength": strength,
+        "mean": latent.mean().item(),
+        "variance": latent.var().item(),
+        "norm_ratio": latent.square().mean().sqrt().item(),
+        "spectrum": spectral_ratio(latent),
+        "image_error": (back - pictures).abs().max().item(),
+    }
+
+
+def spectral_ratio(latents: Tensor) -> float:
+    """Mean power at low over that at high spatial frequencies, split at a quarter of a cycle per pixel: 1 if white.
+
+    latents: [B, C, h, w]. The mean (frequency zero) is left out.
+    """
+    power = torch.fft.fft2(latents).abs().square().mean((0, 1))
+    rows, columns = (torch.fft.fftfreq(n, device=latents.device, dtype=latents.dtype) for n in latents.shape[-2:])
+    radius = (rows[:, None] ** 2 + columns**2).sqrt()
+    return (power[(radius > 0) & (radius < 0.25)].mean() / power[radius >= 0.25].mean()).item()
+
+
+def render_tables(figures: Mapping[str, Any]) -> str:
+    """The figures as markdown tables, one for each list of rows."""
+    ratio, error = figures["seconds_ratio_bdia_to_edict"], figures["image_start_error"]
+    lines = [
+        f"{figures['captions']} captions on {figures['device']}. One update by damped BDIA takes {ratio:.2f} of "
+        f"EDICT's time. An image carried back returns to {error:.0e}."
+    ]
+    for key in ("samplers", "sampler_quality", "inverted_latents"):
+        columns = list(figures[key][0])
+        lines += ["", f"**{key.replace('_', ' ')}**", "", _line(columns), _line(["---"] * len(columns))]
+        lines += [_line([_cell(row[column]) for column in columns]) for row in figures[key]]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |".replace("_", " ")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_cell, value))}]"
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

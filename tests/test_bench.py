@@ -1,0 +1,124 @@
+"""The benchmark of the samplers: its measures against values known beforehand, and its figures for the real model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from sgool.bench import ALL, autograd_gradient, bench, exactness, quality, render_tables, spectral_ratio, trajectory_of
+from sgool.memory import PeakMemory
+from sgool.samplers import Branch, Network
+
+CPU = torch.device("cpu")
+CAPTIONS = [f"caption {i}" for i in range(6)]
+
+
+class Linear:
+    """A backend with eps(x, t) = slope * x, whose pictures are their latents' first three channels."""
+
+    device = CPU
+    alphas_cumprod = torch.linspace(0.999, 0.01, 1000, dtype=torch.float64)
+    size = (8, 8)
+
+    def __init__(self, slope: float = 0.3, prediction: str = "epsilon") -> None:
+        self.slope, self.prediction = slope, prediction
+
+    def network(self, prompt, negative_prompt: str, guidance_scale: float) -> Network:
+        return Network([Branch(1.0, lambda x, t: self.slope * x, 2)], self.alphas_cumprod, self.prediction)
+
+    def noise(self, seed: int) -> Tensor:
+        return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    def encode(self, image: Tensor) -> Tensor:
+        return torch.cat([image, image[:, :1]], 1).double()
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return latent[:, :3].float()
+
+
+class Seeds:
+    """A judge that finds caption i in the picture of seed i, except that it takes seed 2's for caption 0's."""
+
+    def encode_text(self, prompt: str) -> Tensor:
+        return torch.eye(6)[CAPTIONS.index(prompt)]
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        first = torch.cat([Linear().noise(seed) for seed in range(6)])[:, :3].sign().flatten(1)
+        # DDIM only scales this backend's noise, and clamping to [0, 1] keeps which entries are positive.
+        seeds = ((images > 0).double().flatten(1) @ first.T).argmax(1)
+        return torch.eye(6)[torch.where(seeds == 2, 0, seeds)]
+
+
+def test_peak_memory_counts_what_is_alive() -> None:
+    x = torch.zeros(1000)
+    with PeakMemory(CPU) as memory:
+        y = x + 1
+        z = y * 2  # two of 4000 bytes: the peak
+        del y
+        view = z.view(10, 100)
+        del z
+        view += 1
+        copy = view.t().contiguous()
+        del view, copy
+        torch.zeros(100)
+    assert memory.bytes == 8000
+
+
+def test_peak_memory_sees_what_is_saved_for_backward() -> None:
+    x = torch.ones(1000, requires_grad=True)
+    with PeakMemory(CPU) as memory:
+        y = x
+        for _ in range(10):
+            y = y.sin()  # each saves its input, nine of them made here
+        y.sum().backward()
+    assert 9 * 4000 < memory.bytes < 13 * 4000  # besides: the last result, and gradients in passing
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", ["bdia", "o-belm", "edict", "ddim"])
+def test_full_autograd_knows_a_linear_sampler(name: str, prediction: str) -> None:
+    # With a linear network the sampler is x -> factor * x, so the gradient of |image|^2 / 2 is factor^2 * x.
+    backend = Linear(prediction=prediction)
+    trajectory = trajectory_of(backend, ALL[name], 6, "", 1.0)
+    image = trajectory.image(trajectory.run(trajectory.initial(backend.noise(0))))
+    factor = (image / backend.noise(0)).median()
+    gradient = autograd_gradient(trajectory, backend.noise(0))
+    torch.testing.assert_close(gradient, factor**2 * backend.noise(0), rtol=1e-4, atol=1e-5)
+
+
+def test_quality_counts_scores_and_right_captions() -> None:
+    row = quality(Linear(), Seeds(), CAPTIONS, CAPTIONS[:4], "ddim", 5, 4.0)
+    assert row["accuracy"] == row["score_mean"] == 0.75
+    low, high = row["ci95"]
+    assert high - 0.75 == pytest.approx(0.75 - low) == pytest.approx(1.96 * 0.5 / 2)
+
+
+def test_white_noise_has_a_flat_spectrum() -> None:
+    noise = torch.randn(50, 4, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert spectral_ratio(noise) == pytest.approx(1, abs=0.05)
+    assert spectral_ratio(noise + 5) == pytest.approx(1, abs=0.05)
+    assert spectral_ratio(torch.nn.functional.avg_pool2d(noise, 3, 1, 1)) > 3
+
+
+def test_the_embedded_model_is_sampled_exactly_in_flat_memory(backend) -> None:
+    rows = [exactness(backend, "a car on a red background", "bdia", steps) for steps in (2, 6)]
+    for row, steps in zip(rows, (2, 6), strict=True):
+        assert row["reconstruction_error"] <= 1e-8 and row["gradient_error"] <= 1e-4
+        assert row["evals_forward"] == row["evals_backward"] == 2 * steps
+    assert rows[1]["peak_memory_mb"] == pytest.approx(rows[0]["peak_memory_mb"], rel=0.05)
+    assert rows[1]["autograd_memory_mb"] > 2.5 * rows[0]["autograd_memory_mb"]
+
+
+def test_all_figures_are_json_and_tables() -> None:
+    figures = bench(Linear(), Seeds(), CAPTIONS, half=Linear(0.2), count=5, quick=True, progress=False)
+    assert json.loads(json.dumps(figures)) == figures
+    assert [len(figures[key]) for key in ("samplers", "sampler_quality", "inverted_latents")] == [16, 5, 4]
+    assert {row["reconstruction_error"] for row in figures["samplers"] if row["sampler"] == "ddim"} == {None}
+    assert figures["image_start_error"] < 1e-6 and figures["seconds_ratio_bdia_to_edict"] > 0
+    tables = render_tables(figures)
+    rows = [line for line in tables.splitlines() if line.startswith("|")]
+    assert len(rows) == 3 * 2 + 16 + 5 + 4
+    assert "| bdia | 10 | float32 |" in tables and "| ddim | 5 | float32 |  |" in tables
