@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ def run(job: Job) -> tuple[dict[str, Any], Result]:
         torch.cuda.reset_peak_memory_stats()
     iterations = 0 if values["method"] == "none" else values["iterations"]
     with tqdm(total=iterations + 1, desc="SGOOL", unit="image", file=sys.stderr) as bar:
+        told = _Teller(bar)
         result = generate(
             backend,
             guides,
@@ -73,7 +74,8 @@ def run(job: Job) -> tuple[dict[str, Any], Result]:
             negative_prompt=job.negative_prompt,
             seed=job.seed,
             init_image=image,
-            on_image=_shower(bar),
+            on_image=told.image,
+            on_step=told.step,
         )
     return write(job, values, result, device), result
 
@@ -182,9 +184,16 @@ def _check_folder(folder: Path) -> None:
         raise SgoolError(f"The output folder {folder} cannot be written to: {error.strerror or error}") from error
 
 
-def _shower(bar: tqdm) -> Callable[[Result, Snapshot], None]:
-    def show(result: Result, newest: Snapshot) -> None:
-        bar.set_postfix_str(f"score {result.first.score:.3f} -> {result.best.score:.3f}")
-        bar.update()
+class _Teller:
+    """Shows on the progress bar how far the sampler is, and the scores of the first and the best image."""
 
-    return show
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
+        self.scores = ""
+
+    def step(self, done: int, total: int) -> None:
+        self.bar.set_postfix_str(f"{self.scores}step {done}/{total}")
+
+    def image(self, result: Result, newest: Snapshot) -> None:
+        self.scores = f"score {result.first.score:.3f} -> {result.best.score:.3f}, "
+        self.bar.update()

@@ -33,7 +33,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "judge": {
         "seed": 3,
-        "vision": {"image_size": 128, "layers": 4, "width": 128, "head_width": 32, "patch_size": 16},
+        "vision": {"image_size": 128, "layers": 4, "width": 96, "head_width": 32, "patch_size": 16},
     },
 }
 """A convolutional ResNet guides; transformers choose and judge. The guide sees a picture at half its resolution, as
