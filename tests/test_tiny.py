@@ -20,7 +20,8 @@ SCENES = Path(__file__).parent / "data" / "scenes"
 @pytest.fixture(scope="module")
 def scenes() -> tuple[list[str], torch.Tensor]:
     """Sixteen composed scenes: captions, and pictures [16, 3, 128, 128] in [0, 1]."""
-    rows = list(csv.DictReader(open(SCENES / "captions.csv", encoding="utf-8")))
+    with open(SCENES / "captions.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
     return [row["caption"] for row in rows], torch.cat([read_image(SCENES / row["file"]) for row in rows])
 
 

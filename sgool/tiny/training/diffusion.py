@@ -1,8 +1,8 @@
 """Step 3: train the UNet and the text encoder. ``python -m sgool.tiny.training.diffusion --work WORK``
 
 Noise prediction on the autoencoder's latents with Stable Diffusion's noise schedule; min-SNR weights (arXiv
-2303.09556, gamma 5), raised at high noise; timesteps stratified over the batch, one caption in ten dropped for classifier-free guidance,
-and an exponential moving average of the weights.
+2303.09556, gamma 5), raised at high noise; timesteps stratified over the batch, one caption in ten dropped for
+classifier-free guidance, and an exponential moving average of the weights.
 """
 
 from __future__ import annotations
