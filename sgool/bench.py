@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,15 +51,12 @@ def bench(
 
     work: list[tuple[str, Callable[[], Row]]] = []
     for one in backends:
-        for name in SAMPLERS:
-            work += [("samplers", lambda o=one, s=name, n=n: exactness(o, captions[0], s, n)) for n in steps]
+        work += [("samplers", partial(exactness, one, captions[0], name, n)) for name in SAMPLERS for n in steps]
     for name in ALL:
-        work += [("sampler_quality", lambda s=name, g=g: quality(backend, judge, captions, made, s, *g)) for g in grid]
+        work += [("sampler_quality", partial(quality, backend, judge, captions, made, name, *point)) for point in grid]
     for name in SHEARS:
-        work += [
-            ("inverted_latents", lambda s=name, w=w: inversion(backend, pictures, captions[:4], s, way_steps, *w))
-            for w in ways
-        ]
+        carry = partial(inversion, backend, pictures, captions[:4], name, way_steps)
+        work += [("inverted_latents", partial(carry, *way)) for way in ways]
     figures: dict[str, Any] = {"device": str(backend.device), "captions": len(made)}
     for key, task in tqdm(work, desc="bench", disable=not progress):
         figures.setdefault(key, []).append(task())
