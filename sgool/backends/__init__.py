@@ -19,7 +19,9 @@ class Backend(Protocol):
 
     device: torch.device
     alphas_cumprod: Tensor
-    size: tuple[int, int]
+
+    @property
+    def size(self) -> tuple[int, int]: ...
 
     def network(self, prompt: str | Sequence[str], negative_prompt: str, guidance_scale: float) -> Network:
         """The guided noise prediction for one prompt, or for a batch with a prompt per sample."""

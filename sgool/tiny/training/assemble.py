@@ -29,6 +29,23 @@ INDEX = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 
+TEXT_CONFIG = (
+    "architectures",
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "model_type",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "projection_dim",
+    "vocab_size",
+)
+"""What is kept of the text encoder's configuration: newer versions of transformers write more."""
+
 
 def write_json(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,10 +71,7 @@ def main() -> None:
     config = json.loads((work / "text_encoder" / "config.json").read_text())
     tokens = json.loads((MODEL / "tokenizer" / "vocab.json").read_text())
     config |= {"bos_token_id": tokens["<|startoftext|>"], "eos_token_id": tokens["<|endoftext|>"]}
-    kept = ("architectures", "attention_dropout", "bos_token_id", "eos_token_id", "hidden_act", "hidden_size")
-    kept += ("intermediate_size", "max_position_embeddings", "model_type", "num_attention_heads")
-    kept += ("num_hidden_layers", "projection_dim", "vocab_size")
-    write_json(MODEL / "text_encoder" / "config.json", {key: config[key] for key in kept if key in config})
+    write_json(MODEL / "text_encoder" / "config.json", {key: config[key] for key in TEXT_CONFIG if key in config})
     write_json(MODEL / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **SCHEDULE})
     write_json(MODEL / "model_index.json", INDEX)
     size = sum(path.stat().st_size for path in MODEL.parent.rglob("*") if path.is_file())

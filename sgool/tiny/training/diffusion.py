@@ -13,6 +13,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ def main() -> None:
     scheduler = DDIMScheduler(**SCHEDULE)
     alphas = scheduler.alphas_cumprod.to(args.device)
     trained = torch.nn.ModuleDict({"unet": unet, "text": text})
-    average = copy.deepcopy(trained).requires_grad_(False).eval()
+    average: Any = copy.deepcopy(trained).requires_grad_(False).eval()
     optimiser = torch.optim.AdamW(trained.parameters(), args.rate, betas=(0.9, 0.99), weight_decay=0.01)
     shape = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda i: min((i + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * i / args.steps) + 1e-3)
