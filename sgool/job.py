@@ -57,6 +57,8 @@ def run(job: Job) -> tuple[dict[str, Any], Result]:
     image = None if job.init_image is None else read_image(job.init_image)
     device, dtype = machine(job.device, job.dtype)
     print("Loading the models ...", file=sys.stderr)
+    if job.model == "tiny":
+        torch.set_num_threads(1)  # its layers are so small that a second thread only waits for the first
     backend = load_backend(job.model, device=device, dtype=dtype)
     guides = load_guides(values, job.models_dir or default_models_dir(), device)
     if image is not None:
