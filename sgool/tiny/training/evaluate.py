@@ -1,6 +1,6 @@
 """Step 6: how good the embedded model is. ``python -m sgool.tiny.training.evaluate --work WORK --assets DIR``
 
-Writes ``samples.png`` (32 captions kept out of training, seeds not chosen), ``curves.png`` and ``figures.json`` into
+Writes ``samples.jpg`` (32 captions kept out of training, seeds not chosen), ``curves.png`` and ``figures.json`` into
 the folder of the embedded model: how often each CLIP picks the right one of the 200 held-out captions, for freshly
 composed scenes, for the same after the autoencoder, and for generated images.
 """
@@ -99,7 +99,7 @@ def main() -> None:
     print(json.dumps(figures, indent=1))
     folder = MODEL.parent
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
-    draw_sheet(made, captions, folder / "samples.png")
+    draw_sheet(made, captions, folder / "samples.jpg")
     draw_curves(args.work, folder / "curves.png")
 
 
