@@ -38,7 +38,8 @@ def ranked_first(clip: Clip, images: torch.Tensor, captions: list[str]) -> float
 
 
 def test_everything_shipped_stays_under_16_mib():
-    assert sum(path.stat().st_size for path in Path(tiny.__file__).parent.rglob("*") if path.is_file()) < 16 * 2**20
+    files = [path for path in Path(tiny.__file__).parent.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert sum(path.stat().st_size for path in files) < 16 * 2**20
 
 
 def test_every_clip_knows_the_scenes(clip, scenes):
