@@ -109,8 +109,14 @@ def test_truncated_weights(tmp_path, capsys):
 def test_ctrl_c_writes_the_best_image_so_far(tmp_path):
     command = [sys.executable, "-u", "-m", "sgool", "demo", "--iterations", "900", "--patience", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def hear() -> None:  # a shell's background job ignores Ctrl-C, and so would its children
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stderr=log, env=environment)
+        process = subprocess.Popen(
+            [*command, "--out", str(tmp_path / "out")], stderr=log, env=environment, preexec_fn=hear
+        )
         try:
             deadline = time.monotonic() + 120
             while " 2/901" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:

@@ -56,9 +56,10 @@ def test_a_run_returns_the_best_image_and_counts_its_work(backend, guides):
 
 
 def test_without_saliency_the_loss_falls(backend, guides):
-    """Updates against a fixed loss (no random cutouts, no moving crops) must lower it."""
-    result = generate(backend, guides, PROMPT, values(saliency_weight=0.0, cutouts=0, iterations=4), seed=2)
-    assert min(result.losses[1:]) < result.losses[0]
+    """Small steps against a fixed loss (no random cutouts, no moving crops) must lower it."""
+    own = values(saliency_weight=0.0, cutouts=0, learning_rate=0.01, regularisation=0.0)
+    losses = generate(backend, guides, PROMPT, own, seed=2).losses
+    assert losses[2] < losses[1] < losses[0]
 
 
 def test_method_none_is_plain_ddim(backend, guides):
