@@ -25,6 +25,9 @@ from sgool.update import DoodlUpdate, Prior, SgoolUpdate, Update
 CANDIDATE_STRIDE = 1_000_003
 """Between the seeds of the candidates, so that those of neighbouring seeds differ."""
 
+AUTO = {"noise": "bdia", "image": "o-belm"}
+"""The sampler that suits each start: what damps the way to the image would amplify the way back from one."""
+
 
 @dataclass(frozen=True)
 class Guides:
@@ -63,31 +66,31 @@ def generate(
     *,
     negative_prompt: str = "",
     seed: int = 0,
-    init_image: Tensor | None = None,
+    init_latent: Tensor | None = None,
     on_image: Callable[[Result, Snapshot], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Result:
     """One image from a prompt, its starting latent optimised as `values` (of `sgool.settings.settings`) say.
 
-    init_image: [1, 3, H, W] in [0, 1], for the start "image". Raises SgoolError for an empty prompt and where
-    the start does not fit; see `sgool.optimize.optimise` for failures on the way.
+    init_latent: [1, 4, h, w], what the image of the start "image" is decoded from. Raises SgoolError for an empty prompt
+    and where the start does not fit; see `sgool.optimize.optimise` for failures on the way.
     """
     if not prompt.strip():
         raise SgoolError("The prompt is empty: say what the image shall show.")
-    if (values["start"] == "image") != (init_image is not None):
+    if (values["start"] == "image") != (init_latent is not None):
         raise SgoolError("The start from an image and an initial image go together: give both or neither.")
     method = values["method"]
     network = backend.network(prompt, negative_prompt, values["guidance_scale"])
     schedule = make_schedule(backend.alphas_cumprod, values["steps"])
-    sampler = get_sampler(values["sampler"])
+    sampler = get_sampler(AUTO[values["start"]] if values["sampler"] == "auto" else values["sampler"])
     generator = torch.Generator().manual_seed(seed)
-    if init_image is None:
+    if init_latent is None:
         trajectory = Trajectory(sampler, schedule, network)
         seeds = [seed + CANDIDATE_STRIDE * i for i in range(1 if method == "none" else values["candidates"])]
         starts, prior = [trajectory.initial(backend.noise(s)) for s in seeds], Prior.gaussian()
     else:
         trajectory = Trajectory(sampler, schedule, network, sampler.start_node(schedule, values["strength"]))
-        starts = [trajectory.invert(backend.encode(init_image), on_step)]
+        starts = [trajectory.invert(init_latent, on_step)]
         prior = Prior.of(starts[0])
     update: Update = SgoolUpdate(
         prior,
@@ -104,7 +107,7 @@ def generate(
         cutouts=values["cutouts"],
     )
     if method == "doodl":
-        update = DoodlUpdate(renormalise=init_image is None, generator=generator)
+        update = DoodlUpdate(renormalise=init_latent is None, generator=generator)
         loss = doodl_loss(guides.clip, prompt)
     find = partial(
         find_regions,

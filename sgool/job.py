@@ -59,7 +59,7 @@ def run(job: Job) -> tuple[dict[str, Any], Result]:
     print("Loading the models ...", file=sys.stderr)
     if job.model == "tiny":
         torch.set_num_threads(1)  # its layers are so small that a second thread only waits for the first
-    backend = load_backend(job.model, device=device, dtype=dtype)
+    backend = load_backend(job.model, device=device, dtype=dtype, memory=values["memory"])
     guides = load_guides(values, job.models_dir or default_models_dir(), device)
     if image is not None:
         image = fit(image, backend.size).to(device)
@@ -75,7 +75,7 @@ def run(job: Job) -> tuple[dict[str, Any], Result]:
             values,
             negative_prompt=job.negative_prompt,
             seed=job.seed,
-            init_image=image,
+            init_latent=None if image is None else backend.encode(image),
             on_image=told.image,
             on_step=told.step,
         )

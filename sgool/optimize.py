@@ -44,7 +44,7 @@ class Snapshot:
 class Result:
     """What a run has come to. `best` is `first` when nothing beat it. losses and scores: one per image made.
 
-    ended: why the run ended early, one sentence; empty when it did all its iterations. failed: by an error.
+    ended: why the run ended early, one sentence; empty when it did all its iterations. error: what made it fail.
     """
 
     first: Snapshot
@@ -52,9 +52,13 @@ class Result:
     losses: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     ended: str = ""
-    failed: bool = False
+    error: Exception | None = None
     unet_evals: int = 0
     seconds: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        return self.error is not None
 
 
 class Stop(Exception):
@@ -132,7 +136,7 @@ def optimise(
     except (SgoolError, torch.cuda.OutOfMemoryError) as error:
         if result is None:
             raise
-        result.failed = True
+        result.error = error
         result.ended = f"Ended at iteration {len(result.losses)}; this is the best image so far. {error}"
     assert result is not None
     result.unet_evals = _evals(trajectory) - evals
@@ -162,21 +166,33 @@ def _look(
 ) -> tuple[Snapshot, float, Tensor]:
     """Decode the latent and measure: the image, its loss, and the loss's gradient with respect to the latent.
 
-    The graph of decoder and CLIP is gone when this returns, before the sampler's own begins.
+    CLIP's graph is gone before the decoder's is walked, and the decoder's when this returns, before the sampler's.
     """
     leaf = latent.float().requires_grad_(not last)
     with torch.set_grad_enabled(not last):
-        decoded = backend.decode(leaf).clamp(0, 1)
-        image = decoded.detach()
+        decoded = backend.decode(leaf)
+        pixels = decoded.detach().float().requires_grad_(not last)
+        image = pixels.detach().clamp(0, 1)
         if not torch.isfinite(image).all():
             raise SgoolError("The decoder returned NaN or infinite values; use a higher precision.")
         saliency, found = (None, ()) if previous is None else (previous.saliency, previous.regions)
         if saliency is None or (iteration % regions.refresh == 0 and not last):
             saliency = regions.detect(image)
             found = tuple(regions.find(saliency))
-        value = loss(decoded, found, generator)
-        cotangent = torch.zeros_like(latent) if last else torch.autograd.grad(value, leaf)[0].double()
+        value = loss(pixels.clamp(0, 1), found, generator)
+        cotangent = torch.zeros_like(latent) if last else _pull(value, pixels, decoded, leaf)
     return Snapshot(iteration, image, latent, select(image), saliency, found), value.item(), cotangent
+
+
+def _pull(value: Tensor, pixels: Tensor, decoded: Tensor, leaf: Tensor) -> Tensor:
+    """The loss's gradient with respect to the latent, float64.
+
+    Scaled to unit rms on its way through the decoder, whose half precision could not hold the loss's small numbers.
+    """
+    (gradient,) = torch.autograd.grad(value, pixels)
+    scale = gradient.square().mean().sqrt().item() or 1.0
+    (pulled,) = torch.autograd.grad(decoded, leaf, (gradient / scale).to(decoded.dtype))
+    return scale * pulled.double()
 
 
 def _evals(trajectory: Trajectory) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sgool.checkpointing import MEMORY
 from sgool.errors import SgoolError
 from sgool.guidance.clip import DEFAULT_MODEL, DEFAULT_TAG
 from sgool.saliency import DETECTORS
@@ -50,10 +51,10 @@ SETTINGS: dict[str, Setting] = {
         choices=("sgool", "doodl", "none"),
     ),
     "sampler": Setting(
-        "bdia",
+        "auto",
         "Sampler",
-        "reversible sampler that carries the gradient; ddim is the reference with stored latents",
-        choices=tuple(SAMPLERS),
+        "reversible sampler that carries the gradient; auto: bdia from noise, o-belm from an image; ddim stores latents",
+        choices=(*SAMPLERS, "auto"),
     ),
     "steps": Setting(20, "Steps", "sampling steps", 2, 500),
     "iterations": Setting(12, "Iterations", "updates of the starting latent; 0 only samples", 0, 1000),
@@ -84,6 +85,12 @@ SETTINGS: dict[str, Setting] = {
     "clip_tag": Setting(DEFAULT_TAG, "CLIP weights", "open_clip's tag of its weights"),
     "selector_model": Setting("ViT-B-16", "Selector", "open_clip model, unseen by the loss, that picks the best image"),
     "selector_tag": Setting("laion2b_s34b_b88k", "Selector weights", "open_clip's tag of its weights"),
+    "memory": Setting(
+        "balanced",
+        "Memory",
+        "fast keeps all; balanced recomputes the decoder's blocks; low also the network's, and halves the guidance",
+        choices=tuple(MEMORY),
+    ),
 }
 
 

@@ -81,7 +81,7 @@ def test_method_none_is_plain_ddim(backend, guides):
 def test_image_start_begins_with_the_image_itself(backend, guides, sampler, strength):
     image = generate(backend, guides, PROMPT, values(method="none", sampler="ddim", steps=8), seed=5).first.image
     own = values(start="image", strength=strength, sampler=sampler, steps=8, iterations=1)
-    result = generate(backend, guides, PROMPT, own, init_image=image)
+    result = generate(backend, guides, PROMPT, own, init_latent=backend.encode(image))
     assert (result.first.latent - backend.encode(image)).abs().max() < 1e-6
 
 

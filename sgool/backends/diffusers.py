@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sgool import tiny
+from sgool.checkpointing import MEMORY, blocks, checkpoint
 from sgool.errors import SgoolError
 from sgool.samplers import Branch, Network
 
@@ -20,17 +21,21 @@ log = logging.getLogger(__name__)
 class DiffusersBackend:
     """A StableDiffusionPipeline's parts, frozen. The UNet works in `dtype`, text encoder and autoencoder in float32.
 
-    sequential: run the two halves of classifier-free guidance one after the other (less memory, a little slower).
+    memory: see `sgool.checkpointing.MEMORY`.
     """
 
-    def __init__(self, pipeline: Any, device: torch.device, dtype: torch.dtype, sequential: bool = False) -> None:
+    def __init__(self, pipeline: Any, device: torch.device, dtype: torch.dtype, memory: str = "fast") -> None:
         self.device = device
         self.dtype = dtype
-        self.sequential = sequential
+        self.sequential = MEMORY[memory].sequential
         self.tokenizer = pipeline.tokenizer
         self.text_encoder = pipeline.text_encoder.to(device, torch.float32).eval().requires_grad_(False)
         self.vae = pipeline.vae.to(device, torch.float32).eval().requires_grad_(False)
         self.unet = pipeline.unet.to(device, dtype).eval().requires_grad_(False)
+        if MEMORY[memory].decoder:
+            checkpoint(blocks(self.vae.decoder))
+        if MEMORY[memory].network:
+            checkpoint(blocks(self.unet))
         self.alphas_cumprod = pipeline.scheduler.alphas_cumprod.double().cpu()
         self.prediction = pipeline.scheduler.config.prediction_type
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -42,7 +47,7 @@ class DiffusersBackend:
         return self.latent_size[0] * self.factor, self.latent_size[1] * self.factor
 
     def network(self, prompt: str | Sequence[str], negative_prompt: str = "", guidance_scale: float = 7.5) -> Network:
-        """See Backend. At guidance scale 1 there is one branch; else two, batched into one unless `sequential`."""
+        """See Backend. At guidance scale 1 there is one branch; else two, batched into one unless memory is low."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         positive = self._encode_text(prompts)
         if guidance_scale == 1:
@@ -97,7 +102,7 @@ def load_backend(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-    sequential: bool = False,
+    memory: str = "fast",
 ) -> DiffusersBackend:
     """Load `tiny` (embedded), a diffusers folder, a single checkpoint file, or a model of the hub by its name
     (`owner/name`), which diffusers downloads. A checkpoint's configuration is taken from a diffusers folder of the same
@@ -135,4 +140,4 @@ def load_backend(
         raise SgoolError(f"The model {model!r} could not be loaded: {reason}") from error
     if not hasattr(pipeline, "unet") or not hasattr(pipeline, "tokenizer"):
         raise SgoolError(f"The model {model!r} is not a Stable Diffusion 1.x or 2.x model.")
-    return DiffusersBackend(pipeline, torch.device(device), dtype, sequential)
+    return DiffusersBackend(pipeline, torch.device(device), dtype, memory)

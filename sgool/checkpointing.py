@@ -1,0 +1,96 @@
+"""Less memory for a gradient: blocks of a network keep only their inputs and are computed again on the way back.
+
+(Chen et al., arXiv 1604.06174.) Serves the UNets and decoders of ldm, sgm and diffusers alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+
+@dataclass(frozen=True)
+class Memory:
+    """decoder, network: whether their blocks are computed again. sequential: guidance's two halves one by one."""
+
+    decoder: bool
+    network: bool
+    sequential: bool
+
+
+MEMORY = {
+    "fast": Memory(decoder=False, network=False, sequential=False),
+    "balanced": Memory(decoder=True, network=False, sequential=False),
+    "low": Memory(decoder=True, network=True, sequential=True),
+}
+"""From the fastest to the one that needs the least memory: the decoder's graph is the largest and cheap to repeat."""
+
+_CONTAINERS = ("down_blocks", "up_blocks", "input_blocks", "output_blocks", "up", "down")
+_MIDDLES = ("mid_block", "middle_block", "mid")
+
+
+def blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """The parts of a UNet or decoder that are worth recomputing one at a time: residual, attention and resampling."""
+    for name, child in network.named_children():
+        if name in _MIDDLES or name in _CONTAINERS:
+            yield from _parts(child)
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost descendants that are called as functions rather than only hold or chain others."""
+    children = [child for child in module.children()]
+    holds = isinstance(module, nn.ModuleList) or type(module).forward is nn.Module.forward
+    if holds or type(module).__name__ in _WALKED:
+        for child in children:
+            yield from _parts(child)
+    else:
+        yield module
+
+
+_WALKED = {
+    "CrossAttnDownBlock2D",
+    "CrossAttnUpBlock2D",
+    "DownBlock2D",
+    "UpBlock2D",
+    "UNetMidBlock2DCrossAttn",
+    "UNetMidBlock2D",
+    "UpDecoderBlock2D",
+}
+"""diffusers' blocks hold several residual blocks, too much for one graph."""
+
+
+def checkpoint(modules: Iterator[nn.Module] | list[nn.Module]) -> Callable[[], None]:
+    """Replace each module's `forward` by one that recomputes where gradients are on; returns what undoes it."""
+    changed = list(modules)
+    for module in changed:
+        module.forward = _recomputing(module.forward)  # type: ignore[method-assign]
+
+    def undo() -> None:
+        for module in changed:
+            own = vars(module).get("forward")
+            inner = getattr(own, "__wrapped__", None)
+            if inner is None:
+                continue
+            if getattr(inner, "__func__", None) is type(module).forward:
+                del module.forward  # the class's own shows again
+            else:
+                module.forward = inner  # another's, on this object before ours
+
+    return undo
+
+
+def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(forward)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled() or not any(isinstance(x, torch.Tensor) and x.requires_grad for x in args):
+            return forward(*args, **kwargs)
+        # The blocks draw no random numbers (they are in evaluation mode), so the generators need not be kept.
+        return recompute(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return wrapper
