@@ -1,0 +1,51 @@
+"""Tests in a real WebUI: `SGOOL_WEBUI=<its folder> pytest -m webui`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip = pytest.mark.skip(reason="set SGOOL_WEBUI to the folder of an AUTOMATIC1111 WebUI to run this")
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.webui)
+            if not os.environ.get("SGOOL_WEBUI"):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def webui_folder() -> Path:
+    folder = Path(os.environ["SGOOL_WEBUI"]).resolve()
+    assert (folder / "launch.py").exists(), f"SGOOL_WEBUI={folder} holds no launch.py"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def without(webui_folder, tmp_path_factory):
+    """What the WebUI makes of every payload of UNTICKED without the extension: {name: Pictures}."""
+    from payloads import UNTICKED, make
+    from webui_server import WebUI
+
+    server = WebUI(webui_folder, tmp_path_factory.mktemp("without"), extension=False)
+    try:
+        return {name: make(server, payload) for name, payload in UNTICKED.items()}
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def webui(webui_folder, tmp_path_factory) -> Iterator:
+    from webui_server import WebUI
+
+    server = WebUI(webui_folder, tmp_path_factory.mktemp("webui"))
+    try:
+        yield server
+    finally:
+        server.stop()

@@ -1,0 +1,68 @@
+"""What the tests ask of the WebUI, and how."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from webui_server import Pictures, WebUI, encode
+
+PROMPT = "a car and a small frog on a busy red background"
+
+BASE: dict[str, Any] = {
+    "prompt": PROMPT,
+    "seed": 7,
+    "steps": 6,
+    "cfg_scale": 4.0,
+    "width": 128,
+    "height": 128,
+    "sampler_name": "DDIM",
+    "scheduler": "Automatic",
+}
+
+# Few and cheap, but everything runs: an update is rendered, regions are found.
+SGOOL: dict[str, Any] = {"enabled": True, "iterations": 2, "steps": 5, "cutouts": 2}
+
+
+def picture() -> Image.Image:
+    """An image of the model's world to start img2img from."""
+    image = Image.new("RGB", (128, 128), (200, 40, 40))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((16, 40, 64, 88), fill=(40, 160, 60))
+    draw.rectangle((76, 60, 116, 92), fill=(60, 90, 200))
+    return image
+
+
+def mask() -> Image.Image:
+    """White, to be painted anew, is the right half."""
+    image = Image.new("L", (128, 128), 0)
+    ImageDraw.Draw(image).rectangle((64, 0, 127, 127), fill=255)
+    return image
+
+
+IMG2IMG = {**BASE, "init_images": [encode(picture())], "denoising_strength": 0.6}
+INPAINT = {**IMG2IMG, "mask": encode(mask()), "mask_blur": 0, "inpainting_fill": 1, "inpaint_full_res": False}
+HIRES = {**BASE, "enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.5, "hr_second_pass_steps": 3}
+
+UNTICKED: dict[str, dict[str, Any]] = {
+    "txt2img": BASE,
+    "ancestral batch": {**BASE, "sampler_name": "Euler a", "batch_size": 2},
+    "hires latent": {**HIRES, "hr_upscaler": "Latent"},
+    "img2img": IMG2IMG,
+    "inpainting": INPAINT,
+}
+
+
+def make(server: WebUI, payload: dict[str, Any], sgool: dict[str, Any] | list[Any] | None = None) -> Pictures:
+    """Run txt2img, or img2img where there are initial images; with SGOOL's arguments where they are given."""
+    way = "img2img" if "init_images" in payload else "txt2img"
+    if sgool is not None:
+        arguments = sgool if isinstance(sgool, list) else [sgool]
+        payload = {**payload, "alwayson_scripts": {"SGOOL": {"args": arguments}}}
+    return Pictures(server.post(f"/sdapi/v1/{way}", payload))
+
+
+def difference(one: Image.Image, other: Image.Image) -> np.ndarray:
+    """Of two images, pixel by pixel: [H, W], the largest difference of a channel, 0 to 255."""
+    return np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max(-1)
