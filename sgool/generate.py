@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,8 @@ from sgool.errors import SgoolError
 from sgool.guidance.clip import Clip, load_clip, load_clip_folder
 from sgool.guidance.loss import SaliencyLoss, doodl_loss
 from sgool.optimize import Regions, Result, Snapshot, optimise
-from sgool.saliency import SaliencyFunction, load_detector
-from sgool.saliency.regions import find_regions
+from sgool.saliency import LoadedDetector, load_detector
+from sgool.saliency.regions import Region, find_regions
 from sgool.samplers import Trajectory, get_sampler, make_schedule
 from sgool.update import DoodlUpdate, Prior, SgoolUpdate, Update
 
@@ -35,7 +35,13 @@ class Guides:
 
     clip: Clip
     selector: Clip
-    detect: SaliencyFunction
+    detect: LoadedDetector
+
+    def to(self, device: torch.device) -> Guides:
+        """The same, moved to another device."""
+        for network in (self.clip, self.selector, self.detect):
+            network.to(device)
+        return self
 
 
 def load_guides(values: Mapping[str, Any], models_dir: Path, device: torch.device | str = "cpu") -> Guides:
@@ -72,8 +78,8 @@ def generate(
 ) -> Result:
     """One image from a prompt, its starting latent optimised as `values` (of `sgool.settings.settings`) say.
 
-    init_latent: [1, 4, h, w], what the image of the start "image" is decoded from. Raises SgoolError for an empty prompt
-    and where the start does not fit; see `sgool.optimize.optimise` for failures on the way.
+    init_latent: [1, 4, h, w], the latent of the image to start from, for the start "image". Raises SgoolError for an
+    empty prompt and where the start does not fit; see `sgool.optimize.optimise` for failures on the way.
     """
     if not prompt.strip():
         raise SgoolError("The prompt is empty: say what the image shall show.")
@@ -109,20 +115,13 @@ def generate(
     if method == "doodl":
         update = DoodlUpdate(renormalise=init_latent is None, generator=generator)
         loss = doodl_loss(guides.clip, prompt)
-    find = partial(
-        find_regions,
-        max_regions=values["max_regions"],
-        threshold=values["threshold"],
-        min_size=values["min_size"],
-        padding=values["padding"],
-    )
     return optimise(
         backend,
         trajectory,
         starts,
         iterations=0 if method == "none" else values["iterations"],
         loss=loss,
-        regions=Regions(guides.detect, find, values["refresh"]),
+        regions=Regions(guides.detect, region_finder(values), values["refresh"]),
         select=lambda image: guides.selector.similarity(image, prompt),
         update=update,
         patience=values["patience"],
@@ -130,3 +129,9 @@ def generate(
         on_image=on_image,
         on_step=on_step,
     )
+
+
+def region_finder(values: Mapping[str, Any]) -> Callable[[Tensor], Sequence[Region]]:
+    """From a saliency map [H, W] to its regions, as the settings ask."""
+    names = ("max_regions", "threshold", "min_size", "padding")
+    return partial(find_regions, **{name: values[name] for name in names})

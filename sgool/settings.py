@@ -53,7 +53,7 @@ SETTINGS: dict[str, Setting] = {
     "sampler": Setting(
         "auto",
         "Sampler",
-        "reversible sampler that carries the gradient; auto: bdia from noise, o-belm from an image; ddim stores latents",
+        "reversible sampler that carries the gradient; auto: bdia from noise, o-belm from an image; ddim: reference",
         choices=(*SAMPLERS, "auto"),
     ),
     "steps": Setting(20, "Steps", "sampling steps", 2, 500),
@@ -92,6 +92,15 @@ SETTINGS: dict[str, Setting] = {
         choices=tuple(MEMORY),
     ),
 }
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "Quick": {"iterations": 5, "steps": 10, "cutouts": 4},
+    "Balanced": {},
+    "Paper": {"sampler": "edict", "steps": 50, "iterations": 50, "patience": 0},
+}
+"""What a preset sets; all the rest of `PRESET_FIELDS` gets its default."""
+
+PRESET_FIELDS = tuple(dict.fromkeys(name for preset in PRESETS.values() for name in preset))
 
 
 def settings(values: Mapping[str, Any] | None = None) -> dict[str, Any]:

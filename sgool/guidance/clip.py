@@ -81,6 +81,14 @@ class Clip:
         self.context_length: int = getattr(tokenizer, "context_length", None) or default
         self._texts: dict[str, Tensor] = {}
 
+    def to(self, device: torch.device | str) -> Clip:
+        """This CLIP, moved to another device."""
+        self.device = torch.device(device)
+        self.model.to(self.device)
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
+        self._texts = {text: embedding.to(device) for text, embedding in self._texts.items()}
+        return self
+
     def encode_text(self, prompt: str) -> Tensor:
         """The prompt's embedding [D]. WebUI syntax is removed first; text beyond the model's context (77 tokens, start
         and end included) is encoded in parts whose embeddings are averaged."""

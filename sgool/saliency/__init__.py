@@ -34,9 +34,30 @@ DETECTORS: dict[str, Detector] = {
 }
 
 
+class LoadedDetector:
+    """A detector with its weights; `to` moves them to another device."""
+
+    def __init__(self, saliency_map: SaliencyFunction, device: torch.device) -> None:
+        self.saliency_map = saliency_map
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Tensor:
+        if image.ndim != 4 or image.shape[:2] != (1, 3) or 0 in image.shape:
+            raise SgoolError(f"A saliency detector takes one RGB image [1, 3, H, W], not {list(image.shape)}.")
+        prepared = image.to(self.device, torch.float32).clamp(0, 1)
+        return self.saliency_map(prepared).clamp(0, 1).to(image.device)
+
+    def to(self, device: torch.device) -> LoadedDetector:
+        if isinstance(self.saliency_map, torch.nn.Module):
+            self.saliency_map.to(device)
+        self.device = device
+        return self
+
+
 def load_detector(
     name: str, models_dir: str | Path | None = None, device: str | torch.device = "cpu"
-) -> SaliencyFunction:
+) -> LoadedDetector:
     """Make a detector ready: image [1, 3, H, W], RGB in [0, 1] -> saliency map [H, W] in [0, 1].
 
     The detector works in float32 on `device` and without gradients, whatever the image's; the map comes back in
@@ -46,14 +67,4 @@ def load_detector(
     """
     if name not in DETECTORS:
         raise SgoolError(f"There is no saliency detector {name!r}; choose one of {', '.join(DETECTORS)}.")
-    place = torch.device(device)
-    saliency_map = DETECTORS[name].load(models_dir, place)
-
-    @torch.no_grad()
-    def detect(image: Tensor) -> Tensor:
-        if image.ndim != 4 or image.shape[:2] != (1, 3) or 0 in image.shape:
-            raise SgoolError(f"A saliency detector takes one RGB image [1, 3, H, W], not {list(image.shape)}.")
-        prepared = image.to(place, torch.float32).clamp(0, 1)
-        return saliency_map(prepared).clamp(0, 1).to(image.device)
-
-    return detect
+    return LoadedDetector(DETECTORS[name].load(models_dir, torch.device(device)), torch.device(device))

@@ -9,7 +9,6 @@ Module names follow the published checkpoints, so that those load strictly.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -209,5 +208,13 @@ def predict(model: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
 
 def load(variant: str, models_dir: str | Path | None, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Fetch the published weights if need be and return the detector, image [1, 3, H, W] -> map [H, W]."""
-    model = build(variant, load_state_dict(ensure(f"transalnet-{variant}", models_dir))).to(device)
-    return partial(predict, model)
+    return _Detector(build(variant, load_state_dict(ensure(f"transalnet-{variant}", models_dir))).to(device))
+
+
+class _Detector(nn.Module):
+    def __init__(self, network: TranSalNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        return predict(self.network, image)

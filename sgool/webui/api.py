@@ -1,0 +1,93 @@
+"""Routes of the extension: GET /sgool/v1/schema, /version, /detectors, and /last for the page's own view."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+
+from sgool import __version__
+from sgool.saliency import DETECTORS
+from sgool.settings import PRESETS
+from sgool.webui.arguments import WEBUI_SETTINGS
+
+_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
+
+
+def add_routes(demo: Any, app: FastAPI) -> None:
+    """Called by the WebUI when its server has started."""
+    app.add_api_route("/sgool/v1/version", version, methods=["GET"])
+    app.add_api_route("/sgool/v1/schema", schema, methods=["GET"])
+    app.add_api_route("/sgool/v1/detectors", detectors, methods=["GET"])
+    users = [Depends(_signed_in)]
+    app.add_api_route("/sgool/v1/last", last, methods=["GET"], dependencies=users)
+    app.add_api_route("/sgool/v1/last/{tab}/{run}/{index}/{name}.png", picture, methods=["GET"], dependencies=users)
+
+
+def version() -> dict[str, str]:
+    return {"version": __version__}
+
+
+def schema() -> dict[str, Any]:
+    """The fields of `args[0]` as JSON Schema, and the order of the positional `args`."""
+    properties: dict[str, Any] = {
+        "enabled": {"type": "boolean", "default": True},
+        "preset": {"type": "string", "enum": list(PRESETS), "description": "sets what the other fields do not"},
+    }
+    for name, setting in WEBUI_SETTINGS.items():
+        entry = {"type": _TYPES[type(setting.default)], "default": setting.default, "title": setting.label}
+        entry["description"] = setting.help
+        limits = {"minimum": setting.low, "maximum": setting.high, "enum": list(setting.choices) or None}
+        properties[name] = entry | {key: value for key, value in limits.items() if value is not None}
+    return {
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+        "positional": ["enabled", *WEBUI_SETTINGS],
+        "presets": PRESETS,
+    }
+
+
+def detectors() -> list[dict[str, str]]:
+    return [{"name": name, "description": each.description} for name, each in DETECTORS.items()]
+
+
+def last(tab: str = "txt2img") -> dict[str, Any]:
+    """What the last run of that tab has come to, for the view under the accordion; id 0 where there is none."""
+    from sgool.webui import gallery
+
+    found = gallery.last.get(tab)
+    if found is None:
+        return {"id": 0, "tab": tab, "images": []}
+    root = f"/sgool/v1/last/{tab}/{found.number}"
+    entries = []
+    for index, outcome in enumerate(found.outcomes):
+        entry = {name: f"{root}/{index}/{name}.png" for name in ("before", "after", "saliency", "loss")}
+        figures = ("score_before", "score_after", "scores", "losses", "iterations", "seed", "prompt")
+        entry |= {name: getattr(outcome, name) for name in figures}
+        entries.append(entry | {"regions": len(outcome.regions), "message": outcome.ended})
+    return {"id": found.number, "tab": tab, "images": entries}
+
+
+def picture(tab: str, run: int, index: int, name: str) -> Response:
+    """A picture of the last run, from memory."""
+    from sgool.webui import gallery
+
+    found = gallery.last.get(tab)
+    draw = {**gallery.EXTRAS, "after": gallery.after}.get(name)
+    if found is None or found.number != run or not 0 <= index < len(found.outcomes) or draw is None:
+        raise HTTPException(404, "There is no such picture.")
+    buffer = io.BytesIO()
+    draw(found.outcomes[index]).save(buffer, "PNG")
+    return Response(buffer.getvalue(), media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+
+def _signed_in(request: Request) -> None:
+    """Where the page asks for a password (--gradio-auth), so does this."""
+    app = request.app
+    if getattr(app, "auth", None) is None:
+        return
+    token = request.cookies.get("access-token") or request.cookies.get("access-token-unsecure")
+    if token not in getattr(app, "tokens", {}):
+        raise HTTPException(401, "Not authenticated")

@@ -1,0 +1,122 @@
+"""A run leaves nothing behind: what it changes in the WebUI is put back, whatever happens."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import k_diffusion.sampling
+import numpy as np
+import torch
+from modules import devices, sd_samplers_common, shared
+
+from sgool.checkpointing import Memory, blocks, checkpoint
+
+_STATE = (
+    "job",
+    "job_no",
+    "job_count",
+    "sampling_step",
+    "sampling_steps",
+    "current_image_sampling_step",
+    "current_latent",
+    "textinfo",
+)
+"""Of shared.state. The user's wishes (interrupted, skipped) and the preview's number only ever go forward."""
+
+
+@contextmanager
+def guarded(p: Any, memory: Memory) -> Iterator[None]:
+    """Freeze the model and recompute as `memory` says; on the way out everything is as it was before."""
+    with ExitStack() as stack:
+        stack.callback(devices.torch_gc)
+        stack.enter_context(_random_numbers())
+        stack.enter_context(_attributes(shared.state, {name: getattr(shared.state, name) for name in _STATE}))
+        stack.enter_context(_infotext(p))
+        # Sampler.initialize leaves its own random numbers in k-diffusion.
+        stack.enter_context(_attributes(k_diffusion.sampling, {"torch": k_diffusion.sampling.torch}))
+        # The denoiser's previews would keep the graph alive, or decode in the middle of it.
+        stack.enter_context(_attributes(sd_samplers_common, {"store_latent": lambda decoded: None}))
+        stack.enter_context(_options(skip_early_cond=0.0, s_min_uncond_all=memory.sequential))
+        if "hypertile" in sys.modules:
+            # Random tiles would make every evaluation another network, which nothing could undo.
+            stack.enter_context(_attributes(sys.modules["hypertile"], {"RNG_INSTANCE": _FirstTile()}))
+        unet, decoder = p.sd_model.model.diffusion_model, p.sd_model.first_stage_model.decoder
+        stack.enter_context(_frozen(p.sd_model))
+        if memory.network:
+            stack.callback(checkpoint(blocks(unet)))
+        if memory.decoder:
+            stack.callback(checkpoint(blocks(decoder)))
+        yield
+
+
+class _FirstTile:
+    def randint(self, low: int, high: int) -> int:
+        return low
+
+
+@contextmanager
+def _attributes(owner: Any, values: dict[str, Any]) -> Iterator[None]:
+    """Set attributes, and put the previous ones back."""
+    before = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
+@contextmanager
+def _options(**values: Any) -> Iterator[None]:
+    """Settings for the time of a run; not saved, no callbacks."""
+    data = shared.opts.data
+    before = {name: data[name] for name in values if name in data}
+    try:
+        data.update(values)
+        yield
+    finally:
+        for name in values:
+            data.pop(name, None)
+        data.update(before)
+
+
+@contextmanager
+def _infotext(p: Any) -> Iterator[None]:
+    """The denoiser notes what it does in the infotext; what it does for us is no parameter of the user's."""
+    before = dict(p.extra_generation_params)
+    try:
+        yield
+    finally:
+        p.extra_generation_params.clear()
+        p.extra_generation_params.update(before)
+
+
+@contextmanager
+def _random_numbers() -> Iterator[None]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    cpu, plain, arrays = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        random.setstate(plain)
+        np.random.set_state(arrays)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def _frozen(model: torch.nn.Module) -> Iterator[None]:
+    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in free:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in free:
+            parameter.requires_grad_(True)

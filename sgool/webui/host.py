@@ -1,0 +1,152 @@
+"""The WebUI's loaded model as a backend: one image of a batch, seen through the WebUI's own guided denoiser."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from modules import devices, processing, prompt_parser, rng, sd_samplers, sd_samplers_common
+from torch import Tensor
+
+from sgool.checkpointing import Memory
+from sgool.optimize import Stop
+from sgool.samplers import Branch, Network
+
+
+class Host:
+    """See `sgool.backends.Backend`; prompts are ignored, as the WebUI has encoded them already.
+
+    p: the WebUI's processing object, conditionings in place. index: which image of its batch. latent: [1, 4, h, w],
+    that image as the WebUI's sampler left it. noise: [1, 4, h, w], what the sampler started from, or None.
+    """
+
+    def __init__(self, p: Any, index: int, latent: Tensor, noise: Tensor | None, memory: Memory) -> None:
+        self.p = p
+        self.model = p.sd_model
+        self.index = index
+        self.memory = memory
+        self.device = torch.device(devices.device)
+        self.alphas_cumprod = self.model.alphas_cumprod.detach().double().cpu()
+        self.original = latent.detach().to(self.device, torch.float64, copy=True)
+        self.seed_noise = None if noise is None else noise.detach().to(self.device, torch.float64, copy=True)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return 8 * self.original.shape[-2], 8 * self.original.shape[-1]
+
+    def network(self, prompt: Any, negative_prompt: str, guidance_scale: float) -> Network:
+        """The WebUI's CFG denoiser, with prompt scheduling, AND, emphasis and loaded LoRA as in the first pass.
+
+        It returns eps, whatever the model predicts. In low memory each prompt of the guidance is a branch of its own.
+        """
+        sampler = sd_samplers.create_sampler("DDIM", self.model)
+        sampler.initialize(self.p)
+        denoiser = sampler.model_wrap_cfg
+        denoiser.mask = denoiser.nmask = None  # `blend` sees to the mask
+        denoiser.steps = self.p.steps
+        denoiser.total_steps = self._total_steps()
+        prompts = self.p.c.batch[self.index]
+        negative = self.p.uc[self.index]
+        image_cond = self._image_conditioning()
+
+        def branch(weight: float, prompts: Any, scale: float, alone: bool) -> Branch:
+            cond = prompt_parser.MulticondLearnedConditioning(shape=(1,), batch=[_own(prompts)])
+            uncond = [_own_schedule(negative)]
+
+            def predict(x: Tensor, t: int) -> Tensor:
+                denoiser.step = self._step(t)
+                try:
+                    return denoiser(
+                        x,
+                        x.new_full((1,), t),
+                        uncond=uncond,
+                        cond=cond,
+                        cond_scale=scale,
+                        s_min_uncond=float("inf") if alone else 0.0,
+                        image_cond=image_cond,
+                    )
+                except sd_samplers_common.InterruptedException:
+                    raise Stop from None
+
+            return Branch(weight, predict, evals=1 if alone else 1 + len(prompts))
+
+        if self.memory.sequential:
+            # With "negative guidance minimum sigma" above every sigma (see guard) the denoiser gives its prompt alone.
+            single = prompt_parser.ComposableScheduledPromptConditioning
+            weights = [guidance_scale * each.weight for each in prompts]
+            branches = [branch(1 - sum(weights), [single(negative)], 1.0, alone=True)]
+            for weight, each in zip(weights, prompts, strict=True):
+                branches.append(branch(weight, [single(each.schedules)], 1.0, alone=True))
+        else:
+            branches = [branch(1.0, prompts, guidance_scale, alone=False)]
+        return Network(branches, self.alphas_cumprod, "epsilon", torch.float32, _network_precision)
+
+    def noise(self, seed: int) -> Tensor:
+        """The noise that this image's own sampler started from; for another seed, what it would have started from."""
+        if seed == self.p.seeds[self.index] and self.seed_noise is not None:
+            return self.seed_noise
+        made = rng.ImageRNG(tuple(self.original.shape[1:]), [seed]).next()
+        return made.to(self.device, torch.float64)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """See Backend. Outside an inpainting mask it is the original that is decoded."""
+        z = self.blend(latent).to(devices.dtype_vae) / self.model.scale_factor
+        with devices.without_autocast():
+            return self.model.first_stage_model.decode(z).float() / 2 + 0.5
+
+    def decode_original(self) -> Tensor:
+        """The image as it is now. Where the VAE's precision does not suffice, the WebUI switches it as it would."""
+        with torch.no_grad():
+            image = self.decode(self.original)
+            if not torch.isfinite(image).all():
+                processing.decode_latent_batch(self.model, self.original.float(), check_for_nans=True)
+                image = self.decode(self.original)
+        return image.clamp(0, 1)
+
+    def blend(self, latent: Tensor) -> Tensor:
+        """The latent inside the inpainting mask and the original outside, as the WebUI blends at the end."""
+        mask, nmask = getattr(self.p, "mask", None), getattr(self.p, "nmask", None)
+        if mask is None or nmask is None:
+            return latent
+        return latent * nmask.to(latent) + self.original.to(latent) * mask.to(latent)
+
+    def _total_steps(self) -> int:
+        return getattr(self.p, "firstpass_steps", None) or self.p.steps
+
+    def _step(self, t: int) -> int:
+        """The WebUI's step at timestep t, which its prompt schedules are written in."""
+        total, last = self._total_steps(), len(self.alphas_cumprod)
+        step = (last - t) * total // last
+        if getattr(self.p, "init_latent", None) is not None:
+            # img2img counts from where it sets in.
+            steps, begin = sd_samplers_common.setup_img2img_steps(self.p)
+            step = (last - t) * steps // last - (steps - begin - 1)
+        return max(0, min(total - 1, step))
+
+    def _image_conditioning(self) -> Tensor:
+        """For inpainting and depth models; one pixel of zeros for all others."""
+        own = getattr(self.p, "image_conditioning", None)
+        if own is None:
+            return self.p.txt2img_image_conditioning(self.original.float())
+        return _copy(own[self.index : self.index + 1] if own.shape[0] > 1 else own)
+
+
+def _network_precision() -> AbstractContextManager[Any]:
+    return devices.without_autocast() if devices.unet_needs_upcast else devices.autocast()
+
+
+def _own(prompts: Any) -> list[Any]:
+    single = prompt_parser.ComposableScheduledPromptConditioning
+    return [single(_own_schedule(each.schedules), each.weight) for each in prompts]
+
+
+def _own_schedule(schedules: Any) -> list[Any]:
+    """Copies: other extensions may hand over tensors of inference mode, which no gradient can pass."""
+    return [each._replace(cond=_copy(each.cond)) for each in schedules]
+
+
+def _copy(cond: Any) -> Any:
+    if isinstance(cond, dict):
+        return {key: _copy(value) for key, value in cond.items()}
+    return cond.detach().clone()

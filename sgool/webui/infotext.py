@@ -1,0 +1,74 @@
+"""What is written into the images' infotext, and how it is read back into the controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sgool import __version__
+from sgool.webui.arguments import WEBUI_SETTINGS
+
+VERSION = "SGOOL version"
+"""Stands in every infotext of an image that was made with SGOOL ticked."""
+
+
+def key(name: str) -> str:
+    """The infotext key of a setting."""
+    return f"SGOOL {WEBUI_SETTINGS[name].label.lower()}"
+
+
+_OUTCOME: dict[str, Callable[[Any], str | int]] = {
+    "SGOOL score before": lambda outcome: f"{outcome.score_before:.4f}",
+    "SGOOL score after": lambda outcome: f"{outcome.score_after:.4f}",
+    "SGOOL regions found": lambda outcome: len(outcome.regions),
+    "SGOOL iterations done": lambda outcome: outcome.iterations,
+}
+
+
+def write(p: Any, run: Any) -> None:
+    """Add every parameter that is not at its default, what came of each image, and the version."""
+    params = p.extra_generation_params
+    for name, setting in WEBUI_SETTINGS.items():
+        if run.values[name] != setting.default:
+            params[key(name)] = run.values[name]
+    for field, read in _OUTCOME.items():
+        params[field] = _per_image(run.outcomes, read)
+    params["SGOOL note"] = _per_image(run.notes, str)
+    params[VERSION] = __version__
+
+
+def settle(p: Any, run: Any) -> None:
+    """After the last image: plain lists in place of functions, so that the API's JSON shows them."""
+    count = len(p.all_seeds)
+    for field, read in {**_OUTCOME, "SGOOL note": str}.items():
+        found: Mapping[int, Any] = run.notes if field == "SGOOL note" else run.outcomes
+        if found:
+            p.extra_generation_params[field] = [read(found[i]) if i in found else None for i in range(count)]
+        else:
+            p.extra_generation_params.pop(field, None)
+
+
+def _per_image(found: Mapping[int, Any], read: Callable[[Any], Any]) -> Callable[..., Any]:
+    """The WebUI calls it for every infotext. While it makes images it counts within the batch, else over all."""
+
+    def value(p: Any, index: int, all_seeds: Any, use_main_prompt: bool = False, **_: Any) -> Any:
+        number = index + (p.iteration * p.batch_size if all_seeds is p.seeds else 0)
+        return read(found[number]) if number in found and not use_main_prompt else None
+
+    return value
+
+
+def paste(name: str) -> Callable[[Mapping[str, str]], Any]:
+    """Reads a setting back: its value, its default where it is not named, None (leave it) where SGOOL was off."""
+    default = WEBUI_SETTINGS[name].default
+
+    def read(params: Mapping[str, str]) -> Any:
+        if VERSION not in params:
+            return None
+        return type(default)(params.get(key(name), default))
+
+    return read
+
+
+def paste_enabled(params: Mapping[str, str]) -> bool:
+    return VERSION in params

@@ -1,0 +1,31 @@
+"""What cannot work, each said in one sentence; the image stays as it is."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from modules import devices, sd_unet, shared
+
+
+def reason(p: Any) -> str | None:
+    """Why SGOOL cannot work on what is being generated, or None."""
+    model = p.sd_model
+    if importlib.util.find_spec("modules_forge") or torch.is_inference_mode_enabled():
+        return "SGOOL needs gradients, which Forge and reForge switch off (inference mode); use AUTOMATIC1111's WebUI."
+    if getattr(model, "is_sd3", False):
+        return "SGOOL does not work with Stable Diffusion 3: it needs a model that predicts noise (SD 1.x, 2.x, SDXL)."
+    if getattr(model, "cond_stage_key", None) == "edit":
+        return "SGOOL does not work with instruct-pix2pix, whose guidance has a second image in it."
+    if sd_unet.current_unet is not None:
+        return "SGOOL needs gradients, which a replaced UNet (TensorRT and the like) has not; set SD Unet to None."
+    if shared.cmd_opts.lowvram and torch.device(devices.device).type != "cpu":
+        return (
+            "SGOOL does not work with --lowvram on a GPU, which takes away weights that gradients need; use --medvram."
+        )
+    if getattr(p, "refiner_checkpoint_info", None) is not None:
+        return "SGOOL does not work with a refiner, which is another model than the one that began the image."
+    if not hasattr(model, "alphas_cumprod") or not hasattr(model.model, "diffusion_model"):
+        return "SGOOL does not know this kind of model; it works with Stable Diffusion 1.x, 2.x and SDXL."
+    return None

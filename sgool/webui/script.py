@@ -1,0 +1,97 @@
+"""The Script that the WebUI calls: at which moment what happens."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from modules import scripts
+
+from sgool.errors import SgoolError
+from sgool.webui.arguments import parse
+
+_RUN = "sgool_run"
+OVERRIDES = "sgool_overrides"
+"""Attributes of the processing object: the run (only while SGOOL is on), and what an XYZ plot sets."""
+
+
+class SgoolScript(scripts.Script):
+    def title(self) -> str:
+        return "SGOOL"
+
+    def show(self, is_img2img: bool) -> Any:
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img: bool) -> list[Any]:
+        from sgool.webui import controls
+
+        made = controls.build("img2img" if is_img2img else "txt2img")
+        self.infotext_fields = made.infotext_fields
+        return made.inputs
+
+    def process(self, p: Any, *args: Any) -> None:
+        """Check what is asked for; anything that an earlier generation left on p goes."""
+        vars(p).pop(_RUN, None)
+        if getattr(p, "_ad_inner", False):  # After Detailer's own pass over a face: the image has had its turn
+            return
+        try:
+            values = parse(args, getattr(p, OVERRIDES, None))
+        except SgoolError as error:
+            sentence = f"SGOOL is not used: {error}"
+            p.comment(sentence)
+            p.extra_generation_params["SGOOL note"] = sentence
+            print(sentence, file=sys.stderr)
+            return
+        if values is None:
+            return
+        from sgool.webui import infotext
+        from sgool.webui.run import Run
+
+        if self.is_img2img:
+            values["start"] = "image"
+        run = Run(values)
+        setattr(p, _RUN, run)
+        infotext.write(p, run)
+
+    def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep the seed's noise. With hires fix this sampler's result is where SGOOL comes in."""
+        run = _run(p)
+        if run is None or getattr(p, "is_hr_pass", False):
+            return
+        run.noise = kwargs["noise"].detach().clone()
+        if getattr(p, "enable_hr", False):
+            _improve_after(p, run)
+
+    def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
+        run = _run(p)
+        if run is None or getattr(p, "enable_hr", False) or getattr(ps.samples, "already_decoded", False):
+            return
+        from sgool.webui.run import improve
+
+        ps.samples = improve(p, run, ps.samples)
+
+    def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
+        run = _run(p)
+        if run is None:
+            return
+        from sgool.webui import gallery, infotext
+
+        gallery.show(p, processed, run, self.tabname)
+        infotext.settle(p, run)
+        vars(p).pop(_RUN, None)
+
+
+def _run(p: Any) -> Any:
+    return vars(p).get(_RUN)
+
+
+def _improve_after(p: Any, run: Any) -> None:
+    """Hires fix goes on right after the first pass, and this sampler object serves the first pass alone."""
+    from sgool.webui.run import improve
+
+    sample = p.sampler.sample
+
+    def sample_and_improve(*args: Any, **kwargs: Any) -> Any:
+        return improve(p, run, sample(*args, **kwargs))
+
+    p.sampler.sample = sample_and_improve
