@@ -80,7 +80,7 @@ set as text, never as HTML. The divider is a range input, so that mouse, touch a
     };
 
     View.prototype.address = function(kind) {
-        return `./sgool/v1/last/${Number(this.run.id)}/${this.index}/${kind}.png`;
+        return `./sgool/v1/last/${this.tab}/${Number(this.run.id)}/${this.index}/${kind}.png`;
     };
 
     View.prototype.show = function(run) {
@@ -99,7 +99,7 @@ set as text, never as HTML. The divider is a range input, so that mouse, touch a
         const image = images[this.index];
         const looks = image.saliency && this.looks.getAttribute("aria-pressed") === "true";
         this.before.src = this.address(looks ? "saliency" : "before");
-        this.before.alt = looks ? "Where people look in the image before SGOOL" : "The image before SGOOL";
+        this.before.alt = looks ? "Where people look in the image after SGOOL" : "The image before SGOOL";
         this.left.textContent = looks ? "Where people look" : "Before";
         this.after.src = this.address("after");
         this.after.alt = "The image after SGOOL";

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,8 @@ PROMPT = "a car and a small frog on a busy red background"
 
 BASE: dict[str, Any] = {
     "prompt": PROMPT,
-    "seed": 7,
-    "steps": 6,
+    "seed": 8,
+    "steps": 5,
     "cfg_scale": 4.0,
     "width": 128,
     "height": 128,
@@ -21,8 +23,18 @@ BASE: dict[str, Any] = {
     "scheduler": "Automatic",
 }
 
-# Few and cheap, but everything runs: an update is rendered, regions are found.
-SGOOL: dict[str, Any] = {"enabled": True, "iterations": 2, "steps": 5, "cutouts": 2}
+# Few and cheap, but everything runs: updates are rendered, regions are found. No weights but the embedded ones.
+SGOOL: dict[str, Any] = {
+    "enabled": True,
+    "iterations": 2,
+    "steps": 4,
+    "cutouts": 2,
+    "learning_rate": 0.3,
+    "warmup": 0,
+    "saliency": "spectral",
+    "clip_model": "embedded",
+    "selector_model": "embedded",
+}
 
 
 def picture() -> Image.Image:
@@ -66,3 +78,41 @@ def make(server: WebUI, payload: dict[str, Any], sgool: dict[str, Any] | list[An
 def difference(one: Image.Image, other: Image.Image) -> np.ndarray:
     """Of two images, pixel by pixel: [H, W], the largest difference of a channel, 0 to 255."""
     return np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max(-1)
+
+
+def differ(one: Pictures, other: Pictures) -> bool:
+    """Whether a pixel of the first images differs; their infotext may."""
+    return bool(difference(one.image(), other.image()).any())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the infotext of an image says of its run with SGOOL. score 0 and iterations -1: nothing."""
+
+    before: float
+    after: float
+    regions: int
+    iterations: int
+    version: str
+    note: str
+
+    @property
+    def better(self) -> bool:
+        return self.after > self.before
+
+
+def outcome(pictures: Pictures, index: int = 0) -> Outcome:
+    text = pictures.texts[index]
+
+    def read(key: str, missing: str) -> str:
+        found = re.search(rf'SGOOL {key}: ("(?:[^"\\\\]|\\\\.)*"|[^,]*)', text)
+        return found[1].strip('"') if found else missing
+
+    return Outcome(
+        float(read("score before", "0")),
+        float(read("score after", "0")),
+        int(read("regions found", "0")),
+        int(read("iterations done", "-1")),
+        read("version", ""),
+        read("note", ""),
+    )

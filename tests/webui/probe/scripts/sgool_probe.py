@@ -1,63 +1,130 @@
-"""A test's window into a running WebUI: what SGOOL must leave as it found it. Linked only by the tests."""
+"""A test's window into a running WebUI: what SGOOL must leave as it found it, and faults on demand.
+
+Linked as an extension by the tests only.
+"""
 
 from __future__ import annotations
 
 import gc
 import hashlib
+import inspect
+from typing import Any
 
 import torch
-from modules import script_callbacks, scripts, sd_hijack, shared
+from modules import processing, script_callbacks, scripts, sd_hijack, shared
 
 
-def _digest(state: torch.Tensor) -> str:
-    return hashlib.sha256(state.numpy().tobytes()).hexdigest()[:16]
-
-
-def state() -> dict[str, object]:
+def state() -> dict[str, Any]:
+    """What must be the same before and after a run with SGOOL."""
     model = shared.sd_model
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
-    modules = list(model.modules())
     return {
         "trainable": sum(parameter.requires_grad for parameter in model.parameters()),
-        "graphs": sum(tensor.grad_fn is not None for tensor in tensors),
         "gradients": sum(parameter.grad is not None for parameter in model.parameters()),
-        # A method that is patched on an object lies in its __dict__.
+        "graphs": sum(tensor.grad_fn is not None for tensor in tensors),
+        "training": sum(module.training for module in model.modules()),
+        # What is patched on an object lies in its __dict__.
         "patched": sorted(
             f"{type(module).__name__}.{name}"
-            for module in modules
+            for module in model.modules()
             for name, value in vars(module).items()
-            if callable(value) and not isinstance(value, (type, torch.nn.Module, torch.nn.Parameter))
+            if inspect.isroutine(value)
         ),
-        "training_mode": sum(module.training for module in modules),
-        "rng": _digest(torch.get_rng_state()),
+        "rng": hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest(),
         "grad_enabled": torch.is_grad_enabled(),
         "threads": torch.get_num_threads(),
-        "optimizer": str(sd_hijack.model_hijack.optimization_method),
-        "job": [shared.state.job, shared.state.job_count, shared.state.sampling_steps, shared.state.textinfo],
-        "flags": [shared.state.interrupted, shared.state.skipped, shared.state.stopping_generation],
-        "preview_graph": getattr(shared.state.current_latent, "grad_fn", None) is not None,
-        "tensors": len(tensors),
+        "attention": str(sd_hijack.model_hijack.optimization_method),
+        "state": [shared.state.job, shared.state.job_count, shared.state.textinfo],
     }
 
 
-def signatures() -> dict[str, str]:
-    """Filled by tests of the fake `modules` package; see test_fake.py."""
+class Fault:
+    """What goes wrong in the network while gradients are recorded: after so many calls, so many times."""
+
+    def __init__(self, kind: str = "", after: int = 0, times: int = 0) -> None:
+        self.kind, self.after, self.times, self.calls = kind, after, times, 0
+
+
+fault = Fault()
+
+
+def arm(body: dict[str, Any]) -> dict[str, Any]:
+    """Ask for a fault; {} takes it back."""
+    global fault
+    fault = Fault(**body)
+    network = shared.sd_model.model.diffusion_model
+    if not hasattr(network, "sgool_probe"):
+        network.sgool_probe = network.register_forward_hook(_fail)
     return {}
 
 
-def _add(_demo: object, app: object) -> None:
-    app.add_api_route("/sgool-probe/state", state, methods=["GET"])  # type: ignore[attr-defined]
+def _fail(network: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+    if not fault.kind or not torch.is_grad_enabled():
+        return None
+    fault.calls += 1
+    if fault.calls <= fault.after or fault.times <= 0:
+        return None
+    fault.times -= 1
+    if fault.kind == "memory":
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (a test)")
+    if fault.kind == "error":
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (a test)")
+    return output * float("nan")
+
+
+def last() -> list[dict[str, Any]]:
+    """Of the images of the last run in txt2img: what the infotext does not say."""
+    from sgool.webui import gallery
+
+    return [{"before": each.score_before, "scores": each.scores} for each in gallery.last["txt2img"].outcomes]
+
+
+def _add(_demo: Any, app: Any) -> None:
+    app.add_api_route("/sgool-probe/state", state, methods=["GET"])
+    app.add_api_route("/sgool-probe/last", last, methods=["GET"])
+    app.add_api_route("/sgool-probe/arm", arm, methods=["POST"])
 
 
 script_callbacks.on_app_started(_add)
 
+arm.__annotations__ = {"body": dict, "return": dict}  # FastAPI reads them, and postponed ones it does not find here
+
 
 class Probe(scripts.Script):
-    """Damages the run when a test asks for it, by name, in the first argument."""
+    """With "inner" as its argument it paints the image anew as After Detailer does: in a run of its own."""
 
     def title(self) -> str:
         return "SGOOL probe"
 
     def show(self, is_img2img: bool) -> object:
         return scripts.AlwaysVisible
+
+    def ui(self, is_img2img: bool) -> list[Any]:
+        import gradio as gr
+
+        return [gr.Textbox(value="", label="SGOOL probe", visible=False)]
+
+    def postprocess_image(self, p: Any, pp: Any, what: str) -> None:
+        if what != "inner" or getattr(p, "_ad_inner", False):
+            return
+        inner = processing.StableDiffusionProcessingImg2Img(
+            sd_model=p.sd_model,
+            outpath_samples=p.outpath_samples,
+            init_images=[pp.image],
+            denoising_strength=0.3,
+            prompt=p.prompt,
+            negative_prompt=p.negative_prompt,
+            seed=p.seed,
+            steps=p.steps,
+            cfg_scale=p.cfg_scale,
+            width=p.width,
+            height=p.height,
+            sampler_name=p.sampler_name,
+            do_not_save_samples=True,
+            do_not_save_grid=True,
+        )
+        inner._ad_inner = True
+        inner.scripts = p.scripts
+        inner.script_args = p.script_args
+        pp.image = processing.process_images(inner).images[0]

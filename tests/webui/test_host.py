@@ -1,0 +1,189 @@
+"""All that the WebUI can do to a picture on a CPU, done together with SGOOL."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from payloads import BASE, SGOOL, difference, make, outcome
+from safetensors.torch import save_file
+
+from sgool.settings import SETTINGS
+
+SAMPLERS = [
+    "Euler a",
+    "DPM++ 2M",
+    "DPM++ SDE",
+    "DPM++ 2M SDE",
+    "DPM++ 3M SDE",
+    "Heun",
+    "LMS",
+    "DPM2 a",
+    "UniPC",
+    "PLMS",
+    "LCM",
+]
+
+PROMPTS = {
+    "AND": "a car on a red background AND a small frog :0.7",
+    "schedule": "a [car:small frog:0.5] on a busy red background",
+    "alternation": "a [car|frog] on a red background",
+    "emphasis": "a (car:1.3) and a [small] frog on a (((busy))) red background",
+    "BREAK": "a car BREAK on a red background",
+}
+
+ATTENTION = [
+    "sdp - scaled dot product",
+    "sdp-no-mem - scaled dot product without memory efficient attention",
+    "sub-quadratic - memory efficient attention",
+    "InvokeAI",
+    "Doggettx",
+    "V1 - original v1",
+    "None",
+]
+
+
+def ran(answer, index=0):
+    """A run that came to an end: all its iterations, and a score that is not worse."""
+    found = outcome(answer, index)
+    return found.iterations == SGOOL["iterations"] and found.after >= found.before
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_kind_of_sampler(webui, name):
+    """Ancestral and stochastic ones, too."""
+    assert ran(make(webui, {**BASE, "sampler_name": name}, SGOOL))
+
+
+@pytest.mark.parametrize("name", ["DDIM", "Euler a", "DPM++ SDE"])
+def test_from_the_image_the_run_begins_with_that_image(webui, name):
+    """Whatever sampler made it, it is carried back exactly: the first image of the run has its score."""
+    make(webui, {**BASE, "sampler_name": name}, {**SGOOL, "start": "image"})
+    (run,) = webui.get("/sgool-probe/last")
+    assert run["scores"][0] == pytest.approx(run["before"], abs=1e-4)
+    assert run["scores"][1] != run["scores"][0]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+def test_prompt_syntax(webui, prompt):
+    assert ran(make(webui, {**BASE, "prompt": prompt, "negative_prompt": "a (dog:1.2), [blue:green:0.4]"}, SGOOL))
+
+
+@pytest.fixture
+def restored_options(webui):
+    before = webui.get("/sdapi/v1/options")
+    yield
+    after = webui.get("/sdapi/v1/options")
+    webui.options(**{name: value for name, value in before.items() if after.get(name) != value})
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_every_attention_of_the_cpu(webui, restored_options, name):
+    webui.options(cross_attention_optimization=name)
+    assert webui.get("/sgool-probe/state")["attention"].split()[0].lower() in name.lower() or name == "None"
+    assert ran(make(webui, BASE, SGOOL))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"token_merging_ratio": 0.5},
+        {"hypertile_enable_unet": True, "hypertile_max_depth_unet": 3, "hypertile_swap_size_unet": 2},
+        {"CLIP_stop_at_last_layers": 2},
+        {"s_min_uncond": 0.5},
+        {"randn_source": "NV"},
+        {"eta_noise_seed_delta": 31337},
+        {"show_progress_type": "Approx cheap"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_of_the_webui(webui, restored_options, options):
+    webui.options(**options)
+    assert ran(make(webui, BASE, SGOOL))
+
+
+@pytest.mark.parametrize("memory", SETTINGS["memory"].choices)
+def test_memory_choices_change_the_memory_only(webui, memory):
+    answer = make(webui, BASE, {**SGOOL, "memory": memory})
+    reference = make(webui, BASE, {**SGOOL, "memory": "fast"})
+    assert ran(answer)
+    assert difference(answer.image(), reference.image()).mean() < 1
+
+
+@pytest.mark.parametrize("sampler", SETTINGS["sampler"].choices)
+@pytest.mark.parametrize("start", ["image", "noise"])
+def test_our_samplers(webui, sampler, start):
+    assert ran(make(webui, BASE, {**SGOOL, "sampler": sampler, "start": start}))
+
+
+@pytest.mark.parametrize("size", [(192, 128), (128, 256)])
+def test_other_sizes(webui, size):
+    width, height = size
+    answer = make(webui, {**BASE, "width": width, "height": height}, SGOOL)
+    assert ran(answer)
+    assert answer.image().size == size
+
+
+@pytest.fixture(scope="module")
+def lora(webui):
+    """A LoRA file of random weights for one attention of the network, in kohya's key names."""
+    checkpoint = webui.home / "models" / "Stable-diffusion" / "sgool-tiny.safetensors"
+    from safetensors import safe_open
+
+    with safe_open(checkpoint, "pt") as weights:
+        keys = [key for key in weights.keys() if key.endswith("attn1.to_q.weight")]  # noqa: SIM118
+        block = next(key for key in keys if "input_blocks" in key)
+        out, inner = weights.get_slice(block).get_shape()
+    name = "lora_unet_" + block.removeprefix("model.diffusion_model.").removesuffix(".weight").replace(".", "_")
+    folder = webui.home / "models" / "Lora"
+    folder.mkdir(exist_ok=True)
+    generator = torch.Generator().manual_seed(0)
+    save_file(
+        {
+            f"{name}.lora_down.weight": torch.randn(4, inner, generator=generator),
+            f"{name}.lora_up.weight": torch.randn(out, 4, generator=generator),
+            f"{name}.alpha": torch.tensor(4.0),
+        },
+        folder / "random.safetensors",
+    )
+    webui.post("/sdapi/v1/refresh-loras", {})
+    return "random"
+
+
+def test_lora_counts_as_in_the_first_pass(webui, lora):
+    prompt = f"{BASE['prompt']} <lora:{lora}:0.5>"
+    plain, without = make(webui, {**BASE, "prompt": prompt}), make(webui, BASE)
+    assert plain.encoded != without.encoded
+    assert ran(make(webui, {**BASE, "prompt": prompt}, SGOOL))
+
+
+def test_textual_inversion(webui):
+    width = 768
+    for line in (webui.home / "models" / "Stable-diffusion" / "sgool-tiny" / "tokenizer" / "config.json").open():
+        if '"hidden_size"' in line:
+            width = int(line.split(":")[1].strip(" ,\n"))
+    folder = webui.home / "embeddings"
+    folder.mkdir(exist_ok=True)
+    save_file(
+        {"emb_params": 0.02 * torch.randn(2, width, generator=torch.Generator().manual_seed(0))},
+        folder / "sgoolish.safetensors",
+    )
+    webui.post("/sdapi/v1/refresh-embeddings", {})
+    assert "sgoolish" in webui.get("/sdapi/v1/embeddings")["loaded"]
+    assert ran(make(webui, {**BASE, "prompt": "a sgoolish frog on a red background"}, SGOOL))
+
+
+def test_second_prompt_for_the_regions(webui):
+    one = make(webui, BASE, {**SGOOL, "iterations": 3})
+    two = make(webui, BASE, {**SGOOL, "iterations": 3, "region_prompt": "a car [SEP] a small frog"})
+    assert "Region" in two.texts[0] or "region" in two.texts[0]
+    assert np.any(difference(one.image(), two.image())) or outcome(one).after == outcome(one).before
+
+
+def test_inside_after_detailers_passes_it_stays_off(webui):
+    """One generation with an inner run, all scripts on: SGOOL runs once."""
+    scripts = {"SGOOL": {"args": [SGOOL]}, "SGOOL probe": {"args": ["inner"]}}
+    lines = len(webui.output())
+    answer = make(webui, {**BASE, "alwayson_scripts": scripts})
+    assert ran(answer)
+    assert webui.output()[lines:].count("SGOOL: score") == 1
