@@ -51,4 +51,4 @@ def _check(values: Mapping[str, Any]) -> None:
             raise SgoolError(f"{model}: open_clip has no model {name!r}.")
         known = open_clip.list_pretrained_tags_by_model(name)
         if values[tag] not in known:
-            raise SgoolError(f"{tag}: {name} has no weights {values[tag]!r}; known are {', '.join(known)}.")
+            raise SgoolError(f"{tag}: {name} has no weights {values[tag]!r}; some that it has: {', '.join(known[:5])}.")

@@ -22,7 +22,7 @@ def reason(p: Any) -> str | None:
         return "SGOOL needs gradients, which a replaced UNet (TensorRT and the like) has not; set SD Unet to None."
     if shared.cmd_opts.lowvram and torch.device(devices.device).type != "cpu":
         return (
-            "SGOOL does not work with --lowvram on a GPU, which takes away weights that gradients need; use --medvram."
+            "SGOOL does not work with --lowvram on a GPU: it takes weights away that gradients need; use --medvram."
         )
     if getattr(p, "refiner_checkpoint_info", None) is not None:
         return "SGOOL does not work with a refiner, which is another model than the one that began the image."

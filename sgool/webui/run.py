@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from modules import devices, errors
+from modules import devices, errors, shared
 from torch import Tensor
 
 from sgool.checkpointing import MEMORY
@@ -114,7 +114,8 @@ def _attempt(
             on_image=shown.image,
             on_step=shown.step,
         )
-        progress_skipped()
+        if shared.state.skipped:  # Skip gives the original, Interrupt the best so far
+            raise Stop
         if result.error is not None:
             raise result.error
         better = result.best.score > score
@@ -122,16 +123,8 @@ def _attempt(
         run.outcomes[number] = outcome
         print(f"SGOOL: {label}score {score:.3f} -> {outcome.score_after:.3f} in {outcome.iterations} iterations")
         if result.ended:
-            _tell(p, run, [], f"SGOOL: {result.ended}")
+            _tell(p, run, [number], f"SGOOL: {result.ended}")
         return host.blend(result.best.latent).detach() if better else None
-
-
-def progress_skipped() -> None:
-    """Skip gives the original, Interrupt the best so far."""
-    from modules import shared
-
-    if shared.state.skipped:
-        raise Stop
 
 
 def _outcome(
