@@ -19,6 +19,7 @@ DEFAULTS = {
     "saliency": "spectral",
     "clip_model": "embedded",
     "selector_model": "embedded",
+    "memory": "fast",
 }
 """What the embedded model is run with where the general defaults (sgool.settings) are meant for larger ones."""
 

@@ -17,11 +17,9 @@ OBJECTS = {
     "panda": "1f43c",
     "pizza": "1f355",
     "frog": "1f438",
-    "pumpkin": "1f383",
     "strawberry": "1f353",
     "penguin": "1f427",
     "sunflower": "1f33b",
-    "donut": "1f369",
     "car": "1f697",
     "whale": "1f433",
 }
@@ -37,9 +35,9 @@ COLOURS = {
 }
 """Word in the caption -> mean RGB of the background."""
 
-SMALL = (0.2, 0.28)
-ALONE = (0.5, 0.65, 0.8)
-PAIRED = (0.38, 0.46)
+SMALL = (0.2, 0.25)
+ALONE = (0.5, 0.75)
+PAIRED = (0.42,)
 """Widths of a subject as a share of the picture's: called small, alone, and one of two."""
 
 GRID = 16
