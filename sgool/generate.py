@@ -88,7 +88,7 @@ def generate(
     method = values["method"]
     network = backend.network(prompt, negative_prompt, values["guidance_scale"])
     schedule = make_schedule(backend.alphas_cumprod, values["steps"])
-    sampler = get_sampler(AUTO[values["start"]] if values["sampler"] == "auto" else values["sampler"])
+    sampler = get_sampler(sampler_name(values))
     generator = torch.Generator().manual_seed(seed)
     if init_latent is None:
         trajectory = Trajectory(sampler, schedule, network)
@@ -129,6 +129,11 @@ def generate(
         on_image=on_image,
         on_step=on_step,
     )
+
+
+def sampler_name(values: Mapping[str, Any]) -> str:
+    """The sampler that the settings ask for, "auto" resolved."""
+    return AUTO[values["start"]] if values["sampler"] == "auto" else values["sampler"]
 
 
 def region_finder(values: Mapping[str, Any]) -> Callable[[Tensor], Sequence[Region]]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from sgool import report, tiny
 from sgool.backends.diffusers import load_backend
 from sgool.errors import SgoolError
-from sgool.generate import generate, load_guides
+from sgool.generate import generate, load_guides, sampler_name
 from sgool.optimize import Result, Snapshot
 from sgool.settings import settings
 from sgool.weights import default_models_dir
@@ -119,6 +119,7 @@ def write(job: Job, values: Mapping[str, Any], result: Result, device: torch.dev
         "seed": job.seed,
         "model": job.model,
         **values,
+        "sampler": sampler_name(values),
         "iterations_done": len(result.losses) - 1,
         "best_iteration": best.iteration,
         "score_before": first.score,
