@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +13,8 @@ from sgool import tiny
 from sgool.backends.diffusers import DiffusersBackend, load_backend
 from sgool.generate import Guides, load_guides
 from sgool.settings import settings
+
+sys.path.insert(0, str(Path(__file__).parent / "fake_webui"))  # where `modules`, gradio and k_diffusion come from
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,3 +31,54 @@ def backend() -> DiffusersBackend:
 @pytest.fixture(scope="session")
 def guides() -> Guides:
     return load_guides(settings(tiny.DEFAULTS), Path("unused"))
+
+
+@pytest.fixture
+def webui(backend: DiffusersBackend) -> Iterator[SimpleNamespace]:
+    """The fake WebUI, fresh, with the embedded model loaded: its modules by name, and `make` to generate."""
+    from fake_webui.model import Checkpoint
+    from modules import errors, images, processing, script_callbacks, scripts, shared
+
+    from sgool.webui import gallery
+    from sgool.webui.script import SgoolScript
+
+    shared.opts, shared.state = type(shared.opts)(), type(shared.state)()
+    shared.sd_model = Checkpoint(backend)
+    images.saved.clear()
+    errors.reported.clear()
+    gallery.last.clear()
+
+    def make(
+        *args: Any,
+        kind: str = "Txt2Img",
+        prompt: str = "a red car",
+        first: Sequence[Any] = (),
+        last: Sequence[Any] = (),
+        **options: Any,
+    ) -> Any:
+        """(processing object, Processed) of a generation, with `args` for SGOOL; {} stands for small settings.
+
+        first, last: other scripts, called before and after it.
+        """
+        p = getattr(processing, f"StableDiffusionProcessing{kind}")(prompt)
+        for name, value in options.items():
+            setattr(p, name, value)
+        script = SgoolScript()
+        script.is_img2img, script.tabname = kind == "Img2Img", kind.lower()
+        p.script_args = ({**SMALL, **args[0]},) if args and isinstance(args[0], dict) else args
+        p.scripts = scripts.ScriptRunner([*first, *([script] if args else []), *last])
+        return p, processing.process_images(p)
+
+    names = dict(errors=errors, images=images, processing=processing, callbacks=script_callbacks, scripts=scripts)
+    yield SimpleNamespace(make=make, shared=shared, **names)
+
+
+SMALL = {
+    "iterations": 1,
+    "steps": 4,
+    "cutouts": 1,
+    "saliency": "spectral",
+    "clip_model": "embedded",
+    "selector_model": "embedded",
+}
+"""What the fake WebUI's tests run with where they say nothing else."""

@@ -1,0 +1,59 @@
+"""Controls that remember what they were made with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+made: list[Block] = []
+
+
+class Block:
+    def __init__(self, value: Any = None, **options: Any) -> None:
+        self.value = value
+        self.label = options.get("label")
+        self.elem_id = options.get("elem_id")
+        self.options = options
+        self.clicked: dict[str, Any] = {}
+        made.append(self)
+
+    def __enter__(self) -> Block:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+    def click(self, fn: Any, **wiring: Any) -> None:
+        self.clicked = {"fn": fn, **wiring}
+
+
+class Checkbox(Block): ...
+
+
+class Slider(Block): ...
+
+
+class Radio(Block): ...
+
+
+class Dropdown(Block): ...
+
+
+class Textbox(Block): ...
+
+
+class Button(Block): ...
+
+
+class HTML(Block): ...
+
+
+class Markdown(Block): ...
+
+
+class Row(Block): ...
+
+
+class Group(Block): ...
+
+
+class Accordion(Block): ...

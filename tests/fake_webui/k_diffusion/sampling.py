@@ -1,0 +1,3 @@
+import torch
+
+__all__ = ["torch"]

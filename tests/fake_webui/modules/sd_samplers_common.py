@@ -1,0 +1,13 @@
+from modules import shared
+
+
+class InterruptedException(BaseException):
+    pass
+
+
+def store_latent(decoded):
+    shared.state.current_latent = decoded
+
+
+def setup_img2img_steps(p, steps=None):
+    return p.steps, int(min(p.denoising_strength, 0.999) * p.steps)

@@ -1,0 +1,60 @@
+"""Options, state and the loaded model."""
+
+from types import SimpleNamespace
+
+sd_model = None
+cmd_opts = SimpleNamespace(lowvram=False)
+
+
+class OptionInfo:
+    def __init__(self, default=None, label="", component=None, component_args=None, onchange=None, section=None):
+        self.default, self.label, self.component, self.section = default, label, component, section
+
+
+class Options:
+    def __init__(self):
+        vars(self)["data"] = {
+            "live_previews_enable": True,
+            "show_progress_every_n_steps": 1,
+            "skip_early_cond": 0.0,
+            "s_min_uncond_all": False,
+            "samples_format": "png",
+            "enable_pnginfo": True,
+            "img2img_fix_steps": False,
+        }
+        vars(self)["data_labels"] = {}
+
+    def __getattr__(self, item):
+        if item in self.data:
+            return self.data[item]
+        if item in self.data_labels:
+            return self.data_labels[item].default
+        raise AttributeError(item)
+
+    def add_option(self, key, info):
+        self.data_labels[key] = info
+
+
+class State:
+    skipped = False
+    interrupted = False
+    job = ""
+    job_no = 0
+    job_count = 0
+    sampling_step = 0
+    sampling_steps = 0
+    current_latent = None
+    current_image = None
+    current_image_sampling_step = 0
+    textinfo = None
+
+    def assign_current_image(self, image):
+        self.current_image = image
+
+    def nextjob(self):
+        self.job_no += 1
+        self.sampling_step = 0
+
+
+opts = Options()
+state = State()

@@ -1,0 +1,251 @@
+"""What the user meets: controls, infotext, options, gallery, plot axes, routes and the installer."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import gradio
+import pytest
+import torch
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from modules import script_callbacks, scripts, shared
+
+from sgool import __version__
+from sgool.settings import PRESET_FIELDS, PRESETS, SETTINGS, settings
+from sgool.webui import api, controls, infotext, options, register, xyz
+from sgool.webui.arguments import WEBUI_SETTINGS, parse
+from sgool.webui.script import SgoolScript
+
+ROOT = Path(__file__).parents[1]
+OTHER = {
+    **{name: setting.choices[0] for name, setting in WEBUI_SETTINGS.items() if setting.choices},
+    **{"iterations": 7, "steps": 9, "strength": 0.7, "candidates": 2, "saliency_weight": 0.35, "max_regions": 2},
+    **{"threshold": 0.4, "min_size": 0.3, "padding": 0.1, "refresh": 2, "cutouts": 3, "learning_rate": 0.25},
+    **{"warmup": 1, "regularisation": 0.5, "patience": 5, "region_prompt": 'a "red" car, big: [SEP] sea'},
+    **{"clip_model": "RN50", "clip_tag": "openai", "selector_model": "RN101", "selector_tag": "openai"},
+    **{
+        "method": "doodl",
+        "sampler": "edict",
+        "start": "image",
+        "rule": "adam",
+        "memory": "low",
+        "saliency": "spectral",
+    },
+}
+"""No parameter at its default."""
+
+
+def test_every_parameter_has_a_control_with_name_tooltip_and_default(webui):
+    inputs = SgoolScript().ui(False)
+    gradio.made.clear()
+    again = SgoolScript().ui(True)
+    assert [type(x) for x in again] == [type(x) for x in inputs]
+    assert len(inputs) == 1 + len(WEBUI_SETTINGS)
+    assert inputs[0].value is False and inputs[0].elem_id == "sgool_txt2img"
+    for control, (name, setting) in zip(again[1:], WEBUI_SETTINGS.items(), strict=True):
+        assert control.elem_id == f"sgool_img2img_{name}"
+        assert control.label == setting.label and control.value == setting.default
+        assert control.options["tooltip"] == setting.help
+        for bound in {"minimum", "maximum"} & set(control.options):
+            setting.check(name, control.options[bound])
+    ids = [block.elem_id for block in gradio.made if block.elem_id]
+    assert len(ids) == len(set(ids))
+    assert parse([True, *(control.value for control in inputs[1:])]) == settings()
+
+
+def test_few_controls_at_first_sight():
+    assert len(controls.FIRST) <= 5
+    folded = [name for names in controls.FOLDED.values() for name in names]
+    assert sorted([*controls.FIRST, *folded]) == sorted(WEBUI_SETTINGS)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_presets_button_sets_what_the_api_sets(webui, preset):
+    gradio.made.clear()
+    SgoolScript().ui(False)
+    (button,) = [b for b in gradio.made if b.elem_id == f"sgool_txt2img_preset_{preset.lower()}"]
+    labels = [control.label for control in button.clicked["outputs"]]
+    assert labels == [SETTINGS[name].label for name in PRESET_FIELDS]
+    values = dict(zip(PRESET_FIELDS, button.clicked["fn"](), strict=True))
+    assert settings(values) == parse(({"preset": preset},))
+
+
+def test_infotext_brings_every_control_back():
+    assert set(OTHER) == set(WEBUI_SETTINGS)
+    assert all(OTHER[name] != setting.default for name, setting in WEBUI_SETTINGS.items())
+    p = SimpleNamespace(extra_generation_params={})
+    infotext.write(p, SimpleNamespace(values=settings(OTHER), outcomes={}, notes={}))
+    written = {key: str(value) for key, value in p.extra_generation_params.items() if not callable(value)}
+    assert written["SGOOL version"] == __version__
+    assert infotext.paste_enabled(written) is True
+    assert {name: infotext.paste(name)(written) for name in WEBUI_SETTINGS} == OTHER
+
+
+def test_infotext_names_only_what_differs_and_the_rest_comes_back_to_its_default():
+    p = SimpleNamespace(extra_generation_params={})
+    infotext.write(p, SimpleNamespace(values=settings({"steps": 9}), outcomes={}, notes={}))
+    written = {key: str(value) for key, value in p.extra_generation_params.items() if not callable(value)}
+    assert written == {"SGOOL steps": "9", "SGOOL version": __version__}
+    assert {name: infotext.paste(name)(written) for name in WEBUI_SETTINGS} == {
+        name: 9 if name == "steps" else setting.default for name, setting in WEBUI_SETTINGS.items()
+    }
+
+
+def test_an_infotext_without_sgool_unticks_it_and_leaves_the_controls():
+    assert infotext.paste_enabled({"Steps": "20"}) is False
+    assert all(infotext.paste(name)({"Steps": "20"}) is None for name in WEBUI_SETTINGS)
+
+
+def test_infotext_keys_are_such_as_the_webui_reads():
+    keys = [infotext.key(name) for name in WEBUI_SETTINGS]
+    assert len(set(keys)) == len(keys)
+    assert all(re.fullmatch(r"\w[\w \-/]+", key) for key in (*keys, "SGOOL score before", infotext.VERSION))
+
+
+def test_pictures_come_and_are_saved_where_the_settings_say(webui):
+    options.add()
+    assert all(shared.opts.data_labels[name].default is False for name in shared.opts.data_labels)
+    _, plain = webui.make({"steps": 2})
+    assert len(plain.images) == 1 and not webui.images.saved
+    for name in shared.opts.data_labels:
+        shared.opts.data[name] = True
+    _, processed = webui.make({"steps": 2}, batch_size=2)
+    assert len(processed.images) == 2 + 2 * 3 == len(processed.infotexts)
+    suffixes = [suffix for suffix, _, _ in webui.images.saved]
+    assert suffixes == ["-sgool-before", "-sgool-saliency", "-sgool-loss"] * 2
+    assert webui.images.saved[0][1].size == (128, 128)
+    assert [info["Seed"] for _, _, info in webui.images.saved] == ["1"] * 3 + ["2"] * 3
+
+
+@pytest.fixture
+def client() -> TestClient:
+    app = FastAPI()
+    api.add_routes(None, app)
+    return TestClient(app)
+
+
+def test_the_schema_describes_what_is_taken(client):
+    schema = client.get("/sgool/v1/schema").json()
+    assert schema["positional"] == ["enabled", *WEBUI_SETTINGS]
+    defaults = {name: entry["default"] for name, entry in schema["properties"].items() if "default" in entry}
+    assert parse((defaults,)) == settings()
+    for name, entry in schema["properties"].items():
+        for bound in ("minimum", "maximum"):
+            if bound in entry and name != "strength":
+                parse(({name: entry[bound]},))
+        assert entry["type"] in ("boolean", "integer", "number", "string")
+
+
+def test_version_and_detectors(client):
+    assert client.get("/sgool/v1/version").json() == {"version": __version__}
+    assert "spectral" in [each["name"] for each in client.get("/sgool/v1/detectors").json()]
+
+
+def test_the_last_run_can_be_seen(client, webui):
+    assert client.get("/sgool/v1/last").json() == {"id": 0, "tab": "txt2img", "images": []}
+    _, processed = webui.make({"steps": 2}, prompt="<b>a car</b>", seed=6)
+    last = client.get("/sgool/v1/last?tab=txt2img").json()
+    (image,) = last["images"]
+    assert image["seed"] == 6 and image["prompt"] == "<b>a car</b>" and image["message"] == ""
+    assert f"{image['score_after']:.4f}" == processed.infotexts[0]["SGOOL score after"]
+    for name in ("before", "after", "saliency", "loss"):
+        answer = client.get(image[name])
+        assert answer.headers["content-type"] == "image/png" and answer.content.startswith(b"\x89PNG")
+    for wrong in (
+        "/sgool/v1/last/txt2img/0/0/after.png",
+        image["after"].replace("/0/", "/5/"),
+        "/sgool/v1/last/x/1/0/y.png",
+    ):
+        assert client.get(wrong).status_code == 404
+    assert client.get("/sgool/v1/last?tab=img2img").json()["id"] == 0
+
+
+def test_who_has_not_signed_in_sees_nothing():
+    app = FastAPI()
+    app.auth, app.tokens = {"me": "secret"}, {"right": "me"}  # type: ignore[attr-defined]
+    api.add_routes(None, app)
+    client = TestClient(app)
+    assert client.get("/sgool/v1/last").status_code == 401
+    for token, status in (("wrong", 401), ("right", 200)):
+        client.cookies.set("access-token", token)
+        assert client.get("/sgool/v1/last").status_code == status
+
+
+def test_plot_axes_are_added_once_and_set_what_they_say(monkeypatch):
+    class AxisOption:
+        def __init__(self, label, type, apply, choices=None):
+            self.label, self.type, self.apply, self.choices = label, type, apply, choices
+
+    grid = SimpleNamespace(axis_options=[], AxisOption=AxisOption)
+    script_class = type("Script", (), {"__module__": "xyz_grid.py"})
+    monkeypatch.setattr(scripts, "scripts_data", [SimpleNamespace(script_class=script_class, module=grid)])
+    xyz.add_axes()
+    xyz.add_axes()
+    assert len(grid.axis_options) == 1 + len(WEBUI_SETTINGS)
+    p = SimpleNamespace()
+    for option in grid.axis_options:
+        value = option.choices()[-1] if option.choices else option.type(OTHER[_name(option.label)])
+        option.apply(p, value, [value])
+    assert parse((False,), p.sgool_overrides) is not None
+    before = p.sgool_overrides
+    grid.axis_options[0].apply(p, "False", [])
+    assert parse((True,), p.sgool_overrides) is None and before["enabled"] is True
+
+
+def _name(label: str) -> str:
+    return next(name for name, setting in WEBUI_SETTINGS.items() if label == f"[SGOOL] {setting.label}")
+
+
+def test_register_hands_over_the_callbacks():
+    script_callbacks.registered.clear()
+    register()
+    assert script_callbacks.registered == {
+        "ui_settings": options.add,
+        "app_started": api.add_routes,
+        "before_ui": xyz.add_axes,
+    }
+
+
+def test_loading_the_script_imports_nothing_heavy():
+    heavy = ("open_clip", "transformers", "diffusers", "cv2", "PIL.Image", "matplotlib", "scipy")
+    code = f"""
+import sys, runpy
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "fake_webui")!r}]
+import torch
+before = set(sys.modules)
+module = runpy.run_path({str(ROOT / "scripts" / "sgool.py")!r})
+print([name for name in {heavy!r} if name in set(sys.modules) - before])
+print([name for name, value in module.items() if isinstance(value, type)])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "['SgoolScript']"]
+
+
+@pytest.mark.parametrize("missing", [(), ("cv2",), ("open_clip", "cv2")])
+def test_the_installer_adds_only_what_lacks_and_moves_nothing(monkeypatch, missing):
+    ran = []
+
+    def run_pip(command: str, description: str) -> None:
+        constraints = Path(command.split('-c "')[1].rstrip('"')).read_text()
+        ran.append((command.split(" -c ")[0], constraints))
+
+    launch = ModuleType("launch")
+    launch.run_pip = run_pip  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "launch", launch)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else find(name))
+    spec = importlib.util.spec_from_file_location("sgool_install", ROOT / "install.py")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    if not missing:
+        assert not ran
+        return
+    ((command, constraints),) = ran
+    packages = {"cv2": "opencv-python-headless", "open_clip": "open-clip-torch"}
+    assert command.split()[0] == "install" and set(command.split()[1:]) == {packages[name] for name in missing}
+    assert any(line.startswith(f"torch=={torch.__version__.split('+')[0]}") for line in constraints.splitlines())
