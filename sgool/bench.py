@@ -232,10 +232,15 @@ def render_tables(figures: Mapping[str, Any]) -> str:
         f"EDICT's time. An image carried back returns to {error:.0e}."
     ]
     for key in ("samplers", "sampler_quality", "inverted_latents"):
-        columns = list(figures[key][0])
-        lines += ["", f"**{key.replace('_', ' ')}**", "", _line(columns), _line(["---"] * len(columns))]
-        lines += [_line([_cell(row[column]) for column in columns]) for row in figures[key]]
+        lines += ["", f"**{key.replace('_', ' ')}**", "", *table(figures[key])]
     return "\n".join(lines)
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """The lines of a markdown table of rows with the same keys."""
+    columns = list(rows[0])
+    head = [_line(columns), _line(["---"] * len(columns))]
+    return head + [_line([_cell(row[column]) for column in columns]) for row in rows]
 
 
 def _line(cells: Sequence[str]) -> str:

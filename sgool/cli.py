@@ -68,11 +68,18 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the UNet")
         command.add_argument("--models-dir", type=Path, help="where downloaded weights are kept")
 
-    command = commands.add_parser("bench", help="measure the samplers", allow_abbrev=False)
+    command = commands.add_parser("bench", help="measure the samplers, or with --size an update", allow_abbrev=False)
     command.set_defaults(run=run_bench)
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
     command.add_argument("--quick", action="store_true", help="a few settings only")
-    command.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
+    command.add_argument(
+        "--device", help="cuda, cpu, ... (default: cuda where there is one); meta counts without doing"
+    )
+    command.add_argument(
+        "--size", choices=("small", "sd15", "sdxl"), help="one update of a random network of that size"
+    )
+    command.add_argument("--steps", type=int, help="sampling steps of that update (default: the size's own)")
+    command.add_argument("--doodl", type=Path, help="checkout of github.com/salesforce/DOODL to measure it against")
 
     command = commands.add_parser("compare", help="compare methods at the same budget", allow_abbrev=False)
     command.set_defaults(run=run_compare)
@@ -110,6 +117,8 @@ def run_generate(args: argparse.Namespace) -> int:
 
 
 def run_bench(args: argparse.Namespace) -> int:
+    if args.size:
+        return run_bench_update(args)
     import torch
 
     from sgool import tiny
@@ -125,6 +134,18 @@ def run_bench(args: argparse.Namespace) -> int:
     captions = [row["caption"] for row in read_captions(tiny.CAPTIONS)]
     backend, low = (load_backend("tiny", device=device, dtype=dtype) for dtype in (torch.float32, half))
     figures = bench(backend, judge, captions, half=low, quick=args.quick)
+    _print(figures, args.json, render_tables)
+    return 0
+
+
+def run_bench_update(args: argparse.Namespace) -> int:
+    from sgool.bench_update import bench_update, render_tables
+    from sgool.job import machine
+
+    device, dtype = machine(args.device, "float16" if args.device == "meta" else None)
+    steps = args.steps or (2 if args.quick else None)
+    repeats = 1 if args.quick else 3
+    figures = bench_update(args.size, device, dtype, doodl=args.doodl, steps=steps, repeats=repeats)
     _print(figures, args.json, render_tables)
     return 0
 

@@ -19,18 +19,25 @@ log = logging.getLogger(__name__)
 
 
 class DiffusersBackend:
-    """A StableDiffusionPipeline's parts, frozen. The UNet works in `dtype`, text encoder and autoencoder in float32.
+    """A StableDiffusionPipeline's parts, frozen. The UNet works in `dtype`, the text encoder in float32.
 
     memory: see `sgool.checkpointing.MEMORY`.
     """
 
-    def __init__(self, pipeline: Any, device: torch.device, dtype: torch.dtype, memory: str = "fast") -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        device: torch.device,
+        dtype: torch.dtype,
+        memory: str = "fast",
+        vae_dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.device = device
         self.dtype = dtype
         self.sequential = MEMORY[memory].sequential
         self.tokenizer = pipeline.tokenizer
         self.text_encoder = pipeline.text_encoder.to(device, torch.float32).eval().requires_grad_(False)
-        self.vae = pipeline.vae.to(device, torch.float32).eval().requires_grad_(False)
+        self.vae = pipeline.vae.to(device, vae_dtype).eval().requires_grad_(False)
         self.unet = pipeline.unet.to(device, dtype).eval().requires_grad_(False)
         if MEMORY[memory].decoder:
             checkpoint(blocks(self.vae.decoder))
@@ -90,11 +97,12 @@ class DiffusersBackend:
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
-        pixels = image.to(self.device, torch.float32) * 2 - 1
+        pixels = (image.to(self.device, torch.float32) * 2 - 1).to(self.vae.dtype)
         return self.vae.encode(pixels).latent_dist.mean.double() * self.vae.config.scaling_factor
 
     def decode(self, latent: Tensor) -> Tensor:
-        return self.vae.decode(latent.float() / self.vae.config.scaling_factor).sample / 2 + 0.5
+        z = (latent.float() / self.vae.config.scaling_factor).to(self.vae.dtype)
+        return self.vae.decode(z).sample.float() / 2 + 0.5
 
 
 def load_backend(

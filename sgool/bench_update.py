@@ -1,0 +1,203 @@
+"""What one update costs at the published sizes, for each choice of memory, and against DOODL's published code.
+
+On a CPU or GPU: seconds and peak memory. On the device "meta", where tensors are shapes without data: memory and
+arithmetic of any size on any machine, as a GPU with fused attention would have them, less its libraries' workspaces.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sgool.backends.random import SIZES, RandomBackend, Size, initialising, random_clip
+from sgool.bench import table
+from sgool.bench_doodl import Doodl, check_folder
+from sgool.checkpointing import MEMORY
+from sgool.counting import Flops, shapes_only
+from sgool.generate import Guides
+from sgool.guidance.loss import SaliencyLoss
+from sgool.memory import PeakMemory
+from sgool.optimize import Regions, Result, Snapshot, Stop, optimise
+from sgool.saliency import LoadedDetector, load_detector
+from sgool.saliency.regions import Region
+from sgool.saliency.transalnet import TranSalNet, predict
+from sgool.samplers import Trajectory, get_sampler, make_schedule
+from sgool.settings import SETTINGS
+from sgool.update import Prior, SgoolUpdate, Update
+
+PROMPT = "a lighthouse above a stormy sea"
+SCALE = 7.5
+
+Work = Callable[[int, Callable[[], None]], None]
+"""work(n, mark) does n updates and calls mark before the first and after each."""
+
+
+def bench_update(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    doodl: Path | None = None,
+    steps: int | None = None,
+    repeats: int = 3,
+) -> dict[str, Any]:
+    """The figures as plain JSON values; see ``render_tables``.
+
+    name: of `SIZES`. doodl: the folder of a checkout of github.com/salesforce/DOODL, or None. steps: sampling steps, by
+    default the size's own. repeats: updates timed; the detector is asked in every third.
+
+    Each row of `updates` is one update: `seconds`, `teraflop` (matrix products and convolutions, both ways),
+    `weights_mb` (all networks that are loaded; no text encoder) and `peak_memory_mb` beyond them. `ratios` are ours
+    over DOODL's, as published and with its weights frozen. Raises SgoolError where the folder does not hold its code.
+    """
+    size = SIZES[name]
+    steps = steps or size.steps
+    if doodl is not None:
+        check_folder(doodl)
+    rows: list[dict[str, Any]] = []
+    guides = random_guides(size, device)
+    for memory in MEMORY:
+        backend = RandomBackend(size, device, dtype, memory)
+        loaded = [backend.unet, backend.vae, *(clip.model for clip in (guides.clip, guides.selector))]
+        if isinstance(guides.detect.saliency_map, nn.Module):
+            loaded.append(guides.detect.saliency_map)
+        row = {"method": "sgool", "memory": memory, "weights_mb": _megabytes(loaded)}
+        rows.append(row | measure(our_work(backend, guides, steps), device, True, repeats))
+        if doodl is not None and memory == "fast":
+            peer = Doodl(doodl, backend, guides.clip, PROMPT, steps, SCALE)
+            for label, trainable in (("doodl", True), ("doodl, frozen", False)):
+                row = {"method": label, "memory": "", "weights_mb": _megabytes(loaded[:3])}
+                with peer.weights(trainable):
+                    rows.append(row | measure(peer.work, device, False, repeats))
+        del backend
+    side = 8 * size.latent
+    figures: dict[str, Any] = {
+        "size": name,
+        "picture": [side, side],
+        "steps": steps,
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "updates": rows,
+    }
+    peers = [row for row in rows if row["method"] != "sgool"]
+    figures["ratios"] = [_ratio(row, peer) for row in rows if row["method"] == "sgool" for peer in peers]
+    return figures
+
+
+def random_guides(size: Size, device: torch.device) -> Guides:
+    """The CLIPs and the detector of that size with random weights, in float32 as in a run."""
+    clip, selector = (random_clip(config, device) for config in (size.guide, size.selector))
+    if not size.transalnet:
+        return Guides(clip, selector, load_detector("spectral", device=device))
+    with initialising(device, torch.float32):
+        network = TranSalNet("res").eval().requires_grad_(False)
+    return Guides(clip, selector, LoadedDetector(_Saliency(network), device))
+
+
+class _Saliency(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        return predict(self.network, image)
+
+
+def our_work(backend: RandomBackend, guides: Guides, steps: int) -> Work:
+    """Updates as `optimise` does them with the settings' defaults, and with as many regions as they allow."""
+    defaults = {name: setting.default for name, setting in SETTINGS.items()}
+    side = backend.size[0] // 2
+    regions = [Region(0, i * side // 4, side, side, 1 / (i + 1)) for i in range(defaults["max_regions"])]
+    schedule = make_schedule(backend.alphas_cumprod, steps)
+    loss = SaliencyLoss(guides.clip, PROMPT, saliency_weight=defaults["saliency_weight"], cutouts=defaults["cutouts"])
+
+    def work(updates: int, mark: Callable[[], None]) -> None:
+        network = backend.network(PROMPT, "", SCALE)
+        trajectory = Trajectory(get_sampler("bdia"), schedule, network)
+        update: Update = SgoolUpdate(Prior.gaussian(), learning_rate=defaults["learning_rate"])
+        if backend.device.type == "meta":
+            update = _Still()  # the prior's statistics choose by value, and weigh nothing here
+
+        def on_image(result: Result, snapshot: Snapshot) -> None:
+            mark()
+            if snapshot.iteration == updates:
+                raise Stop
+
+        optimise(
+            backend,
+            trajectory,
+            [trajectory.initial(backend.noise(0))],
+            iterations=updates + 1,  # the last image of a run needs no gradient: stop before it
+            loss=loss,
+            regions=Regions(guides.detect, lambda saliency: regions, defaults["refresh"]),
+            select=lambda image: guides.selector.similarity(image, PROMPT),
+            update=update,
+            on_image=on_image,
+        )
+
+    return work
+
+
+class _Still:
+    def step(self, state: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+        return list(state)
+
+
+def measure(work: Work, device: torch.device, truth: bool, repeats: int) -> dict[str, Any]:
+    """Seconds per update (the mean of `repeats`; on the CPU, processor time), arithmetic and peak memory of one.
+
+    truth: what a comparison is taken to give on the meta device.
+    """
+    marks: list[float] = []
+    seconds = None
+    with shapes_only(truth) if device.type == "meta" else nullcontext():
+        if device.type != "meta":
+            work(repeats, lambda: marks.append(_clock(device)))
+            seconds = mean(after - before for before, after in pairwise(marks))
+            marks.clear()
+        with PeakMemory(device) as memory, Flops() as flops:
+            work(1, lambda: marks.append(flops.total))
+    return {
+        "seconds": seconds,
+        "teraflop": (marks[1] - marks[0]) / 1e12,
+        "peak_memory_mb": memory.bytes / 2**20,
+    }
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time()  # what other processes take does not count
+
+
+def _megabytes(modules: Sequence[nn.Module]) -> float:
+    tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    return sum(t.numel() * t.element_size() for t in tensors) / 2**20
+
+
+def _ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    row = {"memory": ours["memory"], "against": theirs["method"]}
+    keys = ("seconds", "teraflop", "peak_memory_mb")
+    return row | {key: ours[key] / theirs[key] if theirs[key] else None for key in keys}
+
+
+def render_tables(figures: Mapping[str, Any]) -> str:
+    """The figures as markdown tables."""
+    side = figures["picture"][0]
+    head = (
+        f"One update of {figures['size']} at {side}x{side}, {figures['steps']} steps, {figures['dtype']} on "
+        f"{figures['device']}, with random weights."
+    )
+    lines = [head, "", *table(figures["updates"])]
+    if figures["ratios"]:
+        lines += ["", "Ours over DOODL's published code:", "", *table(figures["ratios"])]
+    return "\n".join(lines)
