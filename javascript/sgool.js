@@ -84,7 +84,7 @@ set as text, never as HTML. The divider is a range input, so that mouse, touch a
     };
 
     View.prototype.show = function(run) {
-        if (this.run && this.run.id === run.id) return;
+        if (run.id === 0 || (this.run && this.run.id === run.id)) return;
         this.run = run;
         this.index = 0;
         this.range.value = "50";
@@ -129,8 +129,7 @@ set as text, never as HTML. The divider is a range input, so that mouse, touch a
         try {
             const answer = await fetch(`./sgool/v1/last?tab=${view.tab}`, {cache: "no-store"});
             if (!answer.ok) return;
-            const run = await answer.json();
-            if (run.id) view.show(run);
+            view.show(await answer.json());
         } catch (error) {
             console.warn("SGOOL: the last run could not be shown.", error);
         }
@@ -146,6 +145,10 @@ set as text, never as HTML. The divider is a range input, so that mouse, touch a
                 const box = gradioApp().querySelector(`#sgool_${tab}-visible-checkbox`);
                 return box !== null && box.checked;
             };
+            // What is shown is not of the generation that begins; nor is it if that one fails.
+            gradioApp().querySelector(`#${tab}_generate`).addEventListener("click", () => {
+                if (ticked()) view.box.hidden = true;
+            });
             // The WebUI writes its log line when a generation has ended, whichever way.
             new MutationObserver(() => ticked() && refresh(view)).observe(log, {childList: true, characterData: true, subtree: true});
         }

@@ -1,0 +1,212 @@
+"""In a browser: open, tick, generate, watch, compare, paste back, interrupt, generate again.
+
+SGOOL_WEBUI_CHROMIUM names the browser where it is not found; SGOOL_WEBUI_SCREENSHOTS a folder for what it looked like.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from payloads import BASE, PROMPT
+
+from sgool.settings import PRESETS, SETTINGS
+
+playwright = pytest.importorskip("playwright.sync_api")
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--disable-component-update",
+    "--disable-sync",
+]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+SLOW = 180_000
+"""Milliseconds to wait for what takes a generation."""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    named = os.environ.get("SGOOL_WEBUI_CHROMIUM")
+    path = named or next(filter(None, map(shutil.which, BROWSERS)), None)
+    with playwright.sync_playwright() as driver:
+        if not path and not Path(driver.chromium.executable_path).exists():
+            pytest.skip("there is no Chromium; set SGOOL_WEBUI_CHROMIUM to one")
+        opened = driver.chromium.launch(executable_path=path, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser, webui):
+    """Opens the WebUI in a theme: a page on which a script error fails the test."""
+    pages, errors = [], []
+
+    def open_(theme="light"):
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        pages.append(page)
+        page.set_default_timeout(60_000)
+        page.on("pageerror", lambda error: errors.append(error.stack))
+        page.goto(f"{webui.url}/?__theme={theme}", wait_until="domcontentloaded")
+        page.locator("#sgool_txt2img-visible-checkbox").wait_for(state="attached")
+        page.locator("#sgool_txt2img_view .sgool-last").wait_for(state="attached")
+        page.wait_for_load_state("networkidle")  # what the page asks for when it is loaded would undo what is typed
+        return page
+
+    yield open_
+    for page in pages:
+        page.close()
+    assert not errors
+
+
+def shoot(page, name, selector=None):
+    folder = os.environ.get("SGOOL_WEBUI_SCREENSHOTS")
+    if folder:
+        path = Path(folder) / f"{name}.png"
+        page.mouse.move(0, 0)
+        page.locator(selector).screenshot(path=path) if selector else page.screenshot(path=path, full_page=True)
+
+
+def number(page, elem_id, value):
+    field = page.locator(f"#{elem_id} input[type=number]")
+    field.fill(str(value))
+    field.press("Tab")
+
+
+def choose(page, elem_id, value):
+    page.locator(f"#{elem_id} input").click()
+    page.locator(f"#{elem_id} li[data-value='{value}']").click()
+
+
+def tick(page):
+    page.locator("#sgool_txt2img > .label-wrap").click()
+    playwright.expect(page.locator("#sgool_txt2img-visible-checkbox")).to_be_checked()
+
+
+def prepare(page, iterations, prompt=PROMPT):
+    """A small picture, SGOOL ticked, and the embedded networks."""
+    page.locator("#txt2img_prompt textarea").fill(prompt)
+    for elem_id, value in {"width": 128, "height": 128, "steps": BASE["steps"], "cfg_scale": 4}.items():
+        number(page, f"txt2img_{elem_id}", value)
+    page.locator("#txt2img_seed input").fill(str(BASE["seed"]))
+    tick(page)
+    number(page, "sgool_txt2img_iterations", iterations)
+    choose(page, "sgool_txt2img_saliency", "spectral")
+    page.locator("#sgool_txt2img_more > .label-wrap").click()
+    for elem_id, value in {"steps": 4, "cutouts": 2, "learning_rate": 0.3, "warmup": 0, "patience": 0}.items():
+        number(page, f"sgool_txt2img_{elem_id}", value)
+    for elem_id in ("clip_model", "selector_model"):
+        page.locator(f"#sgool_txt2img_{elem_id} :is(textarea, input)").fill("embedded")
+    page.locator("#sgool_txt2img_more > .label-wrap").click()
+
+
+def generate(page):
+    page.locator("#txt2img_generate").click()
+
+
+def wait_for_progress(page, text):
+    progress = page.locator("#txt2img_results .progressDiv")
+    playwright.expect(progress).to_contain_text(text, timeout=SLOW)
+    return progress.inner_text()
+
+
+def wait_for_the_end(page):
+    playwright.expect(page.locator("#txt2img_interrupt")).to_be_hidden(timeout=SLOW)
+    page.locator("#sgool_txt2img_view .sgool-frame").wait_for(timeout=SLOW)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_tick_generate_watch_and_compare(open_page, theme):
+    page = open_page(theme)
+    view = page.locator("#sgool_txt2img_view")
+    playwright.expect(view.locator(".sgool-frame")).to_be_hidden()
+    shoot(page, f"closed-{theme}", "#sgool_txt2img")
+    prepare(page, iterations=3)
+    shoot(page, f"open-{theme}", "#sgool_txt2img")
+    generate(page)
+    told = wait_for_progress(page, re.compile(r"SGOOL [12]/3, score [\d.]+ -> [\d.]+"))
+    assert "%" in told or "SGOOL" in told
+    shoot(page, f"running-{theme}")
+    wait_for_the_end(page)
+    playwright.expect(view.locator(".sgool-scores")).to_have_text(
+        re.compile(r"^Score \d\.\d+ → \d\.\d+ \(.\d\.\d+\) · \d+ regions? · 3 iterations$")
+    )
+    for picture in ("sgool-before", "sgool-after"):
+        page.wait_for_function(f"document.querySelector('#sgool_txt2img_view .{picture}').naturalWidth == 128")
+    divider = view.get_by_role("slider")
+    before = view.locator(".sgool-before")
+    half = before.evaluate("image => getComputedStyle(image).clipPath")
+    divider.focus()
+    page.keyboard.press("Home")
+    assert before.evaluate("image => getComputedStyle(image).clipPath") != half
+    page.keyboard.press("End")
+    box = view.locator(".sgool-frame").bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert abs(int(divider.input_value()) - 50) <= 3
+    shoot(page, f"done-{theme}")
+    looks = view.get_by_role("button", name="Where people look")
+    looks.click()
+    playwright.expect(looks).to_have_attribute("aria-pressed", "true")
+    page.wait_for_function("document.querySelector('#sgool_txt2img_view .sgool-before').naturalWidth > 128")
+    shoot(page, f"saliency-{theme}", "#sgool_txt2img_view")
+
+
+def test_paste_the_infotext_back(open_page, webui):
+    page = open_page()
+    prepare(page, iterations=1, prompt="a frog <img src=x onerror='window.hacked=1'>")
+    page.locator("#sgool_txt2img_region_prompt textarea").fill('a "green" frog, small: <b>[SEP]</b> a car')
+    generate(page)
+    wait_for_the_end(page)
+    controls = "#sgool_txt2img :is(input:not([type=range]), textarea)"
+    read = f"[...document.querySelectorAll('{controls}')].map(e => e.type == 'radio' ? e.checked : e.value)"
+    set_by_hand = page.evaluate(read)
+    text = (webui.home / "params.txt").read_text()
+    assert page.evaluate("window.hacked") is None
+    again = open_page()
+    again.locator("#txt2img_prompt textarea").fill(text)
+    again.locator("#paste").click()
+    playwright.expect(again.locator("#sgool_txt2img-visible-checkbox")).to_be_checked()
+    playwright.expect(again.locator("#sgool_txt2img_region_prompt textarea")).not_to_have_value("")
+    assert again.evaluate(read) == set_by_hand
+
+
+def test_interrupt_and_generate_again(open_page):
+    page = open_page()
+    prepare(page, iterations=100)
+    generate(page)
+    wait_for_progress(page, re.compile(r"SGOOL [2-9]/100"))
+    page.locator("#txt2img_interrupt").click()
+    wait_for_the_end(page)
+    scores = page.locator("#sgool_txt2img_view .sgool-scores")
+    interrupted = scores.inner_text()
+    assert not interrupted.endswith(" 100 iterations")
+    playwright.expect(page.locator("#sgool_txt2img_view .sgool-message")).to_contain_text("nterrupted")
+    shoot(page, "interrupted-light")
+    number(page, "sgool_txt2img_iterations", 1)
+    generate(page)
+    playwright.expect(scores).to_have_text(re.compile("· 1 iteration$"), timeout=SLOW)
+
+
+def test_presets_fill_the_controls(open_page):
+    page = open_page()
+    tick(page)
+    iterations = page.locator("#sgool_txt2img_iterations input[type=number]")
+    for preset in ("Paper", "Quick", "Balanced"):
+        page.locator(f"#sgool_txt2img_preset_{preset.lower()}").click()
+        expected = PRESETS[preset].get("iterations", SETTINGS["iterations"].default)
+        playwright.expect(iterations).to_have_value(str(expected))
+
+
+def test_img2img_has_it_too(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="img2img", exact=True).click()
+    page.locator("#sgool_img2img > .label-wrap").click()
+    playwright.expect(page.locator("#sgool_img2img-visible-checkbox")).to_be_checked()
+    playwright.expect(page.locator("#sgool_img2img_iterations")).to_be_visible()
+    shoot(page, "img2img-light", "#sgool_img2img")
