@@ -59,7 +59,7 @@ def bench_update(
     over DOODL's, as published and with its weights frozen. Raises SgoolError where the folder does not hold its code.
     """
     size = SIZES[name]
-    steps = steps or size.steps
+    steps = size.steps if steps is None else steps
     if doodl is not None:
         check_folder(doodl)
     rows: list[dict[str, Any]] = []

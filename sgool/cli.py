@@ -72,14 +72,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=run_bench)
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
     command.add_argument("--quick", action="store_true", help="a few settings only")
-    command.add_argument(
-        "--device", help="cuda, cpu, ... (default: cuda where there is one); meta counts without doing"
-    )
-    command.add_argument(
-        "--size", choices=("small", "sd15", "sdxl"), help="one update of a random network of that size"
-    )
-    command.add_argument("--steps", type=int, help="sampling steps of that update (default: the size's own)")
-    command.add_argument("--doodl", type=Path, help="checkout of github.com/salesforce/DOODL to measure it against")
+    command.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
+    update = command.add_argument_group("one update of networks with random weights, instead of the samplers")
+    update.add_argument("--size", choices=("small", "sd15", "sdxl"), help="with --device meta only counted, not done")
+    update.add_argument("--steps", type=int, help="sampling steps (default: the size's own)")
+    update.add_argument("--doodl", type=Path, help="checkout of github.com/salesforce/DOODL to measure it against")
 
     command = commands.add_parser("compare", help="compare methods at the same budget", allow_abbrev=False)
     command.set_defaults(run=run_compare)
@@ -119,6 +116,8 @@ def run_generate(args: argparse.Namespace) -> int:
 def run_bench(args: argparse.Namespace) -> int:
     if args.size:
         return run_bench_update(args)
+    if args.steps is not None or args.doodl is not None:
+        raise SgoolError("--steps and --doodl belong to an update: say of which --size.")
     import torch
 
     from sgool import tiny
@@ -143,7 +142,7 @@ def run_bench_update(args: argparse.Namespace) -> int:
     from sgool.job import machine
 
     device, dtype = machine(args.device, "float16" if args.device == "meta" else None)
-    steps = args.steps or (2 if args.quick else None)
+    steps = 2 if args.quick and args.steps is None else args.steps
     repeats = 1 if args.quick else 3
     figures = bench_update(args.size, device, dtype, doodl=args.doodl, steps=steps, repeats=repeats)
     _print(figures, args.json, render_tables)
