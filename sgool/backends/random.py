@@ -80,7 +80,7 @@ SIZES = {
     # SD 1.5 with a tenth of its channels and a sixteenth of its picture's area: for the CPU
     "small": Size(
         16,
-        5,
+        4,
         {
             "block_out_channels": (32, 64, 128, 128),
             "norm_num_groups": 8,
