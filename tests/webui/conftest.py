@@ -41,11 +41,12 @@ def without(webui_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def webui(webui_folder, tmp_path_factory) -> Iterator:
+def server(webui_folder, tmp_path_factory) -> Iterator:
+    """The WebUI with the extension, for all tests."""
     from webui_server import WebUI
 
-    server = WebUI(webui_folder, tmp_path_factory.mktemp("webui"))
+    running = WebUI(webui_folder, tmp_path_factory.mktemp("webui"))
     try:
-        yield server
+        yield running
     finally:
-        server.stop()
+        running.stop()

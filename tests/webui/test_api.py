@@ -12,13 +12,13 @@ from sgool.webui.arguments import WEBUI_SETTINGS
 
 
 @pytest.fixture(scope="module")
-def plain(webui):
-    return make(webui, BASE)
+def plain(server):
+    return make(server, BASE)
 
 
 @pytest.fixture(scope="module")
-def better(webui):
-    return make(webui, BASE, SGOOL)
+def better(server):
+    return make(server, BASE, SGOOL)
 
 
 def positional(values):
@@ -36,17 +36,17 @@ def test_the_image_is_optimised_and_says_so(plain, better):
     assert better.image().size == plain.image().size
 
 
-def test_the_same_request_gives_the_same_bytes(webui, better):
-    assert make(webui, BASE, SGOOL).encoded == better.encoded
+def test_the_same_request_gives_the_same_bytes(server, better):
+    assert make(server, BASE, SGOOL).encoded == better.encoded
 
 
-def test_positional_arguments_mean_the_same(webui, better):
-    assert make(webui, BASE, positional(SGOOL)).encoded == better.encoded
+def test_positional_arguments_mean_the_same(server, better):
+    assert make(server, BASE, positional(SGOOL)).encoded == better.encoded
 
 
-def test_switched_off_it_does_nothing(webui, plain):
-    assert make(webui, BASE, {**SGOOL, "enabled": False}).encoded == plain.encoded
-    assert make(webui, BASE, positional({**SGOOL, "enabled": False})).encoded == plain.encoded
+def test_switched_off_it_does_nothing(server, plain):
+    assert make(server, BASE, {**SGOOL, "enabled": False}).encoded == plain.encoded
+    assert make(server, BASE, positional({**SGOOL, "enabled": False})).encoded == plain.encoded
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,14 @@ def test_switched_off_it_does_nothing(webui, plain):
     ],
     ids=str,
 )
-def test_a_bad_argument_is_named_and_the_image_is_the_original(webui, plain, bad):
-    answer = make(webui, BASE, {**SGOOL, **bad})
+def test_a_bad_argument_is_named_and_the_image_is_the_original(server, plain, bad):
+    answer = make(server, BASE, {**SGOOL, **bad})
     assert not differ(answer, plain)
     assert next(iter(bad)) in outcome(answer).note
 
 
-def test_each_image_of_a_batch_has_its_own_result(webui):
-    answer = make(webui, {**BASE, "batch_size": 2, "n_iter": 2}, SGOOL)
+def test_each_image_of_a_batch_has_its_own_result(server):
+    answer = make(server, {**BASE, "batch_size": 2, "n_iter": 2}, SGOOL)
     assert len(answer) == len(answer.texts) == 4
     found = [outcome(answer, index) for index in range(4)]
     assert len({each.before for each in found}) == 4
@@ -84,15 +84,15 @@ def test_each_image_of_a_batch_has_its_own_result(webui):
     assert any(each.better for each in found)
 
 
-def test_a_batch_gives_what_single_images_give(webui, better):
-    batch = make(webui, {**BASE, "batch_size": 2}, SGOOL)
+def test_a_batch_gives_what_single_images_give(server, better):
+    batch = make(server, {**BASE, "batch_size": 2}, SGOOL)
     assert abs(outcome(batch, 0).before - outcome(better).before) < 1e-3
 
 
 @pytest.mark.parametrize("upscaler", ["Latent", "Latent (nearest)", "Lanczos", "None"])
-def test_hires_fix_upscales_the_optimised_first_pass(webui, upscaler):
+def test_hires_fix_upscales_the_optimised_first_pass(server, upscaler):
     payload = {**HIRES, "hr_upscaler": upscaler}
-    before, after = make(webui, payload), make(webui, payload, SGOOL)
+    before, after = make(server, payload), make(server, payload, SGOOL)
     assert after.image().size == before.image().size == (192, 192)
     found = outcome(after)
     assert found.iterations == SGOOL["iterations"]
@@ -100,16 +100,16 @@ def test_hires_fix_upscales_the_optimised_first_pass(webui, upscaler):
     assert len(after) == 1
 
 
-def test_img2img_starts_from_the_image(webui):
-    before, after = make(webui, IMG2IMG), make(webui, IMG2IMG, SGOOL)
+def test_img2img_starts_from_the_image(server):
+    before, after = make(server, IMG2IMG), make(server, IMG2IMG, SGOOL)
     found = outcome(after)
     assert found.after >= found.before
     assert differ(after, before) == found.better
 
 
-def test_outside_the_inpainting_mask_nothing_moves(webui):
+def test_outside_the_inpainting_mask_nothing_moves(server):
     sgool = {**SGOOL, "iterations": 3, "learning_rate": 0.5}
-    before, after = make(webui, INPAINT), make(webui, INPAINT, sgool)
+    before, after = make(server, INPAINT), make(server, INPAINT, sgool)
     painted = np.asarray(mask()) > 0
     moved = difference(before.image(), after.image())
     assert moved[~painted].max() == 0
@@ -117,35 +117,35 @@ def test_outside_the_inpainting_mask_nothing_moves(webui):
     assert (moved[painted].max() > 0) == outcome(after).better
 
 
-def test_inpainting_at_full_resolution(webui):
-    answer = make(webui, {**INPAINT, "inpaint_full_res": True, "inpaint_full_res_padding": 8}, SGOOL)
+def test_inpainting_at_full_resolution(server):
+    answer = make(server, {**INPAINT, "inpaint_full_res": True, "inpaint_full_res_padding": 8}, SGOOL)
     assert difference(answer.image(), picture())[np.asarray(mask()) == 0].max() == 0
     assert outcome(answer).iterations == SGOOL["iterations"]
 
 
-def test_the_infotext_brings_everything_back(webui):
+def test_the_infotext_brings_everything_back(server):
     sgool = {
         **SGOOL,
         "start": "noise",
         "learning_rate": 0.25,
         "region_prompt": 'a "small" frog, green [SEP] a car: red',
     }
-    first = make(webui, BASE, sgool)
-    again = make(webui, {"infotext": first.texts[0]})
+    first = make(server, BASE, sgool)
+    again = make(server, {"infotext": first.texts[0]})
     assert again.texts == first.texts
     assert again.encoded == first.encoded
 
 
-def test_options_return_and_save_the_other_pictures(webui):
-    folder = webui.home / "outputs"
+def test_options_return_and_save_the_other_pictures(server):
+    folder = server.home / "outputs"
     before = set(folder.rglob("*sgool*"))
-    webui.options(
+    server.options(
         **{f"sgool_{what}_{part}": True for what in ("return", "save") for part in ("before", "saliency", "loss")}
     )
     try:
-        answer = make(webui, {**BASE, "save_images": True}, SGOOL)
+        answer = make(server, {**BASE, "save_images": True}, SGOOL)
     finally:
-        webui.options(
+        server.options(
             **{f"sgool_{what}_{part}": False for what in ("return", "save") for part in ("before", "saliency", "loss")}
         )
     assert len(answer) == 4
@@ -154,8 +154,8 @@ def test_options_return_and_save_the_other_pictures(webui):
     assert suffixes == ["before", "loss", "saliency"]
 
 
-def test_routes(webui):
-    assert webui.get("/sgool/v1/version")["version"] == __version__
-    schema = webui.get("/sgool/v1/schema")
+def test_routes(server):
+    assert server.get("/sgool/v1/version")["version"] == __version__
+    schema = server.get("/sgool/v1/schema")
     assert set(WEBUI_SETTINGS) <= set(str(schema).replace("'", " ").split())
-    assert set(DETECTORS) <= set(str(webui.get("/sgool/v1/detectors")).replace("'", " ").split())
+    assert set(DETECTORS) <= set(str(server.get("/sgool/v1/detectors")).replace("'", " ").split())

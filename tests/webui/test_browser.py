@@ -16,6 +16,7 @@ from payloads import BASE, PROMPT
 from sgool.settings import PRESETS, SETTINGS
 
 playwright = pytest.importorskip("playwright.sync_api")
+playwright.expect.set_options(timeout=60_000)
 
 FLAGS = [
     "--no-sandbox",
@@ -27,7 +28,7 @@ FLAGS = [
     "--disable-sync",
 ]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-SLOW = 180_000
+SLOW = 600_000
 """Milliseconds to wait for what takes a generation."""
 
 
@@ -44,16 +45,16 @@ def browser():
 
 
 @pytest.fixture
-def open_page(browser, webui):
+def open_page(browser, server):
     """Opens the WebUI in a theme: a page on which a script error fails the test."""
     pages, errors = [], []
 
     def open_(theme="light"):
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
         pages.append(page)
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(180_000)
         page.on("pageerror", lambda error: errors.append(error.stack))
-        page.goto(f"{webui.url}/?__theme={theme}", wait_until="domcontentloaded")
+        page.goto(f"{server.url}/?__theme={theme}", wait_until="domcontentloaded")
         page.locator("#sgool_txt2img-visible-checkbox").wait_for(state="attached")
         page.locator("#sgool_txt2img_view .sgool-last").wait_for(state="attached")
         page.wait_for_load_state("networkidle")  # what the page asks for when it is loaded would undo what is typed
@@ -157,7 +158,7 @@ def test_tick_generate_watch_and_compare(open_page, theme):
     shoot(page, f"saliency-{theme}", "#sgool_txt2img_view")
 
 
-def test_paste_the_infotext_back(open_page, webui):
+def test_paste_the_infotext_back(open_page, server):
     page = open_page()
     prepare(page, iterations=1, prompt="a frog <img src=x onerror='window.hacked=1'>")
     page.locator("#sgool_txt2img_region_prompt textarea").fill('a "green" frog, small: <b>[SEP]</b> a car')
@@ -166,7 +167,7 @@ def test_paste_the_infotext_back(open_page, webui):
     controls = "#sgool_txt2img :is(input:not([type=range]), textarea)"
     read = f"[...document.querySelectorAll('{controls}')].map(e => e.type == 'radio' ? e.checked : e.value)"
     set_by_hand = page.evaluate(read)
-    text = (webui.home / "params.txt").read_text()
+    text = (server.home / "params.txt").read_text()
     assert page.evaluate("window.hacked") is None
     again = open_page()
     again.locator("#txt2img_prompt textarea").fill(text)

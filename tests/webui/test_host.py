@@ -50,38 +50,38 @@ def ran(answer, index=0):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_kind_of_sampler(webui, name):
+def test_every_kind_of_sampler(server, name):
     """Ancestral and stochastic ones, too."""
-    assert ran(make(webui, {**BASE, "sampler_name": name}, SGOOL))
+    assert ran(make(server, {**BASE, "sampler_name": name}, SGOOL))
 
 
 @pytest.mark.parametrize("name", ["DDIM", "Euler a", "DPM++ SDE"])
-def test_from_the_image_the_run_begins_with_that_image(webui, name):
+def test_from_the_image_the_run_begins_with_that_image(server, name):
     """Whatever sampler made it, it is carried back exactly: the first image of the run has its score."""
-    make(webui, {**BASE, "sampler_name": name}, {**SGOOL, "start": "image"})
-    (run,) = webui.get("/sgool-probe/last")
+    make(server, {**BASE, "sampler_name": name}, {**SGOOL, "start": "image"})
+    (run,) = server.get("/sgool-probe/last")
     assert run["scores"][0] == pytest.approx(run["before"], abs=1e-4)
     assert run["scores"][1] != run["scores"][0]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
-def test_prompt_syntax(webui, prompt):
-    assert ran(make(webui, {**BASE, "prompt": prompt, "negative_prompt": "a (dog:1.2), [blue:green:0.4]"}, SGOOL))
+def test_prompt_syntax(server, prompt):
+    assert ran(make(server, {**BASE, "prompt": prompt, "negative_prompt": "a (dog:1.2), [blue:green:0.4]"}, SGOOL))
 
 
 @pytest.fixture
-def restored_options(webui):
-    before = webui.get("/sdapi/v1/options")
+def restored_options(server):
+    before = server.get("/sdapi/v1/options")
     yield
-    after = webui.get("/sdapi/v1/options")
-    webui.options(**{name: value for name, value in before.items() if after.get(name) != value})
+    after = server.get("/sdapi/v1/options")
+    server.options(**{name: value for name, value in before.items() if after.get(name) != value})
 
 
 @pytest.mark.parametrize("name", ATTENTION)
-def test_every_attention_of_the_cpu(webui, restored_options, name):
-    webui.options(cross_attention_optimization=name)
-    assert webui.get("/sgool-probe/state")["attention"].split()[0].lower() in name.lower() or name == "None"
-    assert ran(make(webui, BASE, SGOOL))
+def test_every_attention_of_the_cpu(server, restored_options, name):
+    server.options(cross_attention_optimization=name)
+    assert server.get("/sgool-probe/state")["attention"].split()[0].lower() in name.lower() or name == "None"
+    assert ran(make(server, BASE, SGOOL))
 
 
 @pytest.mark.parametrize(
@@ -97,37 +97,37 @@ def test_every_attention_of_the_cpu(webui, restored_options, name):
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_options_of_the_webui(webui, restored_options, options):
-    webui.options(**options)
-    assert ran(make(webui, BASE, SGOOL))
+def test_options_of_the_webui(server, restored_options, options):
+    server.options(**options)
+    assert ran(make(server, BASE, SGOOL))
 
 
 @pytest.mark.parametrize("memory", SETTINGS["memory"].choices)
-def test_memory_choices_change_the_memory_only(webui, memory):
-    answer = make(webui, BASE, {**SGOOL, "memory": memory})
-    reference = make(webui, BASE, {**SGOOL, "memory": "fast"})
+def test_memory_choices_change_the_memory_only(server, memory):
+    answer = make(server, BASE, {**SGOOL, "memory": memory})
+    reference = make(server, BASE, {**SGOOL, "memory": "fast"})
     assert ran(answer)
     assert difference(answer.image(), reference.image()).mean() < 1
 
 
 @pytest.mark.parametrize("sampler", SETTINGS["sampler"].choices)
 @pytest.mark.parametrize("start", ["image", "noise"])
-def test_our_samplers(webui, sampler, start):
-    assert ran(make(webui, BASE, {**SGOOL, "sampler": sampler, "start": start}))
+def test_our_samplers(server, sampler, start):
+    assert ran(make(server, BASE, {**SGOOL, "sampler": sampler, "start": start}))
 
 
 @pytest.mark.parametrize("size", [(192, 128), (128, 256)])
-def test_other_sizes(webui, size):
+def test_other_sizes(server, size):
     width, height = size
-    answer = make(webui, {**BASE, "width": width, "height": height}, SGOOL)
+    answer = make(server, {**BASE, "width": width, "height": height}, SGOOL)
     assert ran(answer)
     assert answer.image().size == size
 
 
 @pytest.fixture(scope="module")
-def lora(webui):
+def lora(server):
     """A LoRA file of random weights for one attention of the network, in kohya's key names."""
-    checkpoint = webui.home / "models" / "Stable-diffusion" / "sgool-tiny.safetensors"
+    checkpoint = server.home / "models" / "Stable-diffusion" / "sgool-tiny.safetensors"
     from safetensors import safe_open
 
     with safe_open(checkpoint, "pt") as weights:
@@ -135,7 +135,7 @@ def lora(webui):
         block = next(key for key in keys if "input_blocks" in key)
         out, inner = weights.get_slice(block).get_shape()
     name = "lora_unet_" + block.removeprefix("model.diffusion_model.").removesuffix(".weight").replace(".", "_")
-    folder = webui.home / "models" / "Lora"
+    folder = server.home / "models" / "Lora"
     folder.mkdir(exist_ok=True)
     generator = torch.Generator().manual_seed(0)
     save_file(
@@ -146,44 +146,44 @@ def lora(webui):
         },
         folder / "random.safetensors",
     )
-    webui.post("/sdapi/v1/refresh-loras", {})
+    server.post("/sdapi/v1/refresh-loras", {})
     return "random"
 
 
-def test_lora_counts_as_in_the_first_pass(webui, lora):
+def test_lora_counts_as_in_the_first_pass(server, lora):
     prompt = f"{BASE['prompt']} <lora:{lora}:0.5>"
-    plain, without = make(webui, {**BASE, "prompt": prompt}), make(webui, BASE)
+    plain, without = make(server, {**BASE, "prompt": prompt}), make(server, BASE)
     assert plain.encoded != without.encoded
-    assert ran(make(webui, {**BASE, "prompt": prompt}, SGOOL))
+    assert ran(make(server, {**BASE, "prompt": prompt}, SGOOL))
 
 
-def test_textual_inversion(webui):
+def test_textual_inversion(server):
     width = 768
-    for line in (webui.home / "models" / "Stable-diffusion" / "sgool-tiny" / "tokenizer" / "config.json").open():
+    for line in (server.home / "models" / "Stable-diffusion" / "sgool-tiny" / "tokenizer" / "config.json").open():
         if '"hidden_size"' in line:
             width = int(line.split(":")[1].strip(" ,\n"))
-    folder = webui.home / "embeddings"
+    folder = server.home / "embeddings"
     folder.mkdir(exist_ok=True)
     save_file(
         {"emb_params": 0.02 * torch.randn(2, width, generator=torch.Generator().manual_seed(0))},
         folder / "sgoolish.safetensors",
     )
-    webui.post("/sdapi/v1/refresh-embeddings", {})
-    assert "sgoolish" in webui.get("/sdapi/v1/embeddings")["loaded"]
-    assert ran(make(webui, {**BASE, "prompt": "a sgoolish frog on a red background"}, SGOOL))
+    server.post("/sdapi/v1/refresh-embeddings", {})
+    assert "sgoolish" in server.get("/sdapi/v1/embeddings")["loaded"]
+    assert ran(make(server, {**BASE, "prompt": "a sgoolish frog on a red background"}, SGOOL))
 
 
-def test_second_prompt_for_the_regions(webui):
-    one = make(webui, BASE, {**SGOOL, "iterations": 3})
-    two = make(webui, BASE, {**SGOOL, "iterations": 3, "region_prompt": "a car [SEP] a small frog"})
+def test_second_prompt_for_the_regions(server):
+    one = make(server, BASE, {**SGOOL, "iterations": 3})
+    two = make(server, BASE, {**SGOOL, "iterations": 3, "region_prompt": "a car [SEP] a small frog"})
     assert "Region" in two.texts[0] or "region" in two.texts[0]
     assert np.any(difference(one.image(), two.image())) or outcome(one).after == outcome(one).before
 
 
-def test_inside_after_detailers_passes_it_stays_off(webui):
+def test_inside_after_detailers_passes_it_stays_off(server):
     """One generation with an inner run, all scripts on: SGOOL runs once."""
     scripts = {"SGOOL": {"args": [SGOOL]}, "SGOOL probe": {"args": ["inner"]}}
-    lines = len(webui.output())
-    answer = make(webui, {**BASE, "alwayson_scripts": scripts})
+    lines = len(server.output())
+    answer = make(server, {**BASE, "alwayson_scripts": scripts})
     assert ran(answer)
-    assert webui.output()[lines:].count("SGOOL: score") == 1
+    assert server.output()[lines:].count("SGOOL: score") == 1

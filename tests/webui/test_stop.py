@@ -13,15 +13,15 @@ from sgool.weights import WEIGHTS
 LONG = {**SGOOL, "iterations": 200, "patience": 0}
 
 
-def while_running(webui, payload, at, action):
+def while_running(server, payload, at, action):
     """Run with SGOOL in the background and call the action as soon as the progress says `at`: (answer, texts seen)."""
     answers, texts = [], []
-    thread = threading.Thread(target=lambda: answers.append(make(webui, payload, LONG)))
+    thread = threading.Thread(target=lambda: answers.append(make(server, payload, LONG)))
     thread.start()
     deadline = time.monotonic() + 120
     try:
         while time.monotonic() < deadline and thread.is_alive():
-            progress = webui.get("/sdapi/v1/progress?skip_current_image=false")
+            progress = server.get("/sdapi/v1/progress?skip_current_image=false")
             text = progress["textinfo"] or ""
             if text and (not texts or texts[-1][0] != text):
                 texts.append((text, progress["progress"], bool(progress["current_image"])))
@@ -29,7 +29,7 @@ def while_running(webui, payload, at, action):
                 break
             time.sleep(0.1)
     finally:
-        webui.post(f"/sdapi/v1/{action}", {})
+        server.post(f"/sdapi/v1/{action}", {})
         begun = time.monotonic()
         thread.join(120)
     assert answers, "the run did not end"
@@ -37,9 +37,9 @@ def while_running(webui, payload, at, action):
     return answers[0], texts
 
 
-def test_interrupt_keeps_the_best_so_far_and_progress_is_told(webui):
-    plain = make(webui, BASE)
-    answer, texts = while_running(webui, BASE, "SGOOL 3/200", "interrupt")
+def test_interrupt_keeps_the_best_so_far_and_progress_is_told(server):
+    plain = make(server, BASE)
+    answer, texts = while_running(server, BASE, "SGOOL 3/200", "interrupt")
     found = outcome(answer)
     assert 1 <= found.iterations <= 20
     assert found.after >= found.before
@@ -50,74 +50,74 @@ def test_interrupt_keeps_the_best_so_far_and_progress_is_told(webui):
     assert shares == sorted(shares)
     assert 0 < shares[0] < shares[-1] < 1
     assert any(preview for _, _, preview in told)
-    assert make(webui, BASE).encoded == plain.encoded
+    assert make(server, BASE).encoded == plain.encoded
 
 
-def test_skip_gives_the_original(webui):
-    plain = make(webui, BASE)
-    answer, _ = while_running(webui, BASE, "SGOOL 2/200", "skip")
+def test_skip_gives_the_original(server):
+    plain = make(server, BASE)
+    answer, _ = while_running(server, BASE, "SGOOL 2/200", "skip")
     assert not differ(answer, plain)
-    assert make(webui, BASE).encoded == plain.encoded
+    assert make(server, BASE).encoded == plain.encoded
 
 
-def test_interrupt_in_a_hires_first_pass(webui):
-    answer, _ = while_running(webui, {**HIRES, "hr_upscaler": "Latent"}, "SGOOL 1/200", "interrupt")
+def test_interrupt_in_a_hires_first_pass(server):
+    answer, _ = while_running(server, {**HIRES, "hr_upscaler": "Latent"}, "SGOOL 1/200", "interrupt")
     assert len(answer) == 1
-    assert make(webui, BASE, SGOOL)
+    assert make(server, BASE, SGOOL)
 
 
-def test_interrupt_of_a_batch(webui):
-    answer, _ = while_running(webui, {**BASE, "batch_size": 2}, "SGOOL", "interrupt")
+def test_interrupt_of_a_batch(server):
+    answer, _ = while_running(server, {**BASE, "batch_size": 2}, "SGOOL", "interrupt")
     assert 1 <= len(answer) <= 2
 
 
 @pytest.fixture
-def fault(webui):
-    yield lambda **what: webui.post("/sgool-probe/arm", what)
-    webui.post("/sgool-probe/arm", {})
+def fault(server):
+    yield lambda **what: server.post("/sgool-probe/arm", what)
+    server.post("/sgool-probe/arm", {})
 
 
 @pytest.mark.parametrize(
     ("kind", "after", "word"),
     [("nan", 0, "NaN"), ("memory", 0, "memory"), ("error", 0, "mat1"), ("nan", 4, "NaN"), ("memory", 5, "memory")],
 )
-def test_a_fault_gives_the_original_and_one_sentence(webui, fault, kind, after, word):
-    plain, before = make(webui, BASE), webui.get("/sgool-probe/state")
+def test_a_fault_gives_the_original_and_one_sentence(server, fault, kind, after, word):
+    plain, before = make(server, BASE), server.get("/sgool-probe/state")
     fault(kind=kind, after=after, times=1_000_000)
-    answer = make(webui, BASE, SGOOL)
+    answer = make(server, BASE, SGOOL)
     fault()
     note = outcome(answer).note
     assert word in note
-    assert note in webui.output()
+    assert note in server.output()
     assert not differ(answer, plain)
-    assert same(before, webui.get("/sgool-probe/state"))
-    assert make(webui, BASE).encoded == plain.encoded
+    assert same(before, server.get("/sgool-probe/state"))
+    assert make(server, BASE).encoded == plain.encoded
 
 
-def test_out_of_memory_once_is_tried_again_one_step_lower(webui, fault):
-    reference = make(webui, BASE, {**SGOOL, "memory": "balanced"})
-    lines = len(webui.output())
+def test_out_of_memory_once_is_tried_again_one_step_lower(server, fault):
+    reference = make(server, BASE, {**SGOOL, "memory": "balanced"})
+    lines = len(server.output())
     fault(kind="memory", after=1, times=1)
-    answer = make(webui, BASE, {**SGOOL, "memory": "fast"})
-    assert "memory" in webui.output()[lines:]
+    answer = make(server, BASE, {**SGOOL, "memory": "fast"})
+    assert "memory" in server.output()[lines:]
     assert outcome(answer).iterations == SGOOL["iterations"]
     assert difference(answer.image(), reference.image()).mean() < 1
 
 
-def test_no_network_and_no_weights(webui):
-    plain = make(webui, BASE)
-    answer = make(webui, BASE, {**SGOOL, "saliency": "transalnet-res"})
+def test_no_network_and_no_weights(server):
+    plain = make(server, BASE)
+    answer = make(server, BASE, {**SGOOL, "saliency": "transalnet-res"})
     assert not differ(answer, plain)
     assert "TranSalNet_Res.pth" in outcome(answer).note
-    assert not list(webui.home.rglob("*.part"))
+    assert not list(server.home.rglob("*.part"))
 
 
-def test_damaged_weights(webui):
-    file = webui.home / "models" / "sgool" / WEIGHTS["transalnet-res"].file
+def test_damaged_weights(server):
+    file = server.home / "models" / "sgool" / WEIGHTS["transalnet-res"].file
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"not weights")
-    plain = make(webui, BASE)
-    answer = make(webui, BASE, {**SGOOL, "saliency": "transalnet-res"})
+    plain = make(server, BASE)
+    answer = make(server, BASE, {**SGOOL, "saliency": "transalnet-res"})
     file.unlink()
     assert not differ(answer, plain)
     assert file.name in outcome(answer).note
@@ -128,26 +128,26 @@ def same(before, after):
     return {k: v for k, v in before.items() if k != "rng"} == {k: v for k, v in after.items() if k != "rng"}
 
 
-def test_nothing_is_left(webui):
-    make(webui, BASE)
-    before = webui.get("/sgool-probe/state")
-    make(webui, BASE, SGOOL)
-    after = webui.get("/sgool-probe/state")
+def test_nothing_is_left(server):
+    make(server, BASE)
+    before = server.get("/sgool-probe/state")
+    make(server, BASE, SGOOL)
+    after = server.get("/sgool-probe/state")
     assert same(before, after)
-    make(webui, BASE)
-    unticked = webui.get("/sgool-probe/state")
-    make(webui, BASE, SGOOL)
-    assert webui.get("/sgool-probe/state")["rng"] == unticked["rng"]
+    make(server, BASE)
+    unticked = server.get("/sgool-probe/state")
+    make(server, BASE, SGOOL)
+    assert server.get("/sgool-probe/state")["rng"] == unticked["rng"]
 
 
-def test_memory_does_not_grow(webui):
+def test_memory_does_not_grow(server):
     psutil = pytest.importorskip("psutil")
 
     def used():
-        return psutil.Process(webui.process.pid).memory_info().rss / 2**20
+        return psutil.Process(server.process.pid).memory_info().rss / 2**20
 
-    make(webui, BASE, SGOOL)
+    make(server, BASE, SGOOL)
     before = used()
     for _ in range(3):
-        make(webui, BASE, SGOOL)
+        make(server, BASE, SGOOL)
     assert used() - before < 30

@@ -7,16 +7,16 @@ from payloads import SGOOL, UNTICKED, make
 
 
 @pytest.mark.parametrize("name", UNTICKED)
-def test_same_bytes_as_without_the_extension(without, webui, name):
-    ours = make(webui, UNTICKED[name])
+def test_same_bytes_as_without_the_extension(without, server, name):
+    ours = make(server, UNTICKED[name])
     assert ours.texts == without[name].texts
     assert ours.encoded == without[name].encoded
 
 
-def test_same_bytes_after_a_run_with_it(webui):
+def test_same_bytes_after_a_run_with_it(server):
     payload = UNTICKED["txt2img"]
-    before = make(webui, payload)
-    ticked = make(webui, payload, SGOOL)
-    after = make(webui, payload)
+    before = make(server, payload)
+    ticked = make(server, payload, SGOOL)
+    after = make(server, payload)
     assert ticked.encoded != before.encoded
     assert after.encoded == before.encoded

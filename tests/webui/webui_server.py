@@ -29,7 +29,7 @@ NAME = "sd-webui-sgool"
 LINKED = ("scripts", "sgool", "javascript", "style.css", "install.py", "metadata.ini")
 """What of the checkout is linked: without .git, so that the WebUI does not ask it for a remote."""
 
-START_SECONDS = 300
+START_SECONDS = 600
 DEAD_PROXY = "http://127.0.0.1:9"
 """Nothing listens at the discard port: a download fails at once, whatever network the machine has."""
 
@@ -132,7 +132,7 @@ class WebUI:
         """What it has printed so far."""
         return self.log.read_text(errors="replace")
 
-    def call(self, path: str, body: Any = None, timeout: float = 300) -> Any:
+    def call(self, path: str, body: Any = None, timeout: float = 1800) -> Any:
         """The JSON answer of a GET, or of a POST where there is a body. Raises Refused on an HTTP error."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
@@ -146,7 +146,7 @@ class WebUI:
     def get(self, path: str) -> Any:
         return self.call(path)
 
-    def post(self, path: str, body: Any, timeout: float = 300) -> Any:
+    def post(self, path: str, body: Any, timeout: float = 1800) -> Any:
         return self.call(path, body, timeout)
 
     def options(self, **values: Any) -> None:

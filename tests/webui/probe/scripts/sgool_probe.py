@@ -10,8 +10,10 @@ import hashlib
 import inspect
 from typing import Any
 
+import sgool_recorder
 import torch
-from modules import processing, script_callbacks, scripts, sd_hijack, shared
+from modules import processing, script_callbacks, scripts, sd_hijack, sd_samplers, shared
+from sgool_describe import describe
 
 
 def state() -> dict[str, Any]:
@@ -80,18 +82,34 @@ def last() -> list[dict[str, Any]]:
     return [{"before": each.score_before, "scores": each.scores} for each in gallery.last["txt2img"].outcomes]
 
 
+def describe_all(body: dict[str, Any]) -> dict[str, Any]:
+    """See sgool_describe; `denoiser` and `p` are what a run works with."""
+    roots = {
+        "denoiser": sd_samplers.create_sampler("DDIM", shared.sd_model).model_wrap_cfg,
+        "p": processing.StableDiffusionProcessingTxt2Img(),
+    }
+    return {name: describe(name, roots) for name in body["names"]}
+
+
+def hooks() -> dict[str, Any]:
+    return {"events": sgool_recorder.events, "attributes": sorted(sgool_recorder.attributes)}
+
+
 def _add(_demo: Any, app: Any) -> None:
     app.add_api_route("/sgool-probe/state", state, methods=["GET"])
     app.add_api_route("/sgool-probe/last", last, methods=["GET"])
+    app.add_api_route("/sgool-probe/hooks", hooks, methods=["GET"])
     app.add_api_route("/sgool-probe/arm", arm, methods=["POST"])
+    app.add_api_route("/sgool-probe/describe", describe_all, methods=["POST"])
 
 
 script_callbacks.on_app_started(_add)
 
-arm.__annotations__ = {"body": dict, "return": dict}  # FastAPI reads them, and postponed ones it does not find here
+for route in (arm, describe_all):
+    route.__annotations__ = {"body": dict}  # FastAPI reads them, and postponed ones it does not find here
 
 
-class Probe(scripts.Script):
+class Probe(sgool_recorder.Recorder, scripts.Script):
     """With "inner" as its argument it paints the image anew as After Detailer does: in a run of its own."""
 
     def title(self) -> str:

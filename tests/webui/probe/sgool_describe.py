@@ -1,0 +1,37 @@
+"""What a name of the WebUI's is: used in the real WebUI and on the fake one alike."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+
+def describe(name: str, roots: dict[str, Any]) -> dict[str, Any] | None:
+    """None for a name that is not there; what it can be called with, and its bases, where it is a function or class.
+
+    name: dotted, from one of `roots` or from the package `modules`.
+    """
+    first, *rest = name.split(".")
+    try:
+        thing = roots[first] if first in roots else importlib.import_module(f"modules.{first}")
+        for part in rest:
+            thing = getattr(thing, part)
+    except (ImportError, AttributeError):
+        return None
+    if not callable(thing):
+        return {}
+    try:
+        parameters = inspect.signature(thing).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    required = [each.name for each in parameters if each.default is each.empty and each.kind not in _MANY]
+    return {
+        "names": [each.name for each in parameters if each.kind not in _MANY],
+        "required": required,
+        "more": [str(each.kind) for each in parameters if each.kind in _MANY],
+        "bases": [each.__name__ for each in inspect.getmro(thing)[1:]] if inspect.isclass(thing) else [],
+    }
+
+
+_MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -1,0 +1,162 @@
+"""The fake WebUI of the other tests (tests/fake_webui) has the names, signatures and order of hooks of the real one."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+from payloads import BASE, HIRES, IMG2IMG, make
+
+PROBE = Path(__file__).parent / "probe"
+FAKE = Path(__file__).parents[1] / "fake_webui" / "modules"
+OURS = Path(__file__).parents[2] / "sgool" / "webui"
+
+PLACES = {
+    "shared.State": "shared.state",
+    "shared.Options": "shared.opts",
+    "sd_samplers.CFGDenoiser": "denoiser",
+    "sd_samplers.DDIM": "sd_samplers_timesteps.CompVisSampler",
+}
+"""Where the fake has a class, and where the real one has it or an object of it."""
+
+OWN = {
+    "errors.reported",
+    "images.saved",
+    "processing.prompts",
+    "processing.schedule",
+    "script_callbacks.registered",
+    "scripts.ScriptRunner.called",
+    "sd_samplers.CFGDenoiser.seen",
+}
+"""What only the fake has, for the tests to look at or to build itself from."""
+
+
+@pytest.fixture(scope="module")
+def tools():
+    sys.path.insert(0, str(PROBE))
+    yield importlib.import_module("sgool_describe"), importlib.import_module("sgool_recorder")
+    sys.path.remove(str(PROBE))
+
+
+def fake_names():
+    """Dotted names of all functions, classes, methods and attributes that the fake defines."""
+    names = []
+    for path in sorted(FAKE.glob("[a-z]*.py")):
+        module = importlib.import_module(f"modules.{path.stem}")
+        assert Path(module.__file__) == path, "the fake is not what is imported"
+        for name, value in vars(module).items():
+            if name.startswith("_") or inspect.ismodule(value):
+                continue
+            if getattr(value, "__module__", module.__name__) != module.__name__:
+                continue
+            names.append(f"{path.stem}.{name}")
+            if inspect.isclass(value) and not issubclass(value, tuple):
+                members = [key for key in vars(value) if not key.startswith("_")]
+                names += [f"{path.stem}.{name}.{key}" for key in members]
+    return [name for name in names if name not in OWN]
+
+
+def used_names():
+    """Dotted names of the WebUI's `modules` that the extension's code speaks of, and attributes of p: both sorted."""
+    names, attributes = set(), set()
+    for path in OURS.glob("*.py"):
+        tree = ast.parse(path.read_text())
+        imported = {
+            alias.asname or alias.name: "" if node.module == "modules" else node.module.removeprefix("modules.") + "."
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "modules"
+            for alias in node.names
+        }
+        for name, prefix in imported.items():
+            names.add(prefix + name)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute):
+                dotted = ast.unparse(node)
+                first = dotted.split(".")[0]
+                if first in imported and dotted.replace(".", "").replace("_", "").isalnum():
+                    names.add(imported[first] + dotted)
+                if isinstance(node.ctx, ast.Load) and ast.unparse(node.value) in ("p", "self.p"):
+                    attributes.add(node.attr)
+    return sorted(names), sorted(attributes)
+
+
+def place(name):
+    for fake, real in PLACES.items():
+        if name == fake or name.startswith(fake + "."):
+            return real + name.removeprefix(fake)
+    return name
+
+
+def test_the_fake_has_nothing_that_the_real_one_lacks(server, tools):
+    describe, _ = tools
+    names = fake_names()
+    assert len(names) > 80
+    real = server.post("/sgool-probe/describe", {"names": [place(name) for name in names]})
+    wrong = []
+    for name in names:
+        there, fake = real[place(name)], describe.describe(name, {})
+        if there is None:
+            wrong.append(f"{name} is not in the WebUI")
+        elif "names" in fake and "names" in there:
+            extra = [each for each in fake["names"] if each not in there["names"]]
+            if extra and not there["more"]:
+                wrong.append(f"{name} takes {extra}, which the WebUI's does not: {there['names']}")
+            common = [each for each in fake["names"] if each in there["names"]]
+            if common != [each for each in there["names"] if each in common]:
+                wrong.append(f"{name} has another order of arguments: {common}, {there['names']}")
+            if name not in PLACES and not issubclass_of_processing(name) and not fake["more"]:
+                lacking = [each for each in there["required"] if each not in fake["names"]]
+                if lacking:
+                    wrong.append(f"{name} does without {lacking}, which the WebUI's requires")
+            if ("Exception" in fake["bases"]) != ("Exception" in there["bases"]):
+                wrong.append(f"{name} is another kind of exception: {there['bases']}")
+    assert not wrong
+
+
+def issubclass_of_processing(name):
+    return name.startswith("processing.Processed") or name.startswith("processing.StableDiffusionProcessing")
+
+
+def test_what_the_extension_uses_is_in_both(server, tools):
+    describe, _ = tools
+    names, attributes = used_names()
+    assert len(names) > 30
+    assert len(attributes) > 8
+    real = server.post("/sgool-probe/describe", {"names": names})
+    assert [name for name in names if real[name] is None] == []
+    fakes = [name for name in names if name.split(".")[0] not in ("k_diffusion",)]
+    assert [name for name in fakes if describe.describe(name, {}) is None] == []
+    make(server, BASE)
+    there = set(server.get("/sgool-probe/hooks")["attributes"])
+    assert [name for name in attributes if name not in there] == []
+
+
+CASES = {
+    "txt2img": ("Txt2Img", BASE, {}),
+    "batches": ("Txt2Img", {**BASE, "batch_size": 2, "n_iter": 2}, {"batch_size": 2, "n_iter": 2}),
+    "hires": ("Txt2Img", {**HIRES, "hr_upscaler": "Latent"}, {"enable_hr": True}),
+    "img2img": ("Img2Img", IMG2IMG, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_hooks_come_in_the_same_order_with_the_same(server, webui, tools, case):
+    _, recorder = tools
+    kind, payload, options = CASES[case]
+    make(server, payload)
+    real = server.get("/sgool-probe/hooks")["events"]
+    Seen = type("Seen", (recorder.Recorder, webui.scripts.Script), {})
+    if kind == "Img2Img":
+        import torch
+
+        options = {**options, "init_latent": torch.zeros(1, 4, 16, 16)}
+    webui.make(kind=kind, first=[Seen()], **options)
+    assert [event[:3] for event in recorder.events] == [event[:3] for event in real]
+    assert [len(event) for event in recorder.events] == [len(event) for event in real]
+    for fake, true in zip(recorder.events, real, strict=True):
+        if fake[0] == "post_sample" or (fake[0] == "process_before_every_sampling" and not fake[2][1]):
+            assert fake[3] == true[3]
