@@ -159,3 +159,35 @@ def test_routes(server):
     schema = server.get("/sgool/v1/schema")
     assert set(WEBUI_SETTINGS) <= set(str(schema).replace("'", " ").split())
     assert set(DETECTORS) <= set(str(server.get("/sgool/v1/detectors")).replace("'", " ").split())
+
+
+def test_an_xyz_plot_over_iterations(server):
+    scripts = server.get("/sdapi/v1/script-info")
+    plot = next(each for each in scripts if each["name"] == "x/y/z plot" and not each["is_img2img"])
+    axes = plot["args"][0]["choices"]
+    x, y = axes.index("[SGOOL] Iterations"), axes.index("[SGOOL] On")
+    nothing = axes.index("Nothing")
+    # Kind, values and chosen values of each axis; legend, lone images, sub-grids, seeds (four), margin, values as text.
+    script_args = [
+        x,
+        "1,2",
+        [],
+        y,
+        "",
+        ["False", "True"],
+        nothing,
+        "",
+        [],
+        False,
+        True,
+        False,
+        False,
+        *[False] * 3,
+        0,
+        True,
+    ]
+    payload = {**BASE, "script_name": "x/y/z plot", "script_args": script_args}
+    answer = make(server, payload, {**SGOOL, "enabled": False})
+    done = [outcome(answer, index).iterations for index in range(len(answer.texts))]
+    assert sorted(done)[-2:] == [1, 2]
+    assert done.count(-1) >= 2
