@@ -79,7 +79,8 @@ def last() -> list[dict[str, Any]]:
     """Of the images of the last run in txt2img: what the infotext does not say."""
     from sgool.webui import gallery
 
-    return [{"before": each.score_before, "scores": each.scores} for each in gallery.last["txt2img"].outcomes]
+    outcomes = gallery.last["txt2img"].outcomes
+    return [{"before": each.score_before, "scores": each.scores, "losses": each.losses} for each in outcomes]
 
 
 def describe_all(body: dict[str, Any]) -> dict[str, Any]:
