@@ -1,4 +1,4 @@
-"""The command line: ``python -m sgool demo | generate | bench | compare``. Only results go to stdout."""
+"""The command line: ``python -m sgool demo | generate | bench | compare | export-webui``. Only results go to stdout."""
 
 from __future__ import annotations
 
@@ -86,6 +86,10 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--budget", type=int, default=400, help="network evaluations per image")
     command.add_argument("--jobs", type=int, help="processes (default: one per core)")
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+    command = commands.add_parser("export-webui", help="write the embedded model for the WebUI", allow_abbrev=False)
+    command.set_defaults(run=run_export)
+    command.add_argument("folder", type=Path, help="usually the WebUI's models/Stable-diffusion")
     return parser
 
 
@@ -111,6 +115,17 @@ def run_generate(args: argparse.Namespace) -> int:
     if result.ended:
         print(f"sgool: {result.ended}", file=sys.stderr)
     return 2 if result.failed else 130 if result.ended.startswith("Interrupted") else 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    from sgool.tiny.export import export
+
+    try:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        print(export(args.folder))
+    except OSError as error:
+        raise SgoolError(f"The folder {args.folder} cannot be written to: {error.strerror or error}.") from error
+    return 0
 
 
 def run_bench(args: argparse.Namespace) -> int:
