@@ -34,6 +34,15 @@ OWN = {
 }
 """What only the fake has, for the tests to look at or to build itself from."""
 
+MADE_BY_THE_HOST = {
+    "processing.Processed",
+    "processing.StableDiffusionProcessing",
+    "processing.StableDiffusionProcessingImg2Img",
+    "processing.StableDiffusionProcessingTxt2Img",
+    "scripts.ScriptRunner",
+}
+"""Classes that the extension never makes an object of: their constructors may differ in what they need."""
+
 
 @pytest.fixture(scope="module")
 def tools():
@@ -105,20 +114,18 @@ def test_the_fake_has_nothing_that_the_real_one_lacks(server, tools):
             extra = [each for each in fake["names"] if each not in there["names"]]
             if extra and not there["more"]:
                 wrong.append(f"{name} takes {extra}, which the WebUI's does not: {there['names']}")
+            if name in MADE_BY_THE_HOST:
+                continue
             common = [each for each in fake["names"] if each in there["names"]]
             if common != [each for each in there["names"] if each in common]:
                 wrong.append(f"{name} has another order of arguments: {common}, {there['names']}")
-            if name not in PLACES and not issubclass_of_processing(name) and not fake["more"]:
+            if name not in PLACES and not fake["more"]:
                 lacking = [each for each in there["required"] if each not in fake["names"]]
                 if lacking:
                     wrong.append(f"{name} does without {lacking}, which the WebUI's requires")
             if ("Exception" in fake["bases"]) != ("Exception" in there["bases"]):
                 wrong.append(f"{name} is another kind of exception: {there['bases']}")
-    assert not wrong
-
-
-def issubclass_of_processing(name):
-    return name.startswith("processing.Processed") or name.startswith("processing.StableDiffusionProcessing")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_what_the_extension_uses_is_in_both(server, tools):
