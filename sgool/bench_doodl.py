@@ -13,6 +13,7 @@ import io
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -189,7 +190,8 @@ def _import(folder: Path) -> ModuleType:
     sys.modules.update(absent)
     sys.path.insert(0, str(folder.resolve()))
     try:
-        with tempfile.TemporaryDirectory() as place, redirect_stdout(io.StringIO()):
+        with tempfile.TemporaryDirectory() as place, redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is deprecated by now
             (Path(place) / "hf_auth").write_text("none\n")  # it reads a login for the hub from here
             os.chdir(place)
             doodl = importlib.import_module("doodl")

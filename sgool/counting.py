@@ -10,13 +10,15 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+
+from sgool.errors import SgoolError
 
 
 class Flops(TorchDispatchMode):
     """``with Flops() as flops: ...``; `flops.total`: those of matrix products, convolutions and attention so far.
 
-    Counts as torch's FlopCounterMode does, but without its hooks on every module.
+    A multiplication and an addition are two. (torch's FlopCounterMode counts the same, with hooks on every module and
+    another table in every version.)
     """
 
     def __init__(self) -> None:
@@ -25,9 +27,27 @@ class Flops(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if count := flop_registry.get(func._overloadpacket):
-            self.total += count(*args, **(kwargs or {}), out_val=result)
+        self.total += 2 * _products(func._overloadpacket.__name__, args, result)
         return result
+
+
+def _products(name: str, args: Any, result: Any) -> int:
+    """Multiplications of one operation of ATen."""
+    if name in ("mm", "bmm"):
+        return args[0].numel() * args[1].shape[-1]
+    if name in ("addmm", "baddbmm"):
+        return args[1].numel() * args[2].shape[-1]
+    if name == "convolution":
+        return result.numel() * (args[1].numel() // len(args[1]))
+    if name == "convolution_backward":
+        wanted = sum(args[10][:2])  # with respect to the input, to the weight
+        return wanted * args[0].numel() * (args[2].numel() // len(args[2]))
+    if name.startswith("_scaled_dot_product") and "attention" in name:
+        backward = "backward" in name
+        q, k = args[1:3] if backward else args[:2]
+        # Forward q k^T and its product with v; backward these again, less the latter, and the gradients of all.
+        return (5 if backward else 2) * q.numel() * k.shape[-2]
+    return 0
 
 
 @contextmanager
@@ -35,11 +55,14 @@ def shapes_only(truth: bool) -> Iterator[None]:
     """Let code written for real tensors run on the device "meta", where tensors are shapes without values.
 
     A number asked of such a tensor is 1, a comparison `truth`. Attention is fused as on a GPU: left to itself, torch
-    would write out its matrix there.
+    would write out its matrix there. Raises SgoolError where torch is older than 2.2.
     """
+    attention = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+    if attention is None:
+        raise SgoolError("Counting on shapes alone needs torch 2.2 or newer.")
 
     def fused(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=attn_mask)[0]
+        return attention(q, k, v, attn_mask=attn_mask)[0]
 
     with patch("torch.nn.functional.scaled_dot_product_attention", fused), _Values(truth):
         yield

@@ -14,7 +14,11 @@ from sgool.bench_doodl import Doodl
 from sgool.bench_update import PROMPT, SCALE, bench_update, measure, our_work, random_guides, render_tables
 from sgool.checkpointing import MEMORY
 from sgool.cli import main
+from sgool.counting import Flops
 
+counts_on_shapes = pytest.mark.skipif(
+    not hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"), reason="needs torch 2.2 or newer"
+)
 CPU, META = torch.device("cpu"), torch.device("meta")
 FOLDER = os.environ.get("SGOOL_DOODL")
 
@@ -42,6 +46,7 @@ def test_bench_prints_what_each_choice_of_memory_costs(capsys) -> None:
     assert render_tables(figures).count("\n| sgool |") == 3
 
 
+@counts_on_shapes
 def test_counting_on_shapes_alone_gives_what_the_work_takes() -> None:
     rows = []
     for device in (CPU, META):
@@ -51,6 +56,21 @@ def test_counting_on_shapes_alone_gives_what_the_work_takes() -> None:
     assert counted["seconds"] is None
     assert counted["teraflop"] == pytest.approx(real["teraflop"], rel=0.01)
     assert counted["peak_memory_mb"] == pytest.approx(real["peak_memory_mb"], rel=0.05)
+
+
+def test_arithmetic_is_that_of_the_formulas() -> None:
+    x = torch.randn(2, 8, 6, 6, requires_grad=True)
+    weight = torch.randn(10, 4, 3, 3)
+    q, k = torch.randn(1, 2, 5, 16), torch.randn(1, 2, 7, 16)
+    with Flops() as flops:
+        torch.nn.functional.conv2d(x, weight, padding=1, groups=2).sum().backward()
+        assert flops.total == 2 * 2 * (2 * 10 * 6 * 6) * (4 * 3 * 3)  # forward, and back to x alone
+        before = flops.total
+        torch.nn.functional.linear(torch.randn(3, 4), torch.randn(5, 4), torch.randn(5))
+        assert flops.total - before == 2 * 3 * 4 * 5
+        before = flops.total
+        torch.nn.functional.scaled_dot_product_attention(q, k, k)
+        assert flops.total - before == 2 * 2 * (2 * 5 * 7 * 16)
 
 
 def test_a_folder_without_doodl_is_refused(tmp_path: Path, capsys) -> None:
@@ -74,6 +94,7 @@ def test_doodl_as_published_runs_and_leaves_nothing() -> None:
     assert not any(p.requires_grad or p.grad is not None for p in backend.unet.parameters())
 
 
+@counts_on_shapes
 @pytest.mark.skipif(not FOLDER, reason="SGOOL_DOODL names no checkout of github.com/salesforce/DOODL")
 def test_an_update_costs_less_than_doodls() -> None:
     figures = bench_update("small", META, torch.float16, doodl=Path(FOLDER or ""), steps=2)
