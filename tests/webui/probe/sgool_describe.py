@@ -22,7 +22,7 @@ def describe(name: str, roots: dict[str, Any]) -> dict[str, Any] | None:
     if not callable(thing):
         return {}
     try:
-        parameters = inspect.signature(thing).parameters.values()
+        parameters = [each for each in inspect.signature(thing).parameters.values() if each.name != "self"]
     except (TypeError, ValueError):
         return {}
     required = [each.name for each in parameters if each.default is each.empty and each.kind not in _MANY]
