@@ -63,12 +63,13 @@ def draw_sheet(images: Tensor, captions: list[str], path: Path) -> None:
 
 
 def draw_curves(work: Path, path: Path) -> None:
-    plots = [("autoencoder", "l1"), ("decoder", "l1"), ("diffusion", "loss")]
+    """The curves of those trainings whose logs are in `work`."""
+    plots = [("autoencoder", "l1"), ("decoder", "l1"), ("diffusion", "loss"), ("diffusion-resumed", "loss")]
     plots += [(f"clip-{name}", "loss") for name in CLIPS]
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6))
-    for axis, (name, key) in zip(axes.flat, plots, strict=True):
-        log = work / f"{name}-log.json"
-        rows = json.loads(log.read_text()) if log.exists() else []
+    logs = {name: (key, work / f"{name}-log.json") for name, key in plots if (work / f"{name}-log.json").exists()}
+    figure, axes = plt.subplots(1, len(logs), figsize=(4 * len(logs), 3), squeeze=False)
+    for axis, (name, (key, log)) in zip(axes[0], logs.items(), strict=True):
+        rows = json.loads(log.read_text())
         axis.plot([row["step"] for row in rows], [row[key] for row in rows], linewidth=1)
         axis.set(title=f"{name}: {key}", yscale="log", xlabel="step")
     figure.tight_layout()
