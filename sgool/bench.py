@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sgool.backends import Backend
+from sgool.backends import Backend, ImageBackend
 from sgool.guidance.clip import Clip
 from sgool.memory import PeakMemory
 from sgool.samplers import SAMPLERS, Network, Sampler, Schedule, Trajectory, bdia, make_schedule
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 def bench(
-    backend: Backend,
+    backend: ImageBackend,
     judge: Clip,
     captions: Sequence[str],
     *,
@@ -175,7 +175,7 @@ def quality(
 
 
 @torch.no_grad()
-def latents_of_pictures(backend: Backend, captions: Sequence[str], steps: int) -> Tensor:
+def latents_of_pictures(backend: ImageBackend, captions: Sequence[str], steps: int) -> Tensor:
     """Pictures made by DDIM, and encoded again as a given picture would be: [B, 4, h, w]."""
     trajectory = trajectory_of(backend, ALL["ddim"], steps, captions, SCALE)
     noise = torch.cat([backend.noise(seed) for seed in range(len(captions))])

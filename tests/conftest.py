@@ -75,7 +75,7 @@ def webui(backend: DiffusersBackend) -> Iterator[SimpleNamespace]:
 
 SMALL = {
     "iterations": 1,
-    "steps": 4,
+    "steps": 2,
     "cutouts": 1,
     "saliency": "spectral",
     "clip_model": "embedded",

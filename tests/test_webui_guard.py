@@ -93,7 +93,7 @@ def test_afterwards_everything_is_as_before(webui, monkeypatch, how):
         parameter.requires_grad_(True)
     original, _ = webui.make(seed=4)
     break_(monkeypatch, how)
-    p, processed, before, after = watched(webui, {"memory": "low", "steps": 2}, seed=4)
+    p, processed, before, after = watched(webui, {"memory": "low"}, seed=4)
     shared.sd_model.requires_grad_(False)
     assert not all(before["free"]) and any(before["free"])
     for key in before:
@@ -110,7 +110,7 @@ def test_afterwards_everything_is_as_before(webui, monkeypatch, how):
 
 def test_the_generators_go_on_as_if_there_had_been_no_run(webui):
     drawn = []
-    for args in ((), ({"steps": 2},)):
+    for args in ((), ({},)):
         torch.manual_seed(3)
         random.seed(3)
         np.random.seed(3)
@@ -121,7 +121,7 @@ def test_the_generators_go_on_as_if_there_had_been_no_run(webui):
 
 def test_out_of_memory_is_tried_once_more_with_less(webui, monkeypatch):
     break_(monkeypatch, "memory")
-    p, processed = webui.make({"steps": 2})
+    p, processed = webui.make({})
     assert any("tries again with memory 'low'" in sentence for sentence in p.comments)
     assert processed.infotexts[0]["SGOOL iterations done"] == "1"
 
@@ -131,14 +131,14 @@ def test_out_of_memory_twice_gives_the_original(webui, monkeypatch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(Host, "network", full)
-    p, processed = webui.make({"steps": 2, "memory": "fast"})
+    p, processed = webui.make({"memory": "fast"})
     assert len(p.comments) == 2 and "the image without it" in processed.infotexts[0]["SGOOL note"]
     assert torch.equal(torch.cat(p.latents), torch.cat(webui.make()[0].latents))
 
 
 def test_skip_is_for_this_batch_alone(webui, monkeypatch):
     break_(monkeypatch, "skipped")
-    _, processed = webui.make({"steps": 2}, n_iter=2)
+    _, processed = webui.make({}, n_iter=2)
     assert ["SGOOL score after" in text for text in processed.infotexts] == [False, True]
 
 
@@ -149,7 +149,7 @@ def test_an_interrupt_before_the_first_image_leaves_the_original(webui, monkeypa
 
     original, _ = webui.make()
     monkeypatch.setattr(progress.Progress, "step", stop)
-    p, processed = webui.make({"steps": 2})
+    p, processed = webui.make({})
     assert torch.equal(torch.cat(p.latents), torch.cat(original.latents))
     assert "SGOOL score after" not in processed.infotexts[0]
 
@@ -176,7 +176,7 @@ def test_progress_is_told_and_never_goes_back(webui, monkeypatch):
     steps = [each[0] for each in seen]
     assert steps == sorted(steps) and steps[-1] == seen[-1][1]
     assert seen[-1][2].startswith("SGOOL 0/1, score ") and "->" in seen[-1][2]
-    assert shared.state.current_image.size == (128, 128)
+    assert shared.state.current_image.size == (64, 64)
     assert shared.state.job_count == 1  # more jobs would make the first Interrupt wait
 
 
@@ -217,7 +217,7 @@ def test_random_tiles_stand_still_during_a_run(webui, monkeypatch):
     kept, drawn = tiles.RNG_INSTANCE, set()
     decode = Host.decode
     monkeypatch.setattr(Host, "decode", lambda self, z: drawn.add(tiles.RNG_INSTANCE.randint(0, 99)) or decode(self, z))
-    webui.make({"steps": 2})
+    webui.make({})
     assert drawn == {0} and tiles.RNG_INSTANCE is kept
 
 
@@ -229,10 +229,10 @@ def test_conditionings_of_inference_mode_pass(webui, monkeypatch):
             return encode(text).clone()
 
     monkeypatch.setattr(shared.sd_model, "encode", inferred)
-    _, processed = webui.make({"steps": 2})
+    _, processed = webui.make({})
     assert "SGOOL score after" in processed.infotexts[0]
 
 
 def test_the_samplers_own_denoiser_is_not_the_runs(webui):
-    p, _ = webui.make({"steps": 2})
+    p, _ = webui.make({})
     assert isinstance(p.sampler, sd_samplers.DDIM) and p.sampler.model_wrap_cfg.step == p.steps

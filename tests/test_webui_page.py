@@ -111,15 +111,15 @@ def test_infotext_keys_are_such_as_the_webui_reads():
 def test_pictures_come_and_are_saved_where_the_settings_say(webui):
     options.add()
     assert all(shared.opts.data_labels[name].default is False for name in shared.opts.data_labels)
-    _, plain = webui.make({"steps": 2})
+    _, plain = webui.make({})
     assert len(plain.images) == 1 and not webui.images.saved
     for name in shared.opts.data_labels:
         shared.opts.data[name] = True
-    _, processed = webui.make({"steps": 2}, batch_size=2)
+    _, processed = webui.make({}, batch_size=2)
     assert len(processed.images) == 2 + 2 * 3 == len(processed.infotexts)
     suffixes = [suffix for suffix, _, _ in webui.images.saved]
     assert suffixes == ["-sgool-before", "-sgool-saliency", "-sgool-loss"] * 2
-    assert webui.images.saved[0][1].size == (128, 128)
+    assert webui.images.saved[0][1].size == (64, 64)
     assert [info["Seed"] for _, _, info in webui.images.saved] == ["1"] * 3 + ["2"] * 3
 
 
@@ -149,7 +149,7 @@ def test_version_and_detectors(client):
 
 def test_the_last_run_can_be_seen(client, webui):
     assert client.get("/sgool/v1/last").json() == {"id": 0, "tab": "txt2img", "images": []}
-    _, processed = webui.make({"steps": 2}, prompt="<b>a car</b>", seed=6)
+    _, processed = webui.make({}, prompt="<b>a car</b>", seed=6)
     last = client.get("/sgool/v1/last?tab=txt2img").json()
     (image,) = last["images"]
     assert image["seed"] == 6 and image["prompt"] == "<b>a car</b>" and image["message"] == ""

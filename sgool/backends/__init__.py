@@ -31,10 +31,14 @@ class Backend(Protocol):
         """The seed's unit Gaussian noise, float64 [1, 4, h, w], the same on every device."""
         ...
 
-    def encode(self, image: Tensor) -> Tensor:
-        """Image [1, 3, H, W] in [0, 1] -> latent [1, 4, h, w], float64."""
-        ...
-
     def decode(self, latent: Tensor) -> Tensor:
         """Latent [B, 4, h, w] -> images [B, 3, H, W], about [0, 1] but not clamped; differentiable."""
+        ...
+
+
+class ImageBackend(Backend, Protocol):
+    """A backend that takes pictures, too."""
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Image [1, 3, H, W] in [0, 1] -> latent [1, 4, h, w], float64."""
         ...

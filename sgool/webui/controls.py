@@ -41,6 +41,8 @@ _RANGES: dict[str, tuple[float, float, float]] = {
 }
 """Of the sliders: from, to, step. The API takes all that the table of parameters allows."""
 
+_PLACEHOLDERS = {"region_prompt": "empty: the main prompt; [SEP] between one for each region"}
+
 
 @dataclass
 class Controls:
@@ -55,7 +57,10 @@ class _Made:
 
     def draw(self, *names: str) -> None:
         for name in names:
-            self.controls[name] = _control(name, WEBUI_SETTINGS[name], f"sgool_{self.tab}_{name}")
+            control = _control(name, WEBUI_SETTINGS[name], f"sgool_{self.tab}_{name}")
+            if name == "start" and self.tab == "img2img":
+                control.visible = False  # there it is always the image
+            self.controls[name] = control
 
 
 def build(tab: str) -> Controls:
@@ -98,7 +103,7 @@ def _control(name: str, setting: Setting, elem_id: str) -> Any:
     if name in _RANGES:
         low, high, step = _RANGES[name]
         return gr.Slider(minimum=low, maximum=high, step=step, **common)
-    return gr.Textbox(lines=1, **common)
+    return gr.Textbox(lines=1, placeholder=_PLACEHOLDERS.get(name, ""), **common)
 
 
 def _tooltip(preset: str) -> str:

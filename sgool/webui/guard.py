@@ -34,7 +34,9 @@ def guarded(p: Any, memory: Memory) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(devices.torch_gc)
         stack.enter_context(_random_numbers())
-        stack.enter_context(_attributes(shared.state, {name: getattr(shared.state, name) for name in _STATE}))
+        kept = {name: getattr(shared.state, name) for name in _STATE}
+        # Without a latent the page's requests for a preview do not draw the first pass's over ours.
+        stack.enter_context(_attributes(shared.state, {**kept, "current_latent": None}))
         stack.enter_context(_infotext(p))
         # Sampler.initialize leaves its own random numbers in k-diffusion.
         stack.enter_context(_attributes(k_diffusion.sampling, {"torch": k_diffusion.sampling.torch}))

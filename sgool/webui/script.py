@@ -44,6 +44,9 @@ class SgoolScript(scripts.Script):
             return
         if values is None:
             return
+        if getattr(p, "firstpass_image", None) is not None:
+            p.comment("SGOOL leaves an image that is only upscaled as it is.")
+            return
         from sgool.webui import infotext
         from sgool.webui.run import Run
 

@@ -160,7 +160,7 @@ def process_images(p):
                 break
             batch = slice(n * p.batch_size, (n + 1) * p.batch_size)
             p.prompts, p.seeds = p.all_prompts[batch], p.all_seeds[batch]
-            p.rng = rng.ImageRNG((4, 16, 16), p.seeds)
+            p.rng = rng.ImageRNG((4, 8, 8), p.seeds)
             p.setup_conds()
             with devices.autocast():
                 samples = p.sample(p.c, p.uc, p.seeds, None, 0, p.prompts)
