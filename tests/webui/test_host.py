@@ -32,7 +32,7 @@ PROMPTS = {
 ATTENTION = [
     "sdp - scaled dot product",
     "sdp-no-mem - scaled dot product without memory efficient attention",
-    "sub-quadratic - memory efficient attention",
+    "sub-quadratic",
     "InvokeAI",
     "Doggettx",
     "V1 - original v1",
