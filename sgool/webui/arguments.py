@@ -24,7 +24,7 @@ def parse(args: Sequence[Any], overrides: Mapping[str, Any] | None = None) -> di
     sets over these. Raises SgoolError, naming the field.
     """
     given = dict(args[0]) if args and isinstance(args[0], Mapping) else dict(zip(_FIELDS, args, strict=False))
-    given |= overrides or {}
+    given.update(overrides or {})
     enabled = given.pop("enabled", bool(args) and isinstance(args[0], Mapping))
     if not isinstance(enabled, bool):
         raise SgoolError(f"enabled must be true or false, not {enabled!r}.")

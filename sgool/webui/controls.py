@@ -90,7 +90,7 @@ def build(tab: str) -> Controls:
         outputs = [made.controls[key] for key in PRESET_FIELDS]
         button.click(lambda values=values: values, inputs=[], outputs=outputs, show_progress=False)
     ordered = {name: made.controls[name] for name in WEBUI_SETTINGS}
-    pasted = [(enabled, infotext.paste_enabled)]
+    pasted: list[Any] = [(enabled, infotext.paste_enabled)]
     pasted += [(control, infotext.paste(name)) for name, control in ordered.items()]
     return Controls([enabled, *ordered.values()], pasted)
 

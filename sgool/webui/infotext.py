@@ -40,7 +40,8 @@ def write(p: Any, run: Any) -> None:
 def settle(p: Any, run: Any) -> None:
     """After the last image: plain lists in place of functions, so that the API's JSON shows them."""
     count = len(p.all_seeds)
-    for field, read in {**_OUTCOME, "SGOOL note": str}.items():
+    fields: dict[str, Callable[[Any], Any]] = {**_OUTCOME, "SGOOL note": str}
+    for field, read in fields.items():
         found: Mapping[int, Any] = run.notes if field == "SGOOL note" else run.outcomes
         if found:
             p.extra_generation_params[field] = [read(found[i]) if i in found else None for i in range(count)]
