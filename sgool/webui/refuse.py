@@ -21,9 +21,7 @@ def reason(p: Any) -> str | None:
     if sd_unet.current_unet is not None:
         return "SGOOL needs gradients, which a replaced UNet (TensorRT and the like) has not; set SD Unet to None."
     if shared.cmd_opts.lowvram and torch.device(devices.device).type != "cpu":
-        return (
-            "SGOOL does not work with --lowvram on a GPU: it takes weights away that gradients need; use --medvram."
-        )
+        return "SGOOL does not work with --lowvram on a GPU: it takes weights away that gradients need; use --medvram."
     if getattr(p, "refiner_checkpoint_info", None) is not None:
         return "SGOOL does not work with a refiner, which is another model than the one that began the image."
     if not hasattr(model, "alphas_cumprod") or not hasattr(model.model, "diffusion_model"):
