@@ -33,8 +33,8 @@ PLAIN = {"method": "none", "sampler": "ddim", "steps": 10}
 
 OPTIMISERS: dict[str, dict[str, Any]] = {
     "doodl": {"method": "doodl", "sampler": "edict", "steps": 5, "guidance_scale": 1.0, "patience": 0},
-    "global": {"saliency_weight": 0.0, "patience": 0},
-    "sgool": {"patience": 0},
+    "global": {"saliency_weight": 0.0, "candidates": 4, "patience": 0},
+    "sgool": {"candidates": 4, "patience": 0},
 }
 """What each optimiser chooses within the budget; the number of updates follows from it."""
 
@@ -75,6 +75,7 @@ def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str
     if method == "best-of-N":
         seeds = [seed + CANDIDATE_STRIDE * i for i in range(max(1, budget // run))]
     elif method != "none":
+        values["candidates"] = max(1, min(values["candidates"], budget // run - 2))  # room for an update
         values["iterations"] = max(0, updates_within(budget - (values["candidates"] - 1) * run, run))
     results = [generate(backend, guides, caption, values, seed=s) for s in seeds]
     best = max((result.best for result in results), key=lambda snapshot: snapshot.score)

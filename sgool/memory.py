@@ -9,6 +9,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+SLACK = 0.005
+"""Share of the peak that may be missed."""
+
 
 class PeakMemory:
     """``with PeakMemory(device) as memory: ...``, then `memory.bytes`: the peak above what was allocated before.
@@ -53,7 +56,9 @@ class _Storages(TorchDispatchMode):
             if storage._cdata not in inputs and storage._cdata not in self.alive:
                 self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
                 self.total += storage.nbytes()
-        if self.total > self.peak:  # The dead are still counted: look for them only when they could matter.
+        # The dead are still counted: look for them only when they could matter, and by more than the slack, or a graph
+        # that only grows would be searched after every operation.
+        if self.total > (1 + SLACK) * self.peak:
             self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
             self.total = sum(size for _, size in self.alive.values())
             self.peak = max(self.peak, self.total)

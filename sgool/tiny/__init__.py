@@ -17,6 +17,7 @@ DEFAULTS = {
     "steps": 10,
     "guidance_scale": 4.0,
     "saliency": "spectral",
+    "threshold": 0.3,
     "clip_model": "embedded",
     "selector_model": "embedded",
     "memory": "fast",
