@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sgool.backends import Backend, ImageBackend
+from sgool.generate import AUTO
 from sgool.guidance.clip import Clip
 from sgool.memory import PeakMemory
 from sgool.samplers import SAMPLERS, Network, Sampler, Schedule, Trajectory, bdia, make_schedule
@@ -61,7 +62,7 @@ def bench(
     for key, task in tqdm(work, desc="bench", disable=not progress):
         figures.setdefault(key, []).append(task())
     figures["seconds_ratio_bdia_to_edict"] = seconds_ratio(backend, captions[0], repeats=3 if quick else 9)
-    rows = [row for row in figures["inverted_latents"] if row["sampler"] in SAMPLERS]
+    rows = [row for row in figures["inverted_latents"] if row["sampler"] == AUTO["image"]]
     figures["image_start_error"] = max(row["image_error"] for row in rows)
     return figures
 
@@ -229,7 +230,7 @@ def render_tables(figures: Mapping[str, Any]) -> str:
     ratio, error = figures["seconds_ratio_bdia_to_edict"], figures["image_start_error"]
     lines = [
         f"{figures['captions']} captions on {figures['device']}. One update by damped BDIA takes {ratio:.2f} of "
-        f"EDICT's time. An image carried back returns to {error:.0e}."
+        f"EDICT's time. An image carried back by {AUTO['image']} returns to {error:.0e}."
     ]
     for key in ("samplers", "sampler_quality", "inverted_latents"):
         lines += ["", f"**{key.replace('_', ' ')}**", "", *table(figures[key])]
