@@ -28,7 +28,7 @@ from sgool.memory import PeakMemory
 from sgool.optimize import Regions, Result, Snapshot, Stop, optimise
 from sgool.saliency import LoadedDetector, load_detector
 from sgool.saliency.regions import Region
-from sgool.saliency.transalnet import TranSalNet, predict
+from sgool.saliency.transalnet import Predictor, TranSalNet
 from sgool.samplers import Trajectory, get_sampler, make_schedule
 from sgool.settings import SETTINGS
 from sgool.update import Prior, SgoolUpdate, Update
@@ -99,16 +99,7 @@ def random_guides(size: Size, device: torch.device) -> Guides:
         return Guides(clip, selector, load_detector("spectral", device=device))
     with initialising(device, torch.float32):
         network = TranSalNet("res").eval().requires_grad_(False)
-    return Guides(clip, selector, LoadedDetector(_Saliency(network), device))
-
-
-class _Saliency(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> Tensor:
-        return predict(self.network, image)
+    return Guides(clip, selector, LoadedDetector(Predictor(network), device))
 
 
 def our_work(backend: RandomBackend, guides: Guides, steps: int) -> Work:

@@ -65,7 +65,7 @@ SETTINGS: dict[str, Setting] = {
         "noise: the seed's noise; image: an image carried back exactly",
         choices=("noise", "image"),
     ),
-    "strength": Setting(1.0, "Start strength", "how far back an image is carried, above 0, at most 1", high=1.0),
+    "strength": Setting(0.8, "Start strength", "how far back an image is carried, above 0, at most 1", high=1.0),
     "candidates": Setting(
         1, "Starting noises tried", "how many are rendered; the most promising one is optimised", 1, 1000
     ),

@@ -208,10 +208,12 @@ def predict(model: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
 
 def load(variant: str, models_dir: str | Path | None, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Fetch the published weights if need be and return the detector, image [1, 3, H, W] -> map [H, W]."""
-    return _Detector(build(variant, load_state_dict(ensure(f"transalnet-{variant}", models_dir))).to(device))
+    return Predictor(build(variant, load_state_dict(ensure(f"transalnet-{variant}", models_dir))).to(device))
 
 
-class _Detector(nn.Module):
+class Predictor(nn.Module):
+    """`predict` with its network, as a module that can be moved to another device."""
+
     def __init__(self, network: TranSalNet) -> None:
         super().__init__()
         self.network = network
