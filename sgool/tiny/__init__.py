@@ -11,8 +11,6 @@ CLIPS = {name: Path(__file__).parent / "clips" / name for name in ("guide", "sel
 """Folders in open_clip's format. A run optimises against the guide and chooses by the selector; only benchmarks
 load the judge."""
 
-IMAGE_SIZE = 128
-
 DEFAULTS = {
     "steps": 10,
     "guidance_scale": 4.0,

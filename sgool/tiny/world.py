@@ -40,6 +40,9 @@ ALONE = (0.5, 0.75)
 PAIRED = (0.42,)
 """Widths of a subject as a share of the picture's: called small, alone, and one of two."""
 
+IMAGE = 128
+"""Pixels of a side."""
+
 GRID = 16
 """Subjects stand, and patterns repeat, on a grid of so many cells a side, the latent's: what is learned of a subject at
 one place holds at all others, so two CPU cores can learn this world well."""
@@ -98,10 +101,14 @@ def random_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
             return scene
 
 
+Box = tuple[int, int, int, int]
+"""top, left, height and width in pixels"""
+
+
 class Painter:
     """Composes scenes from the emoji pictures in ``assets``."""
 
-    def __init__(self, assets: Path, size: int = 128):
+    def __init__(self, assets: Path, size: int = IMAGE):
         from PIL import Image
 
         self.size = size
@@ -116,10 +123,16 @@ class Painter:
 
     def paint(self, scene: Scene, rng: np.random.Generator) -> np.ndarray:
         """The scene as uint8 RGB [size, size, 3]; positions, sizes and colours vary with ``rng``."""
+        return self.compose(scene, rng)[0]
+
+    def compose(self, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[Box]]:
+        """The picture that `paint` gives, and where each subject is in it."""
         image = self._background(scene, rng)
-        for subject, (x, y, width) in zip(scene.subjects, self._layout(scene, rng), strict=True):
+        boxes = [
             self._paste(image, self.pictures[subject.word], x, y, width)
-        return (image.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+            for subject, (x, y, width) in zip(scene.subjects, self._layout(scene, rng), strict=True)
+        ]
+        return (image.clip(0, 1) * 255 + 0.5).astype(np.uint8), boxes
 
     def _layout(self, scene: Scene, rng: np.random.Generator) -> list[tuple[float, float, float]]:
         """Centre x, centre y and width of each subject, as shares of the picture."""
@@ -152,7 +165,7 @@ class Painter:
             image[(xx % step - step / 2) ** 2 + (yy % step - step / 2) ** 2 < (step / 3.2) ** 2] = shade
         return image
 
-    def _paste(self, image: np.ndarray, picture: np.ndarray, x: float, y: float, width: float) -> None:
+    def _paste(self, image: np.ndarray, picture: np.ndarray, x: float, y: float, width: float) -> Box:
         import cv2
 
         n = self.size
@@ -164,6 +177,7 @@ class Painter:
         left = cell * round(np.clip(x * n - w / 2, 0, n - w) // cell)
         patch = image[top : top + h, left : left + w]
         patch[:] = small[..., :3] + patch * (1 - small[..., 3:])
+        return top, left, h, w
 
 
 def held_out_scenes(count: int, seed: int = 1) -> list[Scene]:

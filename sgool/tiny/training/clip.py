@@ -1,8 +1,10 @@
-"""Step 4: train one of the three CLIPs. ``python -m sgool.tiny.training.clip guide --work WORK``
+"""Step 4: train one of the three CLIPs. ``python -m sgool.tiny.training.clip guide --assets DIR --work WORK``
 
-The symmetric contrastive loss of CLIP (arXiv 2103.00020) on the scenes and their captions, from scratch, each with
-its own seed and architecture. Pictures are blurred, noised, shifted and recoloured a little, so that what the
-autoencoder does to them does not matter; captions now and then lack the background, as people's prompts do.
+The symmetric contrastive loss of CLIP (arXiv 2103.00020) on scenes and their captions, from scratch, each with its own
+seed and architecture. A batch holds scenes beside neighbours that differ in one thing, so that it takes more than the
+gist to tell them apart; equal captions count as right for each other. One group in three has been through the
+autoencoder, and all are blurred, noised, shifted and recoloured a little. The guide also learns single subjects, as
+salient crops show them, by a phrase of the caption.
 """
 
 from __future__ import annotations
@@ -22,22 +24,21 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from sgool.tiny import CLIPS
+from sgool.tiny.training.views import GROUP, Source, around_subject, whole
 
 TEXT = {"context_length": 32, "width": 64, "heads": 4, "layers": 2}
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "guide": {"seed": 1, "vision": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 12}},
+    "guide": {"seed": 1, "crops": 0.5, "vision": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 12}},
     "selector": {
         "seed": 2,
+        "crops": 0.0,
         "vision": {"image_size": 64, "layers": 4, "width": 96, "head_width": 24, "patch_size": 8},
     },
-    "judge": {
-        "seed": 3,
-        "vision": {"image_size": 128, "layers": 4, "width": 96, "head_width": 32, "patch_size": 16},
-    },
+    "judge": {"seed": 3, "crops": 0.0, "vision": {"image_size": 128, "layers": [1, 2, 2, 1], "width": 10}},
 }
-"""A convolutional ResNet guides; transformers choose and judge. The guide sees a picture at half its resolution, as
-ViT-B/32 at 224 sees one of 512, and the judge sees all of it."""
+"""A ResNet guides, a transformer selects, a deeper ResNet judges. The guide sees a picture at half its resolution, as
+ViT-B/32 at 224 sees one of 512, and the judge sees all of it. crops: the share of pictures that show one subject."""
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
 
@@ -49,30 +50,49 @@ def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return low + (high - low) * torch.rand(shape, generator=generator)
 
     n, size = len(x), x.shape[-1]
-    x = F.pad(x, (4, 4, 4, 4), mode="replicate")
-    top, left = (int(v) for v in torch.randint(0, 9, (2,), generator=generator))
+    pad = size // 32
+    x = F.pad(x, (pad, pad, pad, pad), mode="replicate")
+    top, left = (int(v) for v in torch.randint(0, 2 * pad + 1, (2,), generator=generator))
     x = x[..., top : top + size, left : left + size]
     if torch.rand((), generator=generator) < 0.5:
-        scale = uniform(0.4, 0.9).item()
+        scale = uniform(0.6, 0.95).item()
         x = F.interpolate(x, scale_factor=scale, mode="bilinear", antialias=True)
         x = F.interpolate(x, size=(size, size), mode="bilinear")
     x = (x - 0.5) * uniform(0.85, 1.15, n, 1, 1, 1) + 0.5 + uniform(-0.06, 0.06, n, 3, 1, 1)
-    return x + uniform(0, 0.08, n, 1, 1, 1) * torch.randn(x.shape, generator=generator)
+    return x + uniform(0, 0.06, n, 1, 1, 1) * torch.randn(x.shape, generator=generator)
+
+
+def batch(
+    source: Source, count: int, size: int, crops: float, rng: np.random.Generator
+) -> tuple[torch.Tensor, list[str]]:
+    """float32 [count, 3, size, size] in [0, 1], and the captions."""
+    pictures = [picture for _ in range(count // GROUP) for picture in source.group()]
+    shown = [(around_subject if rng.random() < crops else whole)(picture, size, rng) for picture in pictures]
+    images, texts = zip(*shown, strict=True)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255, list(texts)
+
+
+def contrastive(logits: torch.Tensor, texts: list[str]) -> torch.Tensor:
+    """CLIP's symmetric loss, where an image's right texts are all those equal to its own."""
+    _, number = np.unique(texts, return_inverse=True)
+    equal = torch.from_numpy(number[:, None] == number[None]).float()
+    target = equal / equal.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=ARCHITECTURES)
+    parser.add_argument("--assets", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     args = parser.parse_args()
     seed, vision = ARCHITECTURES[args.name]["seed"], ARCHITECTURES[args.name]["vision"]
     torch.manual_seed(seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    images = np.load(args.work / "images.npy", mmap_mode="r")
-    captions = json.loads((args.work / "captions.json").read_text())
+    source = Source(args.assets, args.work, rng)
     tokenizer = SimpleTokenizer(bpe_path=str(CLIPS[args.name].parent / "bpe.txt.gz"), context_length=32)
     model_cfg = {"embed_dim": 64, "vision_cfg": vision, "text_cfg": TEXT | {"vocab_size": len(tokenizer.encoder)}}
     model = open_clip.CLIP(**model_cfg).train()
@@ -83,17 +103,12 @@ def main() -> None:
     )
     log, begun = [], time.time()
     for step in range(args.steps):
-        rows = rng.integers(0, len(images), args.batch)
-        x = torch.from_numpy(images[np.sort(rows)]).permute(0, 3, 1, 2).float() / 255
-        texts = [captions[row] for row in np.sort(rows)]
-        texts = [t.split(" on a ")[0] if rng.random() < 0.15 else t for t in texts]
-        x = F.interpolate(x, size=(vision["image_size"],) * 2, mode="bilinear", antialias=True)
+        x, texts = batch(source, args.batch, vision["image_size"], ARCHITECTURES[args.name]["crops"], rng)
         x = (augment(x, generator) - mean) / std
         a = F.normalize(model.encode_image(x), dim=-1)
         b = F.normalize(model.encode_text(tokenizer(texts)), dim=-1)
         logits = model.logit_scale.exp() * a @ b.T
-        target = torch.arange(args.batch)
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        loss = contrastive(logits, texts)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
@@ -102,8 +117,8 @@ def main() -> None:
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
         if step % 50 == 49:
-            right = (logits.argmax(1) == target).float().mean().item()
-            log.append({"step": step + 1, "loss": loss.item(), "accuracy": right})
+            right = np.mean([texts[best] == text for best, text in zip(logits.argmax(1).tolist(), texts, strict=True)])
+            log.append({"step": step + 1, "loss": loss.item(), "accuracy": float(right)})
             print(json.dumps(log[-1] | {"seconds": round(time.time() - begun)}), flush=True)
     folder = CLIPS[args.name]
     folder.mkdir(parents=True, exist_ok=True)
