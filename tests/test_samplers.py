@@ -93,7 +93,7 @@ def textbook(name: str, schedule: Schedule, eps, latents: list[Tensor], start: i
         if name == "ddim" or len(trail) == 1:
             trail.append(ddim(now, i, i + 1, e))
         elif name == "bdia":
-            g = gamma or max(0.5, 1e16 ** (-1 / schedule.steps))
+            g = gamma or max(0.2, 1e16 ** (-1 / schedule.steps))
             before = trail[-2]
             ahead, back = ddim(now, i, i + 1, e) - now, ddim(now, i, i - 1, e) - now
             trail.append(before - (1 - g) * (before - now) - g * back + ahead)
@@ -213,7 +213,7 @@ def test_the_noise_is_recovered(name: str, steps: int, dtype: torch.dtype) -> No
 
 
 def test_gamma_spends_its_budget_and_no_more() -> None:
-    assert bdia.gamma(10) == bdia.gamma(53) == 0.5
+    assert bdia.gamma(10) == bdia.gamma(22) == 0.2
     assert bdia.gamma(100) ** -100 == pytest.approx(1e16)
     assert bdia.gamma(50, budget=1e3) ** -50 == pytest.approx(1e3)
 
@@ -325,9 +325,9 @@ def test_order_of_convergence_to_the_exact_flow(name: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [10, 20, 40, 80, 160])
-def test_bdia_has_at_most_a_third_of_the_error_of_ddim(steps: int) -> None:
-    # Its leading error is (1 - gamma) / (1 + gamma) times DDIM's, and gamma is at least a half.
-    assert distance_to_flow("bdia", steps) < distance_to_flow("ddim", steps) / 3
+def test_bdia_has_at_most_two_thirds_of_the_error_of_ddim(steps: int) -> None:
+    # Its leading error is (1 - gamma) / (1 + gamma) times DDIM's, and gamma is at least a fifth.
+    assert distance_to_flow("bdia", steps) < distance_to_flow("ddim", steps) * 2 / 3
 
 
 def test_ddim_inverts_approximately() -> None:
