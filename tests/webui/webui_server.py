@@ -107,9 +107,9 @@ class WebUI:
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise RuntimeError(f"The WebUI ended at once:\n{self.output()[-4000:]}")
-            with contextlib.suppress(OSError, Refused):
-                # The port answers before the routes are there, and "ready" is when the model is, too.
-                if self.get("/sdapi/v1/sd-models"):
+            # A request before it says this is answered by a server that has no routes yet, and can make the start fail.
+            if "Startup time:" in self.output():
+                with contextlib.suppress(OSError, Refused):
                     self.get("/sdapi/v1/options")
                     return
             time.sleep(0.5)
