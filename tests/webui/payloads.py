@@ -75,6 +75,21 @@ def make(server: WebUI, payload: dict[str, Any], sgool: dict[str, Any] | list[An
     return Pictures(server.post(f"/sdapi/v1/{way}", payload))
 
 
+def plot(server: WebUI, x: tuple[str, Any], y: tuple[str, Any] = ("Nothing", "")) -> dict[str, Any]:
+    """The payload of an X/Y/Z plot. x, y: an axis and its values, a text or, where the axis has choices, a list."""
+    name = "x/y/z plot"
+    (script,) = (
+        each for each in server.get("/sdapi/v1/script-info") if each["name"] == name and not each["is_img2img"]
+    )
+    labels = script["args"][0]["choices"]
+    arguments: list[Any] = []
+    for label, values in (x, y, ("Nothing", "")):
+        arguments += [labels.index(label), *(("", values) if isinstance(values, list) else (values, []))]
+    # Legend, images, grids of a part, seeds as they are, other seeds along each axis, margin, values as text.
+    arguments += [False, True, False, False, False, False, False, 0, False]
+    return {**BASE, "script_name": name, "script_args": arguments}
+
+
 def difference(one: Image.Image, other: Image.Image) -> np.ndarray:
     """Of two images, pixel by pixel: [H, W], the largest difference of a channel, 0 to 255."""
     return np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max(-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from payloads import BASE, HIRES, IMG2IMG, INPAINT, SGOOL, differ, difference, make, mask, outcome, picture
+from payloads import BASE, HIRES, IMG2IMG, INPAINT, SGOOL, differ, difference, make, mask, outcome, picture, plot
 
 from sgool import __version__
 from sgool.saliency import DETECTORS
@@ -162,32 +162,7 @@ def test_routes(server):
 
 
 def test_an_xyz_plot_over_iterations(server):
-    scripts = server.get("/sdapi/v1/script-info")
-    plot = next(each for each in scripts if each["name"] == "x/y/z plot" and not each["is_img2img"])
-    axes = plot["args"][0]["choices"]
-    x, y = axes.index("[SGOOL] Iterations"), axes.index("[SGOOL] On")
-    nothing = axes.index("Nothing")
-    # Kind, values and chosen values of each axis; legend, lone images, sub-grids, seeds (four), margin, values as text.
-    script_args = [
-        x,
-        "1,2",
-        [],
-        y,
-        "",
-        ["False", "True"],
-        nothing,
-        "",
-        [],
-        False,
-        True,
-        False,
-        False,
-        *[False] * 3,
-        0,
-        True,
-    ]
-    payload = {**BASE, "script_name": "x/y/z plot", "script_args": script_args}
+    payload = plot(server, ("[SGOOL] Iterations", "1, 2"), ("[SGOOL] On", ["False", "True"]))
     answer = make(server, payload, {**SGOOL, "enabled": False})
-    done = [outcome(answer, index).iterations for index in range(len(answer.texts))]
-    assert sorted(done)[-2:] == [1, 2]
-    assert done.count(-1) >= 2
+    done = [outcome(answer, index).iterations for index in range(len(answer))]
+    assert done == [-1, -1, -1, 1, 2]  # the grid, and row by row
