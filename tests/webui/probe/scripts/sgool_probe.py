@@ -8,11 +8,23 @@ from __future__ import annotations
 import gc
 import hashlib
 import inspect
+from pathlib import Path
 from typing import Any
 
 import sgool_recorder
 import torch
-from modules import processing, script_callbacks, scripts, sd_hijack, sd_samplers, shared
+from modules import (
+    processing,
+    script_callbacks,
+    scripts,
+    sd_disable_initialization,
+    sd_hijack,
+    sd_models,
+    sd_samplers,
+    shared,
+)
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
 from sgool_describe import describe
 
 
@@ -75,12 +87,50 @@ def _fail(network: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.
     return output * float("nan")
 
 
+firsts: list[float] = []
+"""Of every run so far: how far its first latent is from the one that the WebUI has made, as a share of that."""
+
+
+def _watch() -> None:
+    from sgool.webui import run
+
+    generate = run.generate
+
+    def watched(host: Any, *args: Any, **kwargs: Any) -> Any:
+        result = generate(host, *args, **kwargs)
+        firsts.append(((result.first.latent - host.original).norm() / host.original.norm()).item())
+        return result
+
+    run.generate = watched
+
+
 def last() -> list[dict[str, Any]]:
     """Of the images of the last run in txt2img: what the infotext does not say."""
     from sgool.webui import gallery
 
     outcomes = gallery.last["txt2img"].outcomes
-    return [{"before": each.score_before, "scores": each.scores, "losses": each.losses} for each in outcomes]
+    kept = [{"before": each.score_before, "scores": each.scores, "losses": each.losses} for each in outcomes]
+    return [{**each, "first": first} for each, first in zip(kept, firsts[-len(kept) :], strict=True)]
+
+
+def random_model(body: dict[str, Any]) -> dict[str, Any]:
+    """Write the checkpoint body["path"], of random weights, as the configuration beside it says."""
+    path = Path(body["path"])
+    config = OmegaConf.load(path.with_suffix(".yaml"))
+    with sd_disable_initialization.DisableInitialization():
+        model = sd_models.instantiate_from_config(config.model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
+            elif name.endswith("weight"):
+                parameter.fill_(1.0)
+            else:
+                # Not zero: the WebUI divides by the mean of a text's encoding.
+                parameter.normal_(std=0.1, generator=generator)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    return {}
 
 
 def describe_all(body: dict[str, Any]) -> dict[str, Any]:
@@ -97,16 +147,18 @@ def hooks() -> dict[str, Any]:
 
 
 def _add(_demo: Any, app: Any) -> None:
+    _watch()
     app.add_api_route("/sgool-probe/state", state, methods=["GET"])
     app.add_api_route("/sgool-probe/last", last, methods=["GET"])
     app.add_api_route("/sgool-probe/hooks", hooks, methods=["GET"])
     app.add_api_route("/sgool-probe/arm", arm, methods=["POST"])
+    app.add_api_route("/sgool-probe/random-model", random_model, methods=["POST"])
     app.add_api_route("/sgool-probe/describe", describe_all, methods=["POST"])
 
 
 script_callbacks.on_app_started(_add)
 
-for route in (arm, describe_all):
+for route in (arm, random_model, describe_all):
     route.__annotations__ = {"body": dict}  # FastAPI reads them, and postponed ones it does not find here
 
 
