@@ -160,7 +160,7 @@ def test_an_interrupted_first_pass_is_left_alone(webui):
     from sgool.webui.run import Run, improve
 
     samples = torch.zeros(1, 4, 16, 16)
-    assert improve(p, Run({"method": "sgool", "iterations": 3}), samples) is samples
+    assert improve(p, Run({"method": "sgool", "iterations": 3}, lambda: p), samples) is samples
 
 
 def test_progress_is_told_and_never_goes_back(webui, monkeypatch):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
 from modules import scripts
@@ -128,6 +131,35 @@ def test_low_memory_makes_the_same_image(webui, prompt):
 def test_after_detailers_inner_pass_is_left_alone(webui):
     p, _ = webui.make({}, _ad_inner=True)
     assert not p.comments and torch.equal(latents(p), latents(webui.make()[0]))
+
+
+class _CallsTheHooks(scripts.Script):
+    """As After Detailer does for every batch: with a copy, before the images are written down."""
+
+    def post_sample(self, p, ps, *args):
+        copied = copy.copy(p)
+        for script in p.scripts.scripts:
+            if script is not self:
+                script.postprocess(copied, SimpleNamespace(images=[], infotexts=[]), *args)
+                script.process(copied, *args)
+
+
+def test_hooks_called_with_a_copy_change_nothing(webui):
+    _, alone = webui.make({}, n_iter=2)
+    p, processed = webui.make({}, n_iter=2, last=[_CallsTheHooks()])
+    assert processed.infotexts == alone.infotexts
+    assert all(SCORES[1] in text for text in processed.infotexts)
+    assert len(p.extra_generation_params[SCORES[1]]) == 2
+    assert len(_outcomes()) == 2
+
+
+def test_the_images_of_a_plot_do_not_write_into_each_others_infotext(webui):
+    """It generates with shallow copies of one object."""
+    shared_by_all = {"Of another": "script"}
+    webui.make({"iterations": 2}, extra_generation_params=shared_by_all)
+    _, off = webui.make(False, extra_generation_params=shared_by_all)
+    assert shared_by_all == {"Of another": "script"}
+    assert not [key for key in off.infotexts[0] if key.startswith("SGOOL")]
 
 
 def test_a_plot_sets_its_value_for_one_image(webui):

@@ -8,13 +8,16 @@ from typing import Any
 from sgool import __version__
 from sgool.webui.arguments import WEBUI_SETTINGS
 
-VERSION = "SGOOL version"
+_PREFIX = "SGOOL "
+VERSION = f"{_PREFIX}version"
 """Stands in every infotext of an image that was made with SGOOL ticked."""
+NOTE = f"{_PREFIX}note"
+"""Why an image is as it was, or a run ended early."""
 
 
 def key(name: str) -> str:
     """The infotext key of a setting."""
-    return f"SGOOL {WEBUI_SETTINGS[name].label.lower()}"
+    return f"{_PREFIX}{WEBUI_SETTINGS[name].label.lower()}"
 
 
 _OUTCOME: dict[str, Callable[[Any], str | int]] = {
@@ -25,6 +28,11 @@ _OUTCOME: dict[str, Callable[[Any], str | int]] = {
 }
 
 
+def without_ours(params: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without our entries."""
+    return {name: value for name, value in params.items() if not name.startswith(_PREFIX)}
+
+
 def write(p: Any, run: Any) -> None:
     """Add every parameter that is not at its default, what came of each image, and the version."""
     params = p.extra_generation_params
@@ -33,16 +41,16 @@ def write(p: Any, run: Any) -> None:
             params[key(name)] = run.values[name]
     for field, read in _OUTCOME.items():
         params[field] = _per_image(run.outcomes, read)
-    params["SGOOL note"] = _per_image(run.notes, str)
+    params[NOTE] = _per_image(run.notes, str)
     params[VERSION] = __version__
 
 
 def settle(p: Any, run: Any) -> None:
     """After the last image: plain lists in place of functions, so that the API's JSON shows them."""
     count = len(p.all_seeds)
-    fields: dict[str, Callable[[Any], Any]] = {**_OUTCOME, "SGOOL note": str}
+    fields: dict[str, Callable[[Any], Any]] = {**_OUTCOME, NOTE: str}
     for field, read in fields.items():
-        found: Mapping[int, Any] = run.notes if field == "SGOOL note" else run.outcomes
+        found: Mapping[int, Any] = run.notes if field == NOTE else run.outcomes
         if found:
             p.extra_generation_params[field] = [read(found[i]) if i in found else None for i in range(count)]
         else:

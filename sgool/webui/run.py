@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,9 +42,12 @@ class Outcome:
 
 @dataclass
 class Run:
-    """What is known of one generation. noise: of the batch at hand; outcomes, notes: by the image's number."""
+    """What is known of one generation. owner: gives its processing object, while that lives; noise: of the batch at
+    hand; outcomes, notes: by the image's number.
+    """
 
     values: dict[str, Any]
+    owner: Callable[[], Any]
     noise: Tensor | None = None
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     notes: dict[int, str] = field(default_factory=dict)

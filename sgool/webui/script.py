@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from typing import Any
 
 from modules import scripts
 
 from sgool.errors import SgoolError
+from sgool.webui import infotext
 from sgool.webui.arguments import parse
 
 _RUN = "sgool_run"
@@ -30,8 +32,13 @@ class SgoolScript(scripts.Script):
         return made.inputs
 
     def process(self, p: Any, *args: Any) -> None:
-        """Check what is asked for; anything that an earlier generation left on p goes."""
+        """Check what is asked for; anything that an earlier generation left on p goes.
+
+        Other scripts generate with shallow copies of p (the plot), or call the hooks with one in the middle of a
+        generation (After Detailer): so p gets an infotext of its own, and a run belongs to one object.
+        """
         vars(p).pop(_RUN, None)
+        p.extra_generation_params = infotext.without_ours(p.extra_generation_params)
         if getattr(p, "_ad_inner", False):  # After Detailer's own pass over a face: the image has had its turn
             return
         try:
@@ -39,7 +46,7 @@ class SgoolScript(scripts.Script):
         except SgoolError as error:
             sentence = f"SGOOL is not used: {error}"
             p.comment(sentence)
-            p.extra_generation_params["SGOOL note"] = sentence
+            p.extra_generation_params[infotext.NOTE] = sentence
             print(sentence, file=sys.stderr)
             return
         if values is None:
@@ -47,12 +54,11 @@ class SgoolScript(scripts.Script):
         if getattr(p, "firstpass_image", None) is not None:
             p.comment("SGOOL leaves an image that is only upscaled as it is.")
             return
-        from sgool.webui import infotext
         from sgool.webui.run import Run
 
         if self.is_img2img:
             values["start"] = "image"
-        run = Run(values)
+        run = Run(values, weakref.ref(p))
         setattr(p, _RUN, run)
         infotext.write(p, run)
 
@@ -77,7 +83,7 @@ class SgoolScript(scripts.Script):
         run = _run(p)
         if run is None:
             return
-        from sgool.webui import gallery, infotext
+        from sgool.webui import gallery
 
         gallery.show(p, processed, run, self.tabname)
         infotext.settle(p, run)
@@ -85,7 +91,8 @@ class SgoolScript(scripts.Script):
 
 
 def _run(p: Any) -> Any:
-    return vars(p).get(_RUN)
+    run = vars(p).get(_RUN)
+    return run if run is not None and run.owner() is p else None
 
 
 def _improve_after(p: Any, run: Any) -> None:
