@@ -58,22 +58,31 @@ def free_port() -> int:
 class WebUI:
     """One WebUI process, whose settings, models, extensions and pictures are in `home` (emptied when it stops).
 
-    extension: False starts it with no extension but the WebUI's own.
+    extension: False starts it with no extension but the WebUI's own. more: folders of other extensions.
     """
 
-    def __init__(self, folder: Path, home: Path, flags: Sequence[str] = (), *, extension: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        home: Path,
+        flags: Sequence[str] = (),
+        *,
+        extension: bool = True,
+        more: Sequence[Path] = (),
+    ) -> None:
         self.folder, self.home, self.port = folder, home, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = home / "webui.log"
         for part in ("extensions", "models/Stable-diffusion", "tmp"):
-            (home / part).mkdir(parents=True)
+            (home / part).mkdir(parents=True, exist_ok=True)
         export(home / "models" / "Stable-diffusion")
         for name in LINKED:
             if (CHECKOUT / name).exists():
                 link = home / "extensions" / NAME / name
                 link.parent.mkdir(exist_ok=True)
                 link.symlink_to(CHECKOUT / name)
-        (home / "extensions" / "sgool-probe").symlink_to(PROBE)
+        for other in (PROBE, *more):
+            (home / "extensions" / other.name).symlink_to(other)
         (home / "config.json").write_text(json.dumps(OPTIONS))
         environment = {
             **os.environ,
