@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sgool import tiny
 from sgool.backends import Backend
-from sgool.errors import SgoolError
+from sgool.errors import NotRepeatable, SgoolError
 from sgool.guidance.clip import Clip, load_clip, load_clip_folder
 from sgool.guidance.loss import SaliencyLoss, doodl_loss
 from sgool.optimize import Regions, Result, Snapshot, optimise
@@ -78,9 +78,32 @@ def generate(
 ) -> Result:
     """One image from a prompt, its starting latent optimised as `values` (of `sgool.settings.settings`) say.
 
-    init_latent: [1, 4, h, w], the latent of the image to start from, for the start "image". Raises SgoolError for an
+    init_latent: [1, 4, h, w], the latent of the image to start from, for the start "image". Where a network turns out
+    not to repeat its predictions, a run from noise begins again with DDIM and stored latents. Raises SgoolError for an
     empty prompt and where the start does not fit; see `sgool.optimize.optimise` for failures on the way.
     """
+    attempt = partial(_attempt, backend, guides, prompt, negative_prompt, seed, init_latent, on_image, on_step)
+    result = attempt(values)
+    if isinstance(result.error, NotRepeatable) and values["start"] == "noise":
+        spent = result.unet_evals, result.seconds
+        result = attempt({**values, "sampler": "ddim"})
+        result.unet_evals, result.seconds = result.unet_evals + spent[0], result.seconds + spent[1]
+        told = "The network does not repeat its predictions exactly, so the latents of all steps were stored."
+        result.ended = f"{told} {result.ended}".strip()
+    return result
+
+
+def _attempt(
+    backend: Backend,
+    guides: Guides,
+    prompt: str,
+    negative_prompt: str,
+    seed: int,
+    init_latent: Tensor | None,
+    on_image: Callable[[Result, Snapshot], None] | None,
+    on_step: Callable[[int, int], None] | None,
+    values: Mapping[str, Any],
+) -> Result:
     if not prompt.strip():
         raise SgoolError("The prompt is empty: say what the image shall show.")
     if (values["start"] == "image") != (init_latent is not None):
@@ -109,6 +132,7 @@ def generate(
         guides.clip,
         prompt,
         region_prompts=values["region_prompt"],
+        match_phrases=values["region_match"] == "phrases",
         saliency_weight=values["saliency_weight"],
         cutouts=values["cutouts"],
     )

@@ -57,7 +57,7 @@ def test_a_run_returns_the_best_image_and_counts_its_work(backend, guides):
 
 def test_without_saliency_the_loss_falls(backend, guides):
     """Small steps against a fixed loss (no random cutouts, no moving crops) must lower it."""
-    own = values(saliency_weight=0.0, cutouts=0, learning_rate=0.01, regularisation=0.0)
+    own = values(saliency_weight=0.0, cutouts=0, learning_rate=1e-4, regularisation=0.0)
     losses = generate(backend, guides, PROMPT, own, seed=2).losses
     assert losses[2] < losses[1] < losses[0]
 
@@ -114,6 +114,38 @@ def test_nan_from_the_network_keeps_the_image_so_far(backend, guides, monkeypatc
     assert result.failed and "NaN" in result.ended and torch.isfinite(result.best.image).all()
     with pytest.raises(SgoolError, match="NaN"):
         generate(backend, guides, PROMPT, values())
+
+
+class Unsteady:
+    """A backend whose network never predicts the same twice, as some attention kernels do not."""
+
+    def __init__(self, backend, size):
+        self.backend, self.size = backend, size
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __getattr__(self, name):
+        return getattr(self.backend, name)
+
+    def network(self, *args):
+        (branch,) = self.backend.network(*args).branches
+
+        def function(x, t):
+            noise = torch.randn(x.shape, generator=self.generator)
+            return branch.function(x, t) + self.size * noise
+
+        return Network([Branch(1.0, function, branch.evals)], self.backend.alphas_cumprod)
+
+
+def test_a_network_that_does_not_repeat_itself_is_optimised_with_stored_latents(backend, guides):
+    own = values(steps=8)
+    result = generate(Unsteady(backend, 1e-3), guides, PROMPT, own, seed=1)
+    assert "does not repeat" in result.ended and not result.failed and len(result.scores) == 3
+    assert torch.isfinite(result.best.image).all()
+    steady = generate(backend, guides, PROMPT, {**own, "sampler": "ddim"}, seed=1)
+    assert (result.first.image - steady.first.image).abs().mean() < 0.02
+    image = backend.encode(steady.first.image)
+    carried = generate(Unsteady(backend, 1e-3), guides, PROMPT, {**own, "start": "image"}, init_latent=image)
+    assert carried.failed and "does not repeat" in carried.ended  # DDIM could not carry it back exactly
 
 
 def test_patience_stops_a_run_that_does_not_improve(backend, guides):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgool.errors import SgoolError
+from sgool.errors import NotRepeatable, SgoolError
 from sgool.samplers.network import Network
 from sgool.samplers.sampler import Sampler
 from sgool.samplers.schedule import Schedule
@@ -16,12 +16,16 @@ from sgool.samplers.shear import OnStep, adjoint, rewind, run
 from sgool.samplers.words import Words, exact
 
 
+DRIFT = 1e-4
+"""How far the recovered starting state may be from the true one, as a share of its root mean square."""
+
+
 @dataclass(frozen=True)
 class Final:
-    """What `run` leaves and `adjoint` needs: the state at node T, in two words, and how many latents run was given."""
+    """What `run` leaves and `adjoint` needs: the state at node T, in two words, and the state that run was given."""
 
     latents: list[Words]
-    given: int
+    start: list[Tensor]
 
 
 class Trajectory:
@@ -65,7 +69,7 @@ class Trajectory:
         whole = list(state) if len(state) > 1 else [weight * state[0] for weight in self._weights]
         ops = self.sampler.operations(self.schedule, self.start_node, len(state) > 1)
         words = run(ops, [exact(x) for x in whole], self.network, self.schedule, on_step)
-        return Final(words, len(state))
+        return Final(words, list(state))
 
     def image(self, final: Final) -> Tensor:
         """The latent at node T, float64."""
@@ -77,16 +81,25 @@ class Trajectory:
         """From the gradient of a loss with respect to `image(final)` to that with respect to the starting state.
 
         Returns (the starting state, recovered on the way; its gradients), lists like the state given to `run`.
+        Raises NotRepeatable when what is recovered is not where `run` began: on the way back the network gave other
+        predictions for the same latents (a kernel that is not deterministic), and the gradient would be wrong.
         """
         cotangents = [torch.zeros_like(word.high) for word in final.latents]
         cotangents[self._image] = cotangent.detach().double()
-        ops = self.sampler.operations(self.schedule, self.start_node, final.given > 1)
+        whole = len(final.start) > 1
+        ops = self.sampler.operations(self.schedule, self.start_node, whole)
         words, gradients = adjoint(ops, final.latents, cotangents, self.network, self.schedule, on_step)
         state = [word.high for word in words]
-        if final.given > 1:
-            return state, gradients
-        total = torch.stack([weight * g for weight, g in zip(self._weights, gradients, strict=True)]).sum(0)
-        return self._single(state), [total]
+        if not whole:
+            total = torch.stack([weight * g for weight, g in zip(self._weights, gradients, strict=True)]).sum(0)
+            state, gradients = self._single(state), [total]
+        for recovered, true in zip(state, final.start, strict=True):
+            if not (recovered - true).abs().max() <= DRIFT * true.square().mean().sqrt():
+                raise NotRepeatable(
+                    "The network does not repeat its predictions exactly, as a reversible sampler needs it; the "
+                    "sampler 'ddim' does without."
+                )
+        return state, gradients
 
     def _single(self, state: list[Tensor]) -> list[Tensor]:
         return [state[self._weights.index(1.0)]]
