@@ -71,7 +71,15 @@ SETTINGS: dict[str, Setting] = {
     ),
     "saliency": Setting("transalnet-res", "Saliency detector", "what says where people look", choices=tuple(DETECTORS)),
     "saliency_weight": Setting(0.5, "Saliency weight", "salient regions against the whole image, 0 to 1", 0.0, 1.0),
-    "region_prompt": Setting("", "Prompt of the regions", "[SEP] gives one per region; empty uses the prompt"),
+    "region_prompt": Setting(
+        "", "Prompt of the regions", "[SEP] gives one per region; empty uses the prompt, as the next parameter says"
+    ),
+    "region_match": Setting(
+        "phrases",
+        "Regions are compared with",
+        "phrases: the phrase of the prompt (between commas and 'and') that suits the region best; prompt: all of it",
+        choices=("phrases", "prompt"),
+    ),
     "max_regions": Setting(3, "Regions", "at most this many salient crops", 1, 16),
     "threshold": Setting(0.5, "Region threshold", "share of the saliency map's peak that makes a region", 0.01, 0.99),
     "min_size": Setting(0.2, "Smallest region", "share of the picture's shorter side", 0.05, 1.0),

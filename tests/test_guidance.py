@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from sgool.errors import SgoolError
 from sgool.guidance.clip import OPENAI_MEAN, OPENAI_STD, Clip, load_clip, load_clip_folder
-from sgool.guidance.loss import SaliencyLoss, crop, doodl_loss, random_cutouts, spherical_distance
-from sgool.guidance.prompt import clean_prompt, split_prompt
+from sgool.guidance.loss import SaliencyLoss, assign, crop, doodl_loss, random_cutouts, spherical_distance
+from sgool.guidance.prompt import clean_prompt, phrases, split_prompt
 
 CONFIG = {
     "embed_dim": 16,
@@ -256,6 +256,50 @@ def test_loss_is_the_weighted_sum_of_single_distances(clip: Clip) -> None:
     assert float(doodl_loss(clip, "a red car")(image, regions, torch.Generator().manual_seed(7))) == pytest.approx(
         smallest, rel=1e-4
     )
+
+
+def test_each_region_is_compared_with_the_phrase_that_suits_it(clip: Clip) -> None:
+    image = torch.rand(1, 3, 64, 64)
+    regions = [Box(0, 0, 30, 30, 0.5), Box(34, 34, 30, 30, 0.5)]
+    prompt = "a (red:1.2) car, a dog and a tree <lora:x:1>"
+    loss = SaliencyLoss(clip, prompt, match_phrases=True, saliency_weight=1.0, cutouts=0)
+    assert loss.phrases == ["a red car", "a dog", "a tree"]
+    crops = [clip.encode_image(image[..., r.top : r.top + 30, r.left : r.left + 30])[0] for r in regions]
+    cosines = [[float(c @ clip.encode_text(phrase)) for phrase in loss.phrases] for c in crops]
+    # The greedy rule by hand: the largest of all six, then the largest of the other region and the other phrases.
+    value, first, phrase = max((cosines[r][p], r, p) for r in range(2) for p in range(3))
+    other = max(cosines[1 - first][p] for p in range(3) if p != phrase)
+    expected = (math.acos(value) ** 2 + math.acos(other) ** 2) / 4
+    assert float(loss(image, regions)) == pytest.approx(expected, rel=1e-4)
+    told = SaliencyLoss(clip, prompt, region_prompts="sea [SEP]", match_phrases=True, saliency_weight=1.0, cutouts=0)
+    sea = math.acos(float(crops[0] @ clip.encode_text("sea"))) ** 2 / 4
+    assert float(told(image, regions)) == pytest.approx(sea + math.acos(max(cosines[1])) ** 2 / 4, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("similarity", "expected"),
+    [
+        ([[0.9, 0.8], [0.85, 0.1]], [0, 1]),  # the second region prefers what the first has, and gets what is missing
+        ([[0.1, 0.3]], [1]),
+        ([[0.5], [0.6], [0.4]], [0, 0, 0]),
+        ([[0.1, 0.2], [0.9, 0.3], [0.4, 0.8]], [1, 0, 1]),  # both are given: the third may choose again
+    ],
+)
+def test_assignment_of_phrases(similarity: list[list[float]], expected: list[int]) -> None:
+    assert assign(torch.tensor(similarity)) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a small panda and a pizza on a busy blue background", ["a small panda", "a pizza on a busy blue background"]),
+        ("a sandy island, palms; sea.", ["a sandy island", "palms", "sea"]),
+        ("version 1.5 of a car, car, a car", ["version 1.5 of a car", "car", "a car"]),
+        ("", []),
+    ],
+)
+def test_phrases(prompt: str, expected: list[str]) -> None:
+    assert phrases(prompt) == expected
 
 
 def test_one_batch_goes_through_clip_and_every_cutout_has_gradient(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:

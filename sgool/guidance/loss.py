@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sgool.errors import SgoolError
 from sgool.guidance.clip import Clip
+from sgool.guidance.prompt import clean_prompt, phrases
 
 
 class Region(Protocol):
@@ -83,7 +84,8 @@ class SaliencyLoss:
     """(1 - w) * global + w * sum_r mass_r * distance(crop_r), with the masses of the regions summing to one.
 
     prompt: what the image shall show. region_prompts: one per region, a list or one text separated by `[SEP]`; where
-    empty or missing the prompt itself. saliency_weight: w in [0, 1]. cutouts, power: see `random_cutouts`. whole: the
+    empty or missing it is, with match_phrases, the phrase of the prompt that suits the region best, each phrase going
+    to one region as long as there are enough (see `assign`), else the prompt itself. saliency_weight: w in [0, 1]. cutouts, power: see `random_cutouts`. whole: the
     image itself counts as one more cutout. reduce: the global distance is the mean over these, so that every one has a
     gradient, or DOODL's minimum. All pictures go through CLIP in one batch.
     """
@@ -94,6 +96,7 @@ class SaliencyLoss:
         prompt: str,
         *,
         region_prompts: str | Sequence[str] | None = None,
+        match_phrases: bool = False,
         saliency_weight: float = 0.5,
         cutouts: int = 8,
         power: float = 0.3,
@@ -107,6 +110,7 @@ class SaliencyLoss:
         self.clip = clip
         self.prompt = prompt
         self.region_prompts = region_prompts.split("[SEP]") if isinstance(region_prompts, str) else region_prompts or ()
+        self.phrases = (phrases(clean_prompt(prompt)) if match_phrases else []) or [prompt]
         self.saliency_weight = saliency_weight
         self.cutouts = cutouts
         self.power = power
@@ -129,14 +133,40 @@ class SaliencyLoss:
         loss = distances.min() if self.reduce == "min" else distances.mean()
         if not crops:
             return loss
-        targets = torch.stack([self.clip.encode_text(self._region_prompt(i)) for i, _ in salient])
+        targets = self._targets(embeddings[seen:].detach(), [i for i, _ in salient])
         mass = torch.tensor([region.mass for _, region in salient], dtype=loss.dtype, device=loss.device)
         local = (mass / mass.sum() * spherical_distance(embeddings[seen:], targets)).sum()
         return (1 - self.saliency_weight) * loss + self.saliency_weight * local
 
-    def _region_prompt(self, index: int) -> str:
-        own = self.region_prompts[index].strip() if index < len(self.region_prompts) else ""
-        return own or self.prompt
+    def _targets(self, embeddings: Tensor, numbers: Sequence[int]) -> Tensor:
+        """What each region is compared with, [N, D]; embeddings [N, D] are those of the crops."""
+        told = {i: text for i, text in enumerate(self.region_prompts) if text.strip()}
+        free = [row for row, number in enumerate(numbers) if number not in told]
+        targets = [self.clip.encode_text(told.get(number, self.prompt)) for number in numbers]
+        offered = torch.stack([self.clip.encode_text(phrase) for phrase in self.phrases])
+        if free:
+            for row, phrase in zip(free, assign(embeddings[free] @ offered.T), strict=True):
+                targets[row] = offered[phrase]
+        return torch.stack(targets)
+
+
+def assign(similarity: Tensor) -> list[int]:
+    """A phrase for each region: similarity [regions, phrases] -> the number of each region's phrase.
+
+    The most similar pair first, then the most similar of what is left, so that a region which shows nothing clear gets
+    the thing that is missing; when all phrases are given they may be given again.
+    """
+    table = similarity.tolist()
+    regions, chosen = list(range(len(table))), dict[int, int]()
+    phrases_left: list[int] = []
+    while regions:
+        phrases_left = phrases_left or list(range(len(table[0])))
+        pairs = [(region, phrase) for region in regions for phrase in phrases_left]
+        region, phrase = max(pairs, key=lambda pair: table[pair[0]][pair[1]])
+        chosen[region] = phrase
+        regions.remove(region)
+        phrases_left.remove(phrase)
+    return [chosen[region] for region in sorted(chosen)]
 
 
 def doodl_loss(clip: Clip, prompt: str) -> SaliencyLoss:

@@ -11,6 +11,7 @@ _TAG = re.compile(r"<\w+:[^<>]*>")
 _INNERMOST = re.compile(r"\(([^()\[\]]*)\)|\[([^()\[\]]*)\]")
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 _WEIGHT = re.compile(rf"\s*:\s*{_NUMBER}\s*$")
+_BETWEEN = re.compile(r"[,;.]\s+|[,;.]$|\s+and\s+", re.IGNORECASE)
 _EDIT = re.compile(rf"^(?:.*:)?([^:]*):\s*{_NUMBER}%?\s*$", re.DOTALL)
 
 
@@ -44,6 +45,12 @@ def _plain(match: re.Match[str]) -> str:
         return bracket.replace("|", " ")
     edit = _EDIT.match(bracket)
     return edit[1] if edit else bracket
+
+
+def phrases(text: str) -> list[str]:
+    """What a cleaned prompt speaks of, one thing each: its parts between commas, semicolons, full stops and "and"."""
+    parts = (part.strip() for part in _BETWEEN.split(text))
+    return [part for part in dict.fromkeys(parts) if part]
 
 
 def split_prompt(text: str, count_tokens: Callable[[str], int], limit: int = 75) -> list[str]:
