@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from sgool.errors import SgoolError
-from sgool.guidance.clip import OPENAI_MEAN, OPENAI_STD, Clip, load_clip, load_clip_folder
+from sgool.guidance.clip import OPENAI_MEAN, OPENAI_STD, Clip, load_clip, load_clip_folder, shifted
 from sgool.guidance.loss import SaliencyLoss, assign, crop, doodl_loss, random_cutouts, spherical_distance
 from sgool.guidance.prompt import clean_prompt, phrases, split_prompt
 
@@ -328,3 +328,13 @@ def test_bad_regions_and_weights_are_refused(clip: Clip) -> None:
         SaliencyLoss(clip, "x", saliency_weight=1.5)
     with pytest.raises(SgoolError, match="at least one cutout"):
         SaliencyLoss(clip, "x", cutouts=0, whole=False)
+
+
+def test_similarity_is_the_mean_over_shifted_copies(clip: Clip) -> None:
+    image = torch.rand(1, 3, 64, 96)
+    copies = shifted(image)
+    assert copies.shape == (5, 3, 64, 96) and torch.equal(copies[0], image[0])
+    assert torch.equal(copies[1][:, 2:, 3:], image[0][:, :-2, :-3])  # down and to the right by a 32nd
+    assert torch.equal(copies[4][:, :-2, :-3], image[0][:, 2:, 3:])
+    single = [float(clip.encode_image(copy[None])[0] @ clip.encode_text("a red car")) for copy in copies]
+    assert clip.similarity(image, "a red car") == pytest.approx(np.mean(single), abs=1e-5)
