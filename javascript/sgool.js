@@ -24,6 +24,7 @@ set as text, never as HTML. The divider is a range input, so that mouse, touch a
     function View(tab, root) {
         this.tab = tab;
         this.run = null;
+        this.seen = 0;
         this.index = 0;
 
         this.box = element("section", "sgool-last");
@@ -84,7 +85,8 @@ set as text, never as HTML. The divider is a range input, so that mouse, touch a
     };
 
     View.prototype.show = function(run) {
-        if (run.id === 0 || (this.run && this.run.id === run.id)) return;
+        if (run.id === this.seen) return;
+        this.seen = run.id;
         this.run = run;
         this.index = 0;
         this.range.value = "50";
@@ -125,11 +127,10 @@ set as text, never as HTML. The divider is a range input, so that mouse, touch a
         return `${number} ${what}${number === 1 ? "" : "s"}`;
     }
 
-    async function refresh(view) {
+    async function withLastRun(view, use) {
         try {
             const answer = await fetch(`./sgool/v1/last?tab=${view.tab}`, {cache: "no-store"});
-            if (!answer.ok) return;
-            view.show(await answer.json());
+            if (answer.ok) use(await answer.json());
         } catch (error) {
             console.warn("SGOOL: the last run could not be shown.", error);
         }
@@ -149,8 +150,11 @@ set as text, never as HTML. The divider is a range input, so that mouse, touch a
             gradioApp().querySelector(`#${tab}_generate`).addEventListener("click", () => {
                 if (ticked()) view.box.hidden = true;
             });
-            // The WebUI writes its log line when a generation has ended, whichever way.
-            new MutationObserver(() => ticked() && refresh(view)).observe(log, {childList: true, characterData: true, subtree: true});
+            // What was made before the page was opened is not this page's.
+            withLastRun(view, (run) => { view.seen = run.id; });
+            // The WebUI writes its log line when a generation begins, and when it has ended, whichever way.
+            const refresh = () => ticked() && withLastRun(view, (run) => view.show(run));
+            new MutationObserver(refresh).observe(log, {childList: true, characterData: true, subtree: true});
         }
     });
 })();

@@ -105,6 +105,7 @@ def prepare(page, iterations, prompt=PROMPT):
         number(page, f"sgool_txt2img_{elem_id}", value)
     for elem_id in ("clip_model", "selector_model"):
         page.locator(f"#sgool_txt2img_{elem_id} :is(textarea, input)").fill("embedded")
+    shoot(page, "more", "#sgool_txt2img_more")
     page.locator("#sgool_txt2img_more > .label-wrap").click()
 
 
@@ -133,7 +134,8 @@ def test_tick_generate_watch_and_compare(open_page, theme):
     shoot(page, f"open-{theme}", "#sgool_txt2img")
     generate(page)
     told = wait_for_progress(page, re.compile(r"SGOOL [12]/3, score [\d.]+ -> [\d.]+"))
-    assert "%" in told or "SGOOL" in told
+    assert "%" in told
+    playwright.expect(view.locator(".sgool-frame")).to_be_hidden()  # nothing of an earlier run
     shoot(page, f"running-{theme}")
     wait_for_the_end(page)
     playwright.expect(view.locator(".sgool-scores")).to_have_text(
@@ -212,3 +214,19 @@ def test_img2img_has_it_too(open_page):
     playwright.expect(page.locator("#sgool_img2img-visible-checkbox")).to_be_checked()
     playwright.expect(page.locator("#sgool_img2img_iterations")).to_be_visible()
     shoot(page, "img2img-light", "#sgool_img2img")
+
+
+def test_settings_have_a_page_of_it(open_page, server):
+    page = open_page()
+    page.locator("#tabs > .tab-nav button").get_by_text("Settings", exact=True).click()
+    page.locator("#settings > .tab-nav button").get_by_text("SGOOL", exact=True).click()
+    box = page.locator("#setting_sgool_save_before input")
+    playwright.expect(box).not_to_be_checked()
+    box.check()
+    shoot(page, "settings-light", "#settings_sgool")
+    page.locator("#settings_submit").click()
+    try:
+        playwright.expect(page.locator("#settings_result")).to_contain_text("sgool_save_before")
+        assert server.get("/sdapi/v1/options")["sgool_save_before"] is True
+    finally:
+        server.options(sgool_save_before=False)
