@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from payloads import BASE, HIRES, IMG2IMG, INPAINT, SGOOL, differ, difference, make, mask, outcome, picture, plot
@@ -152,6 +154,14 @@ def test_options_return_and_save_the_other_pictures(server):
     new = set(folder.rglob("*sgool*")) - before
     suffixes = sorted(path.stem.partition("-sgool-")[2] for path in new)
     assert suffixes == ["before", "loss", "saliency"]
+
+
+@pytest.mark.parametrize("tab", ["txt2img", "img2img"])
+def test_the_defaults_page_knows_every_control(server, tab):
+    """The WebUI keeps a default only for a control that it can name."""
+    known = json.loads((server.home / "ui-config.json").read_text())
+    labels = ["SGOOL", *(setting.label for setting in WEBUI_SETTINGS.values())]
+    assert [label for label in labels if f"customscript/sgool.py/{tab}/{label}/value" not in known] == []
 
 
 def test_routes(server):

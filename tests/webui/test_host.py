@@ -95,6 +95,12 @@ def test_every_attention_of_the_cpu(server, restored_options, name):
         {"randn_source": "NV"},
         {"eta_noise_seed_delta": 31337},
         {"show_progress_type": "Approx cheap"},
+        {"fp8_storage": "Enable"},  # on a CPU the network then computes in bfloat16, under autocast
+        {"upcast_attn": True},
+        {"use_downcasted_alpha_bar": True},
+        {"sd_noise_schedule": "Zero Terminal SNR"},
+        {"batch_cond_uncond": False},
+        {"pad_cond_uncond": True},
     ],
     ids=lambda options: next(iter(options)),
 )

@@ -8,9 +8,11 @@ from __future__ import annotations
 import gc
 import hashlib
 import inspect
+import time
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import sgool_recorder
 import torch
 from modules import (
@@ -133,6 +135,17 @@ def random_model(body: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def drawing() -> dict[str, float]:
+    """How long the extension takes to draw its controls in both tabs."""
+    from sgool.webui.script import SgoolScript
+
+    with gr.Blocks():
+        begun = time.perf_counter()
+        for is_img2img in (False, True):
+            SgoolScript().ui(is_img2img)
+        return {"seconds": time.perf_counter() - begun}
+
+
 def describe_all(body: dict[str, Any]) -> dict[str, Any]:
     """See sgool_describe; `denoiser` and `p` are what a run works with."""
     roots = {
@@ -152,6 +165,7 @@ def _add(_demo: Any, app: Any) -> None:
     app.add_api_route("/sgool-probe/last", last, methods=["GET"])
     app.add_api_route("/sgool-probe/hooks", hooks, methods=["GET"])
     app.add_api_route("/sgool-probe/arm", arm, methods=["POST"])
+    app.add_api_route("/sgool-probe/drawing", drawing, methods=["GET"])
     app.add_api_route("/sgool-probe/random-model", random_model, methods=["POST"])
     app.add_api_route("/sgool-probe/describe", describe_all, methods=["POST"])
 
@@ -172,8 +186,6 @@ class Probe(sgool_recorder.Recorder, scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img: bool) -> list[Any]:
-        import gradio as gr
-
         return [gr.Textbox(value="", label="SGOOL probe", visible=False)]
 
     def postprocess_image(self, p: Any, pp: Any, what: str) -> None:
