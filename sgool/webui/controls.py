@@ -17,7 +17,7 @@ FIRST = ("iterations", "saliency_weight", "start", "saliency", "region_prompt")
 
 FOLDED: dict[str, tuple[str, ...]] = {
     "Sampling": ("method", "sampler", "steps", "strength", "candidates", "memory"),
-    "Regions": ("max_regions", "threshold", "min_size", "padding", "refresh", "cutouts"),
+    "Regions": ("max_regions", "threshold", "min_size", "padding", "refresh", "cutouts", "region_match"),
     "Update": ("rule", "learning_rate", "warmup", "regularisation", "patience"),
     "Networks": ("clip_model", "clip_tag", "selector_model", "selector_tag"),
 }
@@ -41,7 +41,7 @@ _RANGES: dict[str, tuple[float, float, float]] = {
 }
 """Of the sliders: from, to, step. The API takes all that the table of parameters allows."""
 
-_PLACEHOLDERS = {"region_prompt": "empty: the main prompt; [SEP] between one for each region"}
+_PLACEHOLDERS = {"region_prompt": "empty: what suits them of the main prompt; [SEP] between one for each region"}
 
 
 @dataclass
@@ -103,7 +103,10 @@ def _control(name: str, setting: Setting, elem_id: str) -> Any:
     if name in _RANGES:
         low, high, step = _RANGES[name]
         return gr.Slider(minimum=low, maximum=high, step=step, **common)
-    return gr.Textbox(lines=1, placeholder=_PLACEHOLDERS.get(name, ""), **common)
+    # Only what can be long gets a box that grows.
+    return gr.Textbox(
+        lines=1, max_lines=20 if name in _PLACEHOLDERS else 1, placeholder=_PLACEHOLDERS.get(name, ""), **common
+    )
 
 
 def _tooltip(preset: str) -> str:
