@@ -24,19 +24,15 @@ from sgool.webui.script import SgoolScript
 
 ROOT = Path(__file__).parents[1]
 OTHER = {
-    **{name: setting.choices[0] for name, setting in WEBUI_SETTINGS.items() if setting.choices},
+    **{
+        name: next(x for x in each.choices if x != each.default)
+        for name, each in WEBUI_SETTINGS.items()
+        if each.choices
+    },
     **{"iterations": 7, "steps": 9, "strength": 0.7, "candidates": 2, "saliency_weight": 0.35, "max_regions": 2},
     **{"threshold": 0.4, "min_size": 0.3, "padding": 0.1, "refresh": 2, "cutouts": 3, "learning_rate": 0.25},
     **{"warmup": 1, "regularisation": 0.5, "patience": 5, "region_prompt": 'a "red" car, big: [SEP] sea'},
     **{"clip_model": "RN50", "clip_tag": "openai", "selector_model": "RN101", "selector_tag": "openai"},
-    **{
-        "method": "doodl",
-        "sampler": "edict",
-        "start": "image",
-        "rule": "adam",
-        "memory": "low",
-        "saliency": "spectral",
-    },
 }
 """No parameter at its default."""
 
