@@ -1,0 +1,37 @@
+"""What it is for: pictures that fit their prompts better, by the judgement of a CLIP that no run sees."""
+
+from __future__ import annotations
+
+import statistics
+
+import numpy as np
+import torch
+from payloads import BASE, make, outcome
+
+from sgool import tiny
+from sgool.compare import read_captions
+from sgool.guidance.clip import load_clip_folder
+from sgool.webui.arguments import WEBUI_SETTINGS
+
+PROMPTS = 20
+OURS = {name: value for name, value in tiny.DEFAULTS.items() if name in WEBUI_SETTINGS}
+
+
+def test_the_judges_mean_rises(server):
+    judge = load_clip_folder(tiny.CLIPS["judge"])
+
+    def score(pictures, caption):
+        pixels = torch.from_numpy(np.asarray(pictures.image(), np.float32) / 255)
+        return judge.similarity(pixels.permute(2, 0, 1)[None], caption)
+
+    gains, told = [], []
+    for seed, row in enumerate(read_captions(tiny.CAPTIONS)[:PROMPTS]):
+        payload = {**BASE, "prompt": row["caption"], "seed": seed, "steps": OURS["steps"]}
+        plain, better = make(server, payload), make(server, payload, {**OURS, "iterations": 5})
+        before, after = score(plain, row["caption"]), score(better, row["caption"])
+        gains.append(after - before)
+        told.append(f"{before:.3f} -> {after:.3f}")
+        assert not outcome(better).note
+    mean = statistics.mean(gains)
+    print(f"\nThe judge: {', '.join(told)}; mean gain {mean:+.3f}, {sum(gain > 0 for gain in gains)} of {PROMPTS} rose")
+    assert mean > 0
