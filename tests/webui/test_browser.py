@@ -226,7 +226,7 @@ def test_settings_have_a_page_of_it(open_page, server):
     shoot(page, "settings-light", "#settings_sgool")
     page.locator("#settings_submit").click()
     try:
-        playwright.expect(page.locator("#settings_result")).to_contain_text("sgool_save_before")
+        playwright.expect(page.locator("#settings_result").first).to_contain_text("sgool_save_before")
         assert server.get("/sdapi/v1/options")["sgool_save_before"] is True
     finally:
         server.options(sgool_save_before=False)
