@@ -89,7 +89,7 @@ def generate(
         result = attempt({**values, "sampler": "ddim"})
         result.unet_evals, result.seconds = result.unet_evals + spent[0], result.seconds + spent[1]
         told = "The network does not repeat its predictions exactly, so the latents of all steps were stored."
-        result.ended = f"{told} {result.ended}".strip()
+        result.ended = f"{result.ended} {told}".strip()
     return result
 
 

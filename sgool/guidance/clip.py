@@ -121,7 +121,7 @@ class Clip:
 
     @torch.no_grad()
     def similarity(self, image: Tensor, prompt: str) -> float:
-        """Cosine between the image [1, 3, H, W] in [0, 1] and the prompt, in [-1, 1]: the mean over `shifted` copies."""
+        """Cosine between the image [1, 3, H, W] in [0, 1] and the prompt, in [-1, 1], the mean over `shifted` ones."""
         return float((self.encode_image(shifted(image)) @ self.encode_text(prompt)).mean())
 
 

@@ -15,7 +15,6 @@ from sgool.samplers.schedule import Schedule
 from sgool.samplers.shear import OnStep, adjoint, rewind, run
 from sgool.samplers.words import Words, exact
 
-
 DRIFT = 1e-4
 """How far the recovered starting state may be from the true one, as a share of its root mean square."""
 
