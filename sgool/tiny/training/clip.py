@@ -20,7 +20,7 @@ import numpy as np
 import open_clip
 import torch
 from open_clip.tokenizer import SimpleTokenizer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from sgool.tiny import CLIPS
@@ -88,14 +88,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--resume", action="store_true", help="go on from the embedded weights")
     args = parser.parse_args()
     seed, vision = ARCHITECTURES[args.name]["seed"], ARCHITECTURES[args.name]["vision"]
+    seed += 100 * args.resume  # other pictures than before
     torch.manual_seed(seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     source = Source(args.assets, args.work, rng)
     tokenizer = SimpleTokenizer(bpe_path=str(CLIPS[args.name].parent / "bpe.txt.gz"), context_length=32)
     model_cfg = {"embed_dim": 64, "vision_cfg": vision, "text_cfg": TEXT | {"vocab_size": len(tokenizer.encoder)}}
     model = open_clip.CLIP(**model_cfg).train()
+    if args.resume:
+        stored = load_file(CLIPS[args.name] / "open_clip_model.safetensors")
+        model.load_state_dict({key: value.float() for key, value in stored.items()})
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
     optimiser = torch.optim.AdamW(model.parameters(), args.rate, betas=(0.9, 0.98), weight_decay=0.05)
     shape = torch.optim.lr_scheduler.LambdaLR(
