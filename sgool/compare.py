@@ -6,6 +6,7 @@ Paired by caption and seed: every method gets the same starting noise (best-of-N
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from sgool.errors import SgoolError
 from sgool.generate import CANDIDATE_STRIDE, Guides, generate, load_guides
 from sgool.guidance.clip import Clip, load_clip_folder
 from sgool.settings import settings
+from sgool.tiny import world
 from sgool.weights import default_models_dir
 
 PLAIN = {"method": "none", "sampler": "ddim", "steps": 10}
@@ -33,8 +35,8 @@ PLAIN = {"method": "none", "sampler": "ddim", "steps": 10}
 
 OPTIMISERS: dict[str, dict[str, Any]] = {
     "doodl": {"method": "doodl", "sampler": "edict", "steps": 5, "guidance_scale": 1.0, "patience": 0},
-    "global": {"saliency_weight": 0.0, "candidates": 4, "patience": 0},
-    "sgool": {"candidates": 4, "patience": 0},
+    "global": {"saliency_weight": 0.0, "steps": 6, "candidates": 4, "patience": 0},
+    "sgool": {"steps": 6, "candidates": 4, "patience": 0},
 }
 """What each optimiser chooses within the budget; the number of updates follows from it."""
 
@@ -43,7 +45,10 @@ METHODS = ("none", "best-of-N", *OPTIMISERS)
 
 @dataclass(frozen=True)
 class Trial:
-    """One image of one method: the judge's score, whether it picks the right caption, and the cost."""
+    """One image of one method: the judge's score, whether it finds the right caption, and the cost.
+
+    right: among all captions and, for one of the embedded world, its near misses, which differ from it in one thing.
+    """
 
     score: float
     right: bool
@@ -64,7 +69,7 @@ def _loaded() -> tuple[DiffusersBackend, Guides, Clip]:
 
 
 def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str, ...]) -> Trial:
-    """Make one image by one method and judge it among all captions."""
+    """Make one image by one method and judge it."""
     backend, guides, judge = _loaded()
     begun = time.monotonic()
     own = PLAIN if method in ("none", "best-of-N") else OPTIMISERS[method]
@@ -80,10 +85,16 @@ def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str
     results = [generate(backend, guides, caption, values, seed=s) for s in seeds]
     best = max((result.best for result in results), key=lambda snapshot: snapshot.score)
     seconds = time.monotonic() - begun
-    scores = judge.encode_image(best.image)[0] @ _embeddings(captions).T
-    truth = captions.index(caption)
+    scores = _embeddings((caption, *rivals(caption, captions))) @ judge.encode_image(best.image)[0]
     evals = sum(result.unet_evals for result in results)
-    return Trial(scores[truth].item(), int(scores.argmax()) == truth, evals, seconds)
+    return Trial(scores[0].item(), int(scores.argmax()) == 0, evals, seconds)
+
+
+def rivals(caption: str, captions: Sequence[str]) -> tuple[str, ...]:
+    """The texts that an image of the caption might be taken for: the other captions, and its near misses."""
+    scene = world.parse(caption)
+    misses = [] if scene is None else itertools.chain.from_iterable(world.near_misses(scene).values())
+    return tuple(dict.fromkeys([text for text in captions if text != caption] + [miss.caption for miss in misses]))
 
 
 @cache

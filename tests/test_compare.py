@@ -7,7 +7,8 @@ import pytest
 
 from sgool import tiny
 from sgool.cli import main
-from sgool.compare import METHODS, paired, read_captions, updates_within
+from sgool.compare import METHODS, paired, read_captions, rivals, updates_within
+from sgool.tiny import world
 
 
 @pytest.mark.parametrize(("budget", "run", "updates"), [(400, 20, 9), (60, 20, 1), (59, 20, 0), (20, 20, 0)])
@@ -28,9 +29,7 @@ def test_paired_interval_covers_the_mean_as_often_as_it_says():
 
 
 def test_the_held_out_captions_are_held_out_and_stratified():
-    from sgool.tiny.world import all_scenes
-
-    held_out = {scene.caption: scene for scene in all_scenes() if scene.held_out}
+    held_out = {scene.caption: scene for scene in world.all_scenes() if scene.held_out}
     rows = read_captions(tiny.CAPTIONS)
     assert len({row["caption"] for row in rows}) == len(rows) == 200
     assert all(held_out[row["caption"]].size == row["size"] for row in rows)
@@ -48,3 +47,27 @@ def test_compare_runs_all_methods_within_the_budget(capsys):
     gain = figures["methods"]["sgool"]["gain_over"]["none"]["mean"]
     difference = figures["methods"]["sgool"]["score_mean"] - figures["methods"]["none"]["score_mean"]
     assert gain == pytest.approx(difference)
+
+
+def test_rivals_are_the_other_captions_and_the_near_misses():
+    caption = "a small panda and a pizza on a busy blue background"
+    found = rivals(caption, ["a car on a red background", caption])
+    for wanted in (
+        "a car on a red background",
+        "a small frog and a pizza on a busy blue background",
+        "a panda and a pizza on a busy blue background",
+        "a pizza and a small panda on a busy blue background",
+        "a pizza on a busy blue background",
+        "a small panda and a pizza on a busy green background",
+        "a small panda and a pizza on a blue background",
+    ):
+        assert wanted in found
+    assert caption not in found and len(found) == len(set(found)) == 1 + 12 + 2 + 1 + 2 + 5 + 1
+    assert rivals("a cat on a mat", ["a cat on a mat", "a dog"]) == ("a dog",)
+
+
+def test_every_caption_of_the_world_is_understood():
+    for scene in world.all_scenes():
+        assert world.parse(scene.caption) == scene
+    for other in ("", "a cat on a red background", "a panda on a busy background", "a panda on a red background, art"):
+        assert world.parse(other) is None

@@ -7,8 +7,9 @@ Pictures are made from Microsoft's Fluent 3D emoji (MIT licence), as packed in t
 from __future__ import annotations
 
 import itertools
+import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,38 @@ class Scene:
         """The stratum of the benchmark: "small" when every subject is, "large" when none is, else "mixed"."""
         small = [subject.small for subject in self.subjects]
         return "small" if all(small) else "mixed" if any(small) else "large"
+
+
+def parse(caption: str) -> Scene | None:
+    """The scene that a caption of this world tells of; None for any other text."""
+    match = re.fullmatch(r"(.+) on a (busy )?(\w+) background", caption)
+    if not match:
+        return None
+    subjects = tuple(Subject(words.split()[-1], " small " in words) for words in match[1].split(" and "))
+    scene = Scene(subjects, match[3], bool(match[2]))
+    known = scene.colour in COLOURS and all(subject.word in OBJECTS for subject in subjects)
+    return scene if known and scene.caption == caption else None
+
+
+def near_misses(scene: Scene) -> dict[str, list[Scene]]:
+    """The scenes that differ in one thing, by what it is: a subject, its size, the order, the number, the setting."""
+    subjects = scene.subjects
+    others = [word for word in OBJECTS if word not in [subject.word for subject in subjects]]
+
+    def changed(index: int, **what: object) -> Scene:
+        return replace(scene, subjects=(*subjects[:index], replace(subjects[index], **what), *subjects[index + 1 :]))
+
+    places = range(len(subjects))
+    alone = len(subjects) == 1
+    more = [replace(scene, subjects=(*subjects, Subject(word, small))) for word in others for small in (False, True)]
+    return {
+        "word": [changed(index, word=word) for index in places for word in others],
+        "size": [changed(index, small=not subjects[index].small) for index in places],
+        "order": [] if alone else [replace(scene, subjects=subjects[::-1])],
+        "number": more if alone else [replace(scene, subjects=(subject,)) for subject in subjects],
+        "colour": [replace(scene, colour=colour) for colour in COLOURS if colour != scene.colour],
+        "busy": [replace(scene, busy=not scene.busy)],
+    }
 
 
 def all_scenes() -> list[Scene]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import trange
 
-from sgool.tiny.world import COLOURS, IMAGE, OBJECTS, Box, Painter, Scene, Subject, random_scene
+from sgool.tiny.world import IMAGE, Box, Painter, Scene, near_misses, random_scene
 
 GROUP = 4
 """So many scenes at a time differ from the first in one thing each: the hard negatives of a batch."""
@@ -19,27 +18,10 @@ Picture = tuple[Scene, np.ndarray, list[Box]]
 
 
 def neighbour(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with one thing changed: a subject, its size, the order, the number, the colour or the pattern."""
-    subjects = list(scene.subjects)
-    which = int(rng.integers(len(subjects)))
-    others = [word for word in OBJECTS if word not in [subject.word for subject in subjects]]
-    other = str(rng.choice(others))
-    match rng.choice(["word", "word", "size", "order", "number", "colour", "busy"]):
-        case "word":
-            subjects[which] = replace(subjects[which], word=other)
-        case "size":
-            subjects[which] = replace(subjects[which], small=not subjects[which].small)
-        case "order":
-            subjects.reverse()
-        case "number" if len(subjects) == 1:
-            subjects.append(Subject(other, bool(rng.random() < 0.5)))
-        case "number":
-            del subjects[which]
-        case "colour":
-            return replace(scene, colour=str(rng.choice([c for c in COLOURS if c != scene.colour])))
-        case "busy":
-            return replace(scene, busy=not scene.busy)
-    return replace(scene, subjects=tuple(subjects))
+    """One of the scene's near misses; another subject twice as often as any other kind."""
+    kinds = {kind: scenes for kind, scenes in near_misses(scene).items() if scenes}
+    scenes = kinds[str(rng.choice(["word", *kinds]))]
+    return scenes[int(rng.integers(len(scenes)))]
 
 
 def group(rng: np.random.Generator) -> list[Scene]:
