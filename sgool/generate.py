@@ -19,7 +19,7 @@ from sgool.guidance.loss import SaliencyLoss, doodl_loss
 from sgool.optimize import Regions, Result, Snapshot, optimise
 from sgool.saliency import LoadedDetector, load_detector
 from sgool.saliency.regions import Region, find_regions
-from sgool.samplers import Trajectory, get_sampler, make_schedule
+from sgool.samplers import Trajectory, bdia, get_sampler, make_schedule
 from sgool.update import DoodlUpdate, Prior, SgoolUpdate, Update
 
 CANDIDATE_STRIDE = 1_000_003
@@ -112,6 +112,8 @@ def _attempt(
     network = backend.network(prompt, negative_prompt, values["guidance_scale"])
     schedule = make_schedule(backend.alphas_cumprod, values["steps"])
     sampler = get_sampler(sampler_name(values))
+    if sampler.name == "bdia" and init_latent is not None:
+        sampler = bdia.sampler(gamma=1.0)  # what damps the way to the image would amplify the way back from it
     generator = torch.Generator().manual_seed(seed)
     if init_latent is None:
         trajectory = Trajectory(sampler, schedule, network)
