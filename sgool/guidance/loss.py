@@ -110,7 +110,7 @@ class SaliencyLoss:
         self.clip = clip
         self.prompt = prompt
         self.region_prompts = region_prompts.split("[SEP]") if isinstance(region_prompts, str) else region_prompts or ()
-        self.phrases = (phrases(clean_prompt(prompt)) if match_phrases else []) or [prompt]
+        self.phrases = phrases(clean_prompt(prompt)) if match_phrases else []
         self.saliency_weight = saliency_weight
         self.cutouts = cutouts
         self.power = power
@@ -143,8 +143,8 @@ class SaliencyLoss:
         told = {i: text for i, text in enumerate(self.region_prompts) if text.strip()}
         free = [row for row, number in enumerate(numbers) if number not in told]
         targets = [self.clip.encode_text(told.get(number, self.prompt)) for number in numbers]
-        offered = torch.stack([self.clip.encode_text(phrase) for phrase in self.phrases])
-        if free:
+        if free and len(self.phrases) > 1:
+            offered = torch.stack([self.clip.encode_text(phrase) for phrase in self.phrases])
             for row, phrase in zip(free, assign(embeddings[free] @ offered.T), strict=True):
                 targets[row] = offered[phrase]
         return torch.stack(targets)
