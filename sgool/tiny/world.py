@@ -101,15 +101,15 @@ def near_misses(scene: Scene) -> dict[str, list[Scene]]:
     subjects = scene.subjects
     others = [word for word in OBJECTS if word not in [subject.word for subject in subjects]]
 
-    def changed(index: int, **what: object) -> Scene:
-        return replace(scene, subjects=(*subjects[:index], replace(subjects[index], **what), *subjects[index + 1 :]))
+    def changed(index: int, subject: Subject) -> Scene:
+        return replace(scene, subjects=(*subjects[:index], subject, *subjects[index + 1 :]))
 
     places = range(len(subjects))
     alone = len(subjects) == 1
     more = [replace(scene, subjects=(*subjects, Subject(word, small))) for word in others for small in (False, True)]
     return {
-        "word": [changed(index, word=word) for index in places for word in others],
-        "size": [changed(index, small=not subjects[index].small) for index in places],
+        "word": [changed(index, replace(subjects[index], word=word)) for index in places for word in others],
+        "size": [changed(index, replace(subject, small=not subject.small)) for index, subject in enumerate(subjects)],
         "order": [] if alone else [replace(scene, subjects=subjects[::-1])],
         "number": more if alone else [replace(scene, subjects=(subject,)) for subject in subjects],
         "colour": [replace(scene, colour=colour) for colour in COLOURS if colour != scene.colour],
