@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run_generate)
         command.add_argument("--prompt", default=DEMO_PROMPT if name == "demo" else None, required=name != "demo")
         command.add_argument("--negative-prompt", default="")
-        command.add_argument("--seed", type=int, default=3 if name == "demo" else 0)
+        command.add_argument("--seed", type=int, default=5 if name == "demo" else 0)
         command.add_argument("--model", default="tiny", help="tiny, a folder, a checkpoint file or a hub name")
         command.add_argument("--init-image", type=Path, help="the image to start from (with --start image)")
         command.add_argument("--out", type=Path, default=Path("sgool-output"), help="folder for the pictures")
