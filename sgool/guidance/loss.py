@@ -84,8 +84,9 @@ class SaliencyLoss:
     """(1 - w) * global + w * sum_r mass_r * distance(crop_r), with the masses of the regions summing to one.
 
     prompt: what the image shall show. region_prompts: one per region, a list or one text separated by `[SEP]`; where
-    empty or missing it is, with match_phrases and a prompt of several, the phrase that suits the region best, each going
-    to one region as long as there are enough (see `assign`), else the prompt itself. saliency_weight: w in [0, 1].
+    empty or missing it is, with match_phrases and a prompt of several, the phrase that suits the region best, each
+    going to one region as long as there are enough (see `assign`), else the prompt itself.
+    saliency_weight: w in [0, 1].
     cutouts, power: see `random_cutouts`. whole: the image itself counts as one more cutout. reduce: the global distance
     is the mean over these, so that every one has a gradient, or DOODL's minimum. All go through CLIP in one batch.
     """
