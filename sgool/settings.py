@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,9 @@ from sgool.samplers import SAMPLERS
 
 @dataclass(frozen=True)
 class Setting:
-    """A parameter: its type is its default's. low and high are inclusive bounds; choices are all there are."""
+    """A parameter: its type is its default's. low and high are inclusive bounds, above an exclusive one; choices are
+    all there are. The help is a phrase that holds on the command line and in the WebUI.
+    """
 
     default: Any
     label: str
@@ -23,22 +26,24 @@ class Setting:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    above: float | None = None
 
     def check(self, name: str, value: Any) -> Any:
         """The value in the parameter's own type. Raises SgoolError, naming the parameter, when it does not fit."""
         kind = type(self.default)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if type(value) is not kind:
-            raise SgoolError(f"{name} must be {_KINDS[kind]}, not {value!r}.")
+        shown = reprlib.repr(value)
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise SgoolError(f"{name} must be {_KINDS[kind]}, not {shown}.")
         if self.choices and value not in self.choices:
-            raise SgoolError(f"{name} must be one of {', '.join(self.choices)}, not {value!r}.")
+            raise SgoolError(f"{name} must be one of {', '.join(self.choices)}, not {shown}.")
         # Written so that NaN fails too.
         if self.low is not None and not value >= self.low:
-            raise SgoolError(f"{name} must be at least {self.low}, not {value}.")
+            raise SgoolError(f"{name} must be at least {self.low}, not {shown}.")
+        if self.above is not None and not value > self.above:
+            raise SgoolError(f"{name} must be above {self.above}, not {shown}.")
         if self.high is not None and not value <= self.high:
-            raise SgoolError(f"{name} must be at most {self.high}, not {value}.")
-        return value
+            raise SgoolError(f"{name} must be at most {self.high}, not {shown}.")
+        return kind(value)
 
 
 _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -47,58 +52,86 @@ SETTINGS: dict[str, Setting] = {
     "method": Setting(
         "sgool",
         "Method",
-        "sgool: the whole image and its salient regions; doodl: DOODL's loss and update; none: only sample",
+        "sgool: the whole image and where people look; doodl: the whole image only, as DOODL does; none: no updates",
         choices=("sgool", "doodl", "none"),
     ),
     "sampler": Setting(
         "auto",
         "Sampler",
-        "reversible sampler that carries the gradient; auto: bdia from noise, o-belm from an image; ddim: reference",
+        "SGOOL's own, which runs backwards too; auto: bdia from noise, o-belm from an image; ddim: takes more memory",
         choices=(*SAMPLERS, "auto"),
     ),
-    "steps": Setting(20, "Steps", "steps of the reversible sampler", 2, 500),
-    "iterations": Setting(12, "Iterations", "updates of the starting latent; 0 only samples", 0, 1000),
-    "guidance_scale": Setting(7.5, "Guidance scale", "classifier-free guidance; 1 is none", 1.0, 30.0),
+    "steps": Setting(20, "Steps", "steps of SGOOL's own sampler", 2, 500),
+    "iterations": Setting(12, "Iterations", "how often the starting noise is improved; 0: never", 0, 1000),
+    "guidance_scale": Setting(7.5, "Guidance scale", "how closely the prompt is followed (CFG); 1: no CFG", 1.0, 30.0),
     "start": Setting(
         "noise",
         "Start from",
-        "noise: the seed's noise; image: an image carried back exactly",
+        "noise: the seed's noise; image: the image as it is, carried back to noise exactly",
         choices=("noise", "image"),
     ),
-    "strength": Setting(0.8, "Start strength", "how far back an image is carried, above 0, at most 1", high=1.0),
-    "candidates": Setting(
-        1, "Starting noises tried", "how many are rendered; the most promising one is optimised", 1, 1000
+    "strength": Setting(
+        0.8, "Start strength", "how far back to noise an image is carried; less keeps more of it", above=0.0, high=1.0
     ),
-    "saliency": Setting("transalnet-res", "Saliency detector", "what says where people look", choices=tuple(DETECTORS)),
-    "saliency_weight": Setting(0.5, "Saliency weight", "salient regions against the whole image, 0 to 1", 0.0, 1.0),
+    "candidates": Setting(
+        1, "Starting noises tried", "how many are tried first; only the most promising one is improved", 1, 1000
+    ),
+    "saliency": Setting(
+        "transalnet-res",
+        "Saliency detector",
+        "what finds where people look; spectral downloads nothing",
+        choices=tuple(DETECTORS),
+    ),
+    "saliency_weight": Setting(
+        0.5, "Saliency weight", "0: only the whole image counts; 1: only the regions where people look", 0.0, 1.0
+    ),
     "region_prompt": Setting(
-        "", "Prompt of the regions", "[SEP] gives one per region; empty uses the prompt, as the next parameter says"
+        "",
+        "Prompt of the regions",
+        "what shall be seen where people look; [SEP] between several gives each region its own; empty: the main prompt",
     ),
     "region_match": Setting(
         "phrases",
         "Regions are compared with",
-        "phrases: the phrase of the prompt (between commas and 'and') that suits the region best; prompt: all of it",
+        "phrases: the part of the prompt, between commas and 'and', that suits each region best; prompt: all of it",
         choices=("phrases", "prompt"),
     ),
-    "max_regions": Setting(3, "Regions", "at most this many salient crops", 1, 16),
-    "threshold": Setting(0.5, "Region threshold", "share of the saliency map's peak that makes a region", 0.01, 0.99),
-    "min_size": Setting(0.2, "Smallest region", "share of the picture's shorter side", 0.05, 1.0),
-    "padding": Setting(0.15, "Region padding", "added on each side, as a share of the region", 0.0, 1.0),
-    "refresh": Setting(3, "Find regions every", "find the regions again every so many iterations", 1, 1000),
-    "cutouts": Setting(8, "Cutouts", "random crops of the whole image that CLIP sees besides", 0, 128),
-    "rule": Setting("momentum", "Update rule", "momentum or adam", choices=("momentum", "adam")),
-    "learning_rate": Setting(0.1, "Learning rate", "how far the latent moves per update, in its own rms", 0.0, 10.0),
-    "warmup": Setting(2, "Warm-up", "updates until the full learning rate", 0, 1000),
-    "regularisation": Setting(1.0, "Regularisation", "how firmly the latent is kept on the Gaussian prior", 0.0, 1.0),
-    "patience": Setting(8, "Patience", "stop after so many iterations without a better score; 0 never stops", 0, 1000),
-    "clip_model": Setting(DEFAULT_MODEL, "CLIP model", "open_clip model that guides"),
-    "clip_tag": Setting(DEFAULT_TAG, "CLIP weights", "open_clip's tag of its weights"),
-    "selector_model": Setting("ViT-B-16", "Selector", "open_clip model, unseen by the loss, that picks the best image"),
-    "selector_tag": Setting("laion2b_s34b_b88k", "Selector weights", "open_clip's tag of its weights"),
+    "max_regions": Setting(3, "Regions", "at most so many places where people look", 1, 16),
+    "threshold": Setting(
+        0.5, "Region threshold", "how much a region must draw the eye, as a share of what draws it most", 0.01, 0.99
+    ),
+    "min_size": Setting(
+        0.2, "Smallest region", "smaller ones are grown to this share of the picture's shorter side", 0.05, 1.0
+    ),
+    "padding": Setting(0.15, "Region padding", "margin on each side, as a share of the region", 0.0, 1.0),
+    "refresh": Setting(3, "Find regions every", "look for the regions again after so many iterations", 1, 1000),
+    "cutouts": Setting(8, "Cutouts", "random crops of the whole image that CLIP judges as well", 0, 128),
+    "rule": Setting(
+        "momentum",
+        "Update rule",
+        "momentum: keeps going the way of the last iterations; adam: also evens out large and small changes",
+        choices=("momentum", "adam"),
+    ),
+    "learning_rate": Setting(
+        0.1, "Learning rate", "how much an iteration changes the noise, as a share of its size", 0.0, 10.0
+    ),
+    "warmup": Setting(2, "Warm-up", "first iterations, with a smaller learning rate", 0, 1000),
+    "regularisation": Setting(
+        1.0, "Noise likeness", "how firmly the changed noise is kept like real noise; lower risks artefacts", 0.0, 1.0
+    ),
+    "patience": Setting(
+        8, "Stop early after", "stop after so many iterations without a better score; 0: never", 0, 1000
+    ),
+    "clip_model": Setting(DEFAULT_MODEL, "CLIP model", "open_clip model that says how to improve the image"),
+    "clip_tag": Setting(DEFAULT_TAG, "CLIP weights", "open_clip's name of that model's weights"),
+    "selector_model": Setting(
+        "ViT-B-16", "Selector", "another open_clip model, which only gives the score and picks the best image"
+    ),
+    "selector_tag": Setting("laion2b_s34b_b88k", "Selector weights", "open_clip's name of the selector's weights"),
     "memory": Setting(
         "balanced",
         "Memory",
-        "fast keeps all; balanced recomputes the decoder's blocks; low also the network's, and halves the guidance",
+        "fast: all is kept; balanced: the decoder is computed twice; low: the UNet too, one prompt after the other",
         choices=tuple(MEMORY),
     ),
 }
@@ -123,6 +156,4 @@ def settings(values: Mapping[str, Any] | None = None) -> dict[str, Any]:
         if name not in SETTINGS:
             raise SgoolError(f"There is no parameter {name!r}; known are {', '.join(SETTINGS)}.")
         merged[name] = SETTINGS[name].check(name, value)
-    if not merged["strength"] > 0:
-        raise SgoolError(f"strength must be above 0 and at most 1, not {merged['strength']}.")
     return merged

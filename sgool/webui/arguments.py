@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,12 +28,12 @@ def parse(args: Sequence[Any], overrides: Mapping[str, Any] | None = None) -> di
     given.update(overrides or {})
     enabled = given.pop("enabled", bool(args) and isinstance(args[0], Mapping))
     if not isinstance(enabled, bool):
-        raise SgoolError(f"enabled must be true or false, not {enabled!r}.")
+        raise SgoolError(f"enabled must be true or false, not {reprlib.repr(enabled)}.")
     if not enabled:
         return None
     preset = given.pop("preset", None)
-    if preset is not None and preset not in PRESETS:
-        raise SgoolError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}.")
+    if preset not in (None, *PRESETS):  # by comparison: what JSON brings may have no hash
+        raise SgoolError(f"preset must be one of {', '.join(PRESETS)}, not {reprlib.repr(preset)}.")
     for name in given:
         if name not in WEBUI_SETTINGS:
             raise SgoolError(f"There is no field {name!r}; known are enabled, preset, {', '.join(WEBUI_SETTINGS)}.")

@@ -19,7 +19,7 @@ FOLDED: dict[str, tuple[str, ...]] = {
     "Sampling": ("method", "sampler", "steps", "strength", "candidates", "memory"),
     "Regions": ("max_regions", "threshold", "min_size", "padding", "refresh", "cutouts", "region_match"),
     "Update": ("rule", "learning_rate", "warmup", "regularisation", "patience"),
-    "Networks": ("clip_model", "clip_tag", "selector_model", "selector_tag"),
+    "CLIP": ("clip_model", "clip_tag", "selector_model", "selector_tag"),
 }
 
 _RANGES: dict[str, tuple[float, float, float]] = {
@@ -41,7 +41,7 @@ _RANGES: dict[str, tuple[float, float, float]] = {
 }
 """Of the sliders: from, to, step. The API takes all that the table of parameters allows."""
 
-_PLACEHOLDERS = {"region_prompt": "empty: what suits them of the main prompt; [SEP] between one for each region"}
+_PLACEHOLDERS = {"region_prompt": "what shall be seen where people look; empty: the main prompt"}
 
 
 @dataclass
