@@ -99,15 +99,15 @@ set as text, never as HTML. The divider is a range input, so that mouse, touch a
         this.box.hidden = images.length === 0;
         if (this.box.hidden) return;
         const image = images[this.index];
-        const looks = image.saliency && this.looks.getAttribute("aria-pressed") === "true";
+        const looks = this.looks.getAttribute("aria-pressed") === "true";
         this.before.src = this.address(looks ? "saliency" : "before");
         this.before.alt = looks ? "Where people look in the image after SGOOL" : "The image before SGOOL";
         this.left.textContent = looks ? "Where people look" : "Before";
         this.after.src = this.address("after");
         this.after.alt = "The image after SGOOL";
-        this.looks.hidden = !image.saliency;
         this.pages.hidden = images.length < 2;
-        this.place.textContent = `${this.index + 1} of ${images.length}`;
+        const all = images.length < this.run.kept ? images.length : `the first ${images.length}`;
+        this.place.textContent = `${this.index + 1} of ${all}`;
         this.scores.textContent = summary(image);
         this.message.textContent = image.message || "";
     };

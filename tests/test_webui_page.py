@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.metadata
 import importlib.util
 import re
 import subprocess
@@ -17,8 +19,9 @@ from fastapi.testclient import TestClient
 from modules import script_callbacks, scripts, shared
 
 from sgool import __version__
+from sgool.errors import SgoolError
 from sgool.settings import PRESET_FIELDS, PRESETS, SETTINGS, settings
-from sgool.webui import api, controls, infotext, options, register, xyz
+from sgool.webui import api, controls, gallery, infotext, options, register, xyz
 from sgool.webui.arguments import WEBUI_SETTINGS, parse
 from sgool.webui.script import SgoolScript
 
@@ -122,7 +125,7 @@ def test_pictures_come_and_are_saved_where_the_settings_say(webui):
 @pytest.fixture
 def client() -> TestClient:
     app = FastAPI()
-    api.add_routes(None, app)
+    api.add_routes(object(), app)
     return TestClient(app)
 
 
@@ -133,8 +136,11 @@ def test_the_schema_describes_what_is_taken(client):
     assert parse((defaults,)) == settings()
     for name, entry in schema["properties"].items():
         for bound in ("minimum", "maximum"):
-            if bound in entry and name != "strength":
+            if bound in entry:
                 parse(({name: entry[bound]},))
+        if "exclusiveMinimum" in entry:
+            with pytest.raises(SgoolError, match=name):
+                parse(({name: entry["exclusiveMinimum"]},))
         assert entry["type"] in ("boolean", "integer", "number", "string")
 
 
@@ -144,28 +150,26 @@ def test_version_and_detectors(client):
 
 
 def test_the_last_run_can_be_seen(client, webui):
-    assert client.get("/sgool/v1/last").json() == {"id": 0, "tab": "txt2img", "images": []}
+    assert client.get("/sgool/v1/last").json() == {"id": 0, "images": [], "kept": gallery.KEPT}
     _, processed = webui.make({}, prompt="<b>a car</b>", seed=6)
     last = client.get("/sgool/v1/last?tab=txt2img").json()
     (image,) = last["images"]
-    assert image["seed"] == 6 and image["prompt"] == "<b>a car</b>" and image["message"] == ""
+    assert set(image) == {"score_before", "score_after", "iterations", "regions", "message"}
     assert f"{image['score_after']:.4f}" == processed.infotexts[0]["SGOOL score after"]
+    root = f"/sgool/v1/last/txt2img/{last['id']}"
     for name in ("before", "after", "saliency", "loss"):
-        answer = client.get(image[name])
+        answer = client.get(f"{root}/0/{name}.png")
         assert answer.headers["content-type"] == "image/png" and answer.content.startswith(b"\x89PNG")
-    for wrong in (
-        "/sgool/v1/last/txt2img/0/0/after.png",
-        image["after"].replace("/0/", "/5/"),
-        "/sgool/v1/last/x/1/0/y.png",
-    ):
-        assert client.get(wrong).status_code == 404
+    for wrong in ("txt2img/0/0/after", f"txt2img/{last['id']}/5/after", f"x/{last['id']}/0/after"):
+        assert client.get(f"/sgool/v1/last/{wrong}.png").status_code == 404
+    assert client.get(f"{root}/0/y.png").status_code == 404
     assert client.get("/sgool/v1/last?tab=img2img").json()["id"] == 0
 
 
 def test_who_has_not_signed_in_sees_nothing():
     app = FastAPI()
     app.auth, app.tokens = {"me": "secret"}, {"right": "me"}  # type: ignore[attr-defined]
-    api.add_routes(None, app)
+    api.add_routes(object(), app)
     client = TestClient(app)
     assert client.get("/sgool/v1/last").status_code == 401
     for token, status in (("wrong", 401), ("right", 200)):
@@ -173,10 +177,25 @@ def test_who_has_not_signed_in_sees_nothing():
         assert client.get("/sgool/v1/last").status_code == status
 
 
-def test_plot_axes_are_added_once_and_set_what_they_say(monkeypatch):
+def test_without_a_page_the_last_run_is_nobodys(webui):
+    """With --nowebui there is no page and no password of its own: --api-auth guards the WebUI's routes only."""
+    app = FastAPI()
+    api.add_routes(None, app)
+    webui.make({}, prompt="a secret")
+    client = TestClient(app)
+    assert client.get("/sgool/v1/last").status_code == 404
+    (number,) = [run.number for run in gallery.last.values()]
+    assert client.get(f"/sgool/v1/last/txt2img/{number}/0/after.png").status_code == 404
+    assert client.get("/sgool/v1/version").status_code == 200
+
+
+@pytest.fixture
+def axes(monkeypatch):
+    """The plot's axes, by label."""
+
     class AxisOption:
-        def __init__(self, label, type, apply, choices=None):
-            self.label, self.type, self.apply, self.choices = label, type, apply, choices
+        def __init__(self, label, type, apply, confirm=None, choices=None):
+            self.label, self.type, self.apply, self.confirm, self.choices = label, type, apply, confirm, choices
 
     grid = SimpleNamespace(axis_options=[], AxisOption=AxisOption)
     script_class = type("Script", (), {"__module__": "xyz_grid.py"})
@@ -184,28 +203,55 @@ def test_plot_axes_are_added_once_and_set_what_they_say(monkeypatch):
     xyz.add_axes()
     xyz.add_axes()
     assert len(grid.axis_options) == 1 + len(WEBUI_SETTINGS)
+    return {option.label: option for option in grid.axis_options}
+
+
+def test_plot_axes_are_added_once_and_set_what_they_say(axes):
     p = SimpleNamespace()
-    for option in grid.axis_options:
-        value = option.choices()[-1] if option.choices else option.type(OTHER[_name(option.label)])
-        option.apply(p, value, [value])
-    assert parse((False,), p.sgool_overrides) is not None
-    before = p.sgool_overrides
-    grid.axis_options[0].apply(p, "False", [])
-    assert parse((True,), p.sgool_overrides) is None and before["enabled"] is True
+    for name, setting in WEBUI_SETTINGS.items():
+        axis = axes[f"[SGOOL] {setting.label}"]
+        value = axis.type(OTHER[name])
+        assert (value in axis.choices()) if setting.choices else axis.choices is None
+        axis.confirm(p, [value])
+        axis.apply(p, value, [value])
+    assert parse(({},), p.sgool_overrides) == settings(OTHER)
 
 
-def _name(label: str) -> str:
-    return next(name for name, setting in WEBUI_SETTINGS.items() if label == f"[SGOOL] {setting.label}")
+def test_a_plot_switches_in_upper_and_lower_case(axes):
+    switch, seen = axes["[SGOOL] On"], []
+    for value in ("True", "true", "FALSE", *switch.choices()):
+        p = SimpleNamespace()
+        switch.confirm(p, [value])
+        switch.apply(p, value, [value])
+        seen.append(parse((False,), p.sgool_overrides) is not None)
+    assert seen == [True, True, False, False, True]
+
+
+def test_a_plots_cells_do_not_share_what_is_set(axes):
+    p, switch = SimpleNamespace(), axes["[SGOOL] On"]
+    switch.apply(p, "True", [])
+    first = copy.copy(p)
+    switch.apply(p, "False", [])
+    assert first.sgool_overrides["enabled"] is True
+
+
+@pytest.mark.parametrize(
+    ("label", "name", "value"),
+    [("On", "enabled", "yes"), ("Iterations", "iterations", 5000), ("Sampler", "sampler", "euler")],
+)
+def test_a_plot_refuses_a_wrong_value_before_its_first_image(axes, label, name, value):
+    with pytest.raises(SgoolError, match=name):
+        axes[f"[SGOOL] {label}"].confirm(None, [value])
 
 
 def test_register_hands_over_the_callbacks():
     script_callbacks.registered.clear()
     register()
-    assert script_callbacks.registered == {
-        "ui_settings": options.add,
-        "app_started": api.add_routes,
-        "before_ui": xyz.add_axes,
-    }
+    assert script_callbacks.registered == [
+        ("ui_settings", options.add),
+        ("app_started", api.add_routes),
+        ("ui_settings", xyz.add_axes),
+    ]
 
 
 def test_loading_the_script_imports_nothing_heavy():
@@ -234,6 +280,9 @@ def test_the_installer_adds_only_what_lacks_and_moves_nothing(monkeypatch, missi
     launch = ModuleType("launch")
     launch.run_pip = run_pip  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "launch", launch)
+    there = list(importlib.metadata.distributions())
+    broken = SimpleNamespace(metadata={"Name": "~orch"}, version="1.0")  # as pip leaves it when it is cut off
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: [*there, broken])
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else find(name))
     spec = importlib.util.spec_from_file_location("sgool_install", ROOT / "install.py")
@@ -244,4 +293,5 @@ def test_the_installer_adds_only_what_lacks_and_moves_nothing(monkeypatch, missi
     ((command, constraints),) = ran
     packages = {"cv2": "opencv-python-headless", "open_clip": "open-clip-torch"}
     assert command.split()[0] == "install" and set(command.split()[1:]) == {packages[name] for name in missing}
+    assert "~" not in constraints
     assert any(line.startswith(f"torch=={torch.__version__.split('+')[0]}") for line in constraints.splitlines())

@@ -11,4 +11,5 @@ def register() -> None:
 
     script_callbacks.on_ui_settings(options.add)
     script_callbacks.on_app_started(api.add_routes)
-    script_callbacks.on_before_ui(xyz.add_axes)
+    # Not "before the UI": with --nowebui that comes when the plot's list of axes is made already.
+    script_callbacks.on_ui_settings(xyz.add_axes)

@@ -1,4 +1,4 @@
-"""Routes of the extension: GET /sgool/v1/schema, /version, /detectors, and /last for the page's own view."""
+"""Routes of the extension: GET /sgool/v1/schema, /version, /detectors, and where there is a page /last for its view."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ def add_routes(demo: Any, app: FastAPI) -> None:
     app.add_api_route("/sgool/v1/version", version, methods=["GET"])
     app.add_api_route("/sgool/v1/schema", schema, methods=["GET"])
     app.add_api_route("/sgool/v1/detectors", detectors, methods=["GET"])
+    if demo is None:  # --nowebui: nobody to show the last run to, and --api-auth knows nothing of our routes
+        return
     users = [Depends(_signed_in)]
     app.add_api_route("/sgool/v1/last", last, methods=["GET"], dependencies=users)
     app.add_api_route("/sgool/v1/last/{tab}/{run}/{index}/{name}.png", picture, methods=["GET"], dependencies=users)
@@ -38,7 +40,8 @@ def schema() -> dict[str, Any]:
     for name, setting in WEBUI_SETTINGS.items():
         entry = {"type": _TYPES[type(setting.default)], "default": setting.default, "title": setting.label}
         entry["description"] = setting.help
-        limits = {"minimum": setting.low, "maximum": setting.high, "enum": list(setting.choices) or None}
+        limits = {"minimum": setting.low, "exclusiveMinimum": setting.above, "maximum": setting.high}
+        limits["enum"] = list(setting.choices) or None
         properties[name] = entry | {key: value for key, value in limits.items() if value is not None}
     return {
         "type": "object",
@@ -54,20 +57,26 @@ def detectors() -> list[dict[str, str]]:
 
 
 def last(tab: str = "txt2img") -> dict[str, Any]:
-    """What the last run of that tab has come to, for the view under the accordion; id 0 where there is none."""
+    """What the last run of that tab has come to, for the view under the accordion; id 0 where there is none.
+
+    Its pictures are below /sgool/v1/last/{tab}/{id}. kept: of a longer run only so many, the first, are here.
+    """
     from sgool.webui import gallery
 
     found = gallery.last.get(tab)
     if found is None:
-        return {"id": 0, "tab": tab, "images": []}
-    root = f"/sgool/v1/last/{tab}/{found.number}"
-    entries = []
-    for index, outcome in enumerate(found.outcomes):
-        entry = {name: f"{root}/{index}/{name}.png" for name in ("before", "after", "saliency", "loss")}
-        figures = ("score_before", "score_after", "scores", "losses", "iterations", "seed", "prompt")
-        entry |= {name: getattr(outcome, name) for name in figures}
-        entries.append(entry | {"regions": len(outcome.regions), "message": outcome.ended})
-    return {"id": found.number, "tab": tab, "images": entries}
+        return {"id": 0, "images": [], "kept": gallery.KEPT}
+    entries = [
+        {
+            "score_before": outcome.score_before,
+            "score_after": outcome.score_after,
+            "iterations": outcome.iterations,
+            "regions": len(outcome.regions),
+            "message": outcome.ended,
+        }
+        for outcome in found.outcomes
+    ]
+    return {"id": found.number, "images": entries, "kept": gallery.KEPT}
 
 
 def picture(tab: str, run: int, index: int, name: str) -> Response:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from modules import scripts
 
-from sgool.settings import Setting
-from sgool.webui.arguments import WEBUI_SETTINGS
+from sgool.webui.arguments import WEBUI_SETTINGS, parse
 from sgool.webui.script import OVERRIDES
 
 
@@ -18,22 +17,28 @@ def add_axes() -> None:
         if data.script_class.__module__ in ("xyz_grid.py", "scripts.xyz_grid"):
             grid = data.module
             there = {option.label for option in grid.axis_options}
-            options = [_switch(grid), *(_axis(grid, name, each) for name, each in WEBUI_SETTINGS.items())]
+            options = [_axis(grid, "enabled", "On", str, ("False", "True"), _truth)]
+            for name, each in WEBUI_SETTINGS.items():
+                options.append(_axis(grid, name, each.label, type(each.default), each.choices))
             grid.axis_options.extend(option for option in options if option.label not in there)
 
 
-def _axis(grid: Any, name: str, setting: Setting) -> Any:
-    choices = (lambda: list(setting.choices)) if setting.choices else None
-    return grid.AxisOption(f"[SGOOL] {setting.label}", type(setting.default), _set(name), choices=choices)
-
-
-def _switch(grid: Any) -> Any:
-    return grid.AxisOption("[SGOOL] On", str, _set("enabled", lambda x: x == "True"), choices=lambda: ["False", "True"])
-
-
-def _set(name: str, read: Callable[[Any], Any] = lambda x: x) -> Callable[[Any, Any, Any], None]:
+def _axis(
+    grid: Any, name: str, label: str, kind: type, choices: Sequence[str], read: Callable[[Any], Any] = lambda x: x
+) -> Any:
     def apply(p: Any, x: Any, xs: Any) -> None:
         # A new dict: the plot copies its processing object shallowly.
         setattr(p, OVERRIDES, {**getattr(p, OVERRIDES, {}), name: read(x)})
 
-    return apply
+    def confirm(p: Any, xs: Any) -> None:
+        """Before the first image: raises SgoolError, naming the parameter."""
+        for x in xs:
+            parse(({name: read(x)},))
+
+    offered = (lambda: list(choices)) if choices else None
+    return grid.AxisOption(f"[SGOOL] {label}", kind, apply, confirm=confirm, choices=offered)
+
+
+def _truth(text: str) -> bool | str:
+    """Upper or lower case, as on the plot's own axes."""
+    return {"true": True, "false": False}.get(text.lower(), text)
