@@ -58,7 +58,7 @@ SETTINGS: dict[str, Setting] = {
     "sampler": Setting(
         "auto",
         "Sampler",
-        "SGOOL's own, which runs backwards too; auto: bdia from noise, o-belm from an image; ddim: takes more memory",
+        "a sampler that runs backwards, too; auto: bdia from noise, o-belm from an image; ddim: takes more memory",
         choices=(*SAMPLERS, "auto"),
     ),
     "steps": Setting(20, "Steps", "steps of SGOOL's own sampler", 2, 500),
@@ -74,7 +74,11 @@ SETTINGS: dict[str, Setting] = {
         0.8, "Start strength", "how far back to noise an image is carried; less keeps more of it", above=0.0, high=1.0
     ),
     "candidates": Setting(
-        1, "Starting noises tried", "how many are tried first; only the most promising one is improved", 1, 1000
+        1,
+        "Starting noises tried",
+        "how many starting noises are tried first; only the most promising one is improved",
+        1,
+        1000,
     ),
     "saliency": Setting(
         "transalnet-res",
@@ -101,7 +105,7 @@ SETTINGS: dict[str, Setting] = {
         0.5, "Region threshold", "how much a region must draw the eye, as a share of what draws it most", 0.01, 0.99
     ),
     "min_size": Setting(
-        0.2, "Smallest region", "smaller ones are grown to this share of the picture's shorter side", 0.05, 1.0
+        0.2, "Smallest region", "smaller regions are grown to this share of the picture's shorter side", 0.05, 1.0
     ),
     "padding": Setting(0.15, "Region padding", "margin on each side, as a share of the region", 0.0, 1.0),
     "refresh": Setting(3, "Find regions every", "look for the regions again after so many iterations", 1, 1000),
@@ -115,7 +119,7 @@ SETTINGS: dict[str, Setting] = {
     "learning_rate": Setting(
         0.1, "Learning rate", "how much an iteration changes the noise, as a share of its size", 0.0, 10.0
     ),
-    "warmup": Setting(2, "Warm-up", "first iterations, with a smaller learning rate", 0, 1000),
+    "warmup": Setting(2, "Warm-up", "so many iterations go by until the learning rate is reached", 0, 1000),
     "regularisation": Setting(
         1.0, "Noise likeness", "how firmly the changed noise is kept like real noise; lower risks artefacts", 0.0, 1.0
     ),

@@ -41,7 +41,8 @@ def schema() -> dict[str, Any]:
         entry = {"type": _TYPES[type(setting.default)], "default": setting.default, "title": setting.label}
         entry["description"] = setting.help
         limits = {"minimum": setting.low, "exclusiveMinimum": setting.above, "maximum": setting.high}
-        limits["enum"] = list(setting.choices) or None
+        if setting.choices:
+            entry["enum"] = list(setting.choices)
         properties[name] = entry | {key: value for key, value in limits.items() if value is not None}
     return {
         "type": "object",
