@@ -86,7 +86,7 @@ class Clip:
         self.device = torch.device(device)
         self.model.to(self.device)
         self._mean, self._std = self._mean.to(device), self._std.to(device)
-        self._texts = {text: embedding.to(device) for text, embedding in self._texts.items()}
+        self._texts.clear()  # they would only ever become more, and are quickly made again
         return self
 
     def encode_text(self, prompt: str) -> Tensor:
