@@ -10,6 +10,7 @@ from modules import devices, processing, prompt_parser, rng, sd_samplers, sd_sam
 from torch import Tensor
 
 from sgool.checkpointing import Memory
+from sgool.errors import SgoolError
 from sgool.optimize import Stop
 from sgool.samplers import Branch, Network
 
@@ -102,6 +103,8 @@ class Host:
             if not torch.isfinite(image).all():
                 processing.decode_latent_batch(self.model, self.original.float(), check_for_nans=True)
                 image = self.decode(self.original)
+        if not torch.isfinite(image).all():
+            raise SgoolError("The VAE makes NaN of it.")
         return image.clamp(0, 1)
 
     def blend(self, latent: Tensor) -> Tensor:

@@ -26,4 +26,17 @@ def reason(p: Any) -> str | None:
         return "SGOOL does not work with a refiner, which is another model than the one that began the image."
     if not hasattr(model, "alphas_cumprod") or not hasattr(model.model, "diffusion_model"):
         return "SGOOL does not know this kind of model; it works with Stable Diffusion 1.x, 2.x and SDXL."
+    if not any(prompt.strip() for prompt in p.prompts):
+        return "SGOOL needs a prompt: it says what the image shall show."
+    if not _has_double(devices.device):
+        return f"SGOOL does not work on this device ({devices.device}), which has no 64-bit floats."
     return None
+
+
+def _has_double(device: Any) -> bool:
+    """Apple's MPS has none, nor have DirectML and some of Intel's."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device).add_(1)
+    except (TypeError, RuntimeError):
+        return False
+    return True
