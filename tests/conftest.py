@@ -54,18 +54,20 @@ def webui(backend: DiffusersBackend) -> Iterator[SimpleNamespace]:
         prompt: str = "a red car",
         first: Sequence[Any] = (),
         last: Sequence[Any] = (),
+        selected: int = 0,
         **options: Any,
     ) -> Any:
         """(processing object, Processed) of a generation, with `args` for SGOOL; {} stands for small settings.
 
-        first, last: other scripts, called before and after it.
+        first, last: other scripts, called before and after it; selected: the number of one below the accordions.
         """
         p = getattr(processing, f"StableDiffusionProcessing{kind}")(prompt)
         for name, value in options.items():
             setattr(p, name, value)
         script = SgoolScript()
         script.is_img2img, script.tabname = kind == "Img2Img", kind.lower()
-        p.script_args = ({**SMALL, **args[0]},) if args and isinstance(args[0], dict) else args
+        own = ({**SMALL, **args[0]},) if args and isinstance(args[0], dict) else args
+        p.script_args = (selected, *own)
         p.scripts = scripts.ScriptRunner([*first, *([script] if args else []), *last])
         return p, processing.process_images(p)
 

@@ -10,17 +10,18 @@ import k_diffusion.sampling
 import numpy as np
 import pytest
 import torch
-from modules import sd_samplers, sd_samplers_common, sd_unet, shared
+from fastapi import HTTPException
+from modules import devices, sd_samplers, sd_samplers_common, sd_unet, shared
 
 from sgool.checkpointing import blocks
 from sgool.errors import SgoolError
-from sgool.webui import progress
+from sgool.webui import api, gallery, models, progress, refuse
 from sgool.webui.host import Host
 
 
 def everything(model: torch.nn.Module) -> dict:
     """All that a run touches in the WebUI."""
-    state = {name: getattr(shared.state, name) for name in ("job", "job_no", "textinfo", "sampling_steps")}
+    state = {name: getattr(shared.state, name) for name in ("job", "job_no", "job_count", "textinfo")}
     unet, decoder = model.model.diffusion_model, model.first_stage_model.decoder
     return {
         "state": state,
@@ -81,6 +82,7 @@ def break_(monkeypatch, how: str) -> None:
 
 SENTENCES = {
     "interrupted": "best image so far",
+    "skipped": "was skipped",
     "nan": "NaN",
     "bug": "KeyError",
     "weights": "broken or incomplete",
@@ -100,7 +102,7 @@ def test_afterwards_everything_is_as_before(webui, monkeypatch, how):
         assert after[key] == before[key], key
     if how in ("nan", "bug", "weights", "skipped"):
         assert torch.equal(torch.cat(p.latents), torch.cat(original.latents))
-    if how in SENTENCES:
+    if how != "success":
         assert SENTENCES[how] in processed.infotexts[0]["SGOOL note"]
         assert len(p.comments) == 1
     else:
@@ -126,32 +128,126 @@ def test_out_of_memory_is_tried_once_more_with_less(webui, monkeypatch):
     assert processed.infotexts[0]["SGOOL iterations done"] == "1"
 
 
-def test_out_of_memory_twice_gives_the_original(webui, monkeypatch):
+@pytest.mark.parametrize(("memory", "tries"), [("fast", 2), ("balanced", 2), ("low", 1)])
+def test_out_of_memory_to_the_last_gives_the_original(webui, monkeypatch, memory, tries):
     def full(self, *args):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(Host, "network", full)
-    p, processed = webui.make({"memory": "fast"})
-    assert len(p.comments) == 2 and "the image without it" in processed.infotexts[0]["SGOOL note"]
+    p, processed = webui.make({"memory": memory})
+    note = processed.infotexts[0]["SGOOL note"]
+    assert len(p.comments) == tries and "the image without it" in note
+    assert ("memory 'low'" in note) == (memory == "fast")  # else it has just failed
     assert torch.equal(torch.cat(p.latents), torch.cat(webui.make()[0].latents))
 
 
 def test_skip_is_for_this_batch_alone(webui, monkeypatch):
     break_(monkeypatch, "skipped")
-    _, processed = webui.make({}, n_iter=2)
-    assert ["SGOOL score after" in text for text in processed.infotexts] == [False, True]
+    p, processed = webui.make({}, batch_size=2, n_iter=2)
+    assert ["SGOOL score after" in text for text in processed.infotexts] == [False, False, True, True]
+    assert ["was skipped" in text.get("SGOOL note", "") for text in processed.infotexts] == [True, True, False, False]
+    assert p.saved == [True] * 4
+
+
+def test_after_an_interrupt_this_batch_is_saved_and_no_other_begun(webui, monkeypatch):
+    """The images are whole; the WebUI saves none while its state says that they were broken off."""
+    shared.opts.data["sgool_save_before"] = True
+    break_(monkeypatch, "interrupted")
+    p, processed = webui.make({}, batch_size=2, n_iter=2)
+    assert p.saved == [True] * 2
+    assert [suffix for suffix, _, _ in webui.images.saved] == ["-sgool-before"]
+    assert "best image so far" in processed.infotexts[0]["SGOOL note"]
+    assert "was interrupted" in processed.infotexts[1]["SGOOL note"]
+
+
+def test_what_is_stopped_later_takes_no_picture_from_a_finished_image(webui):
+    class Stops(Watch):
+        def process_before_every_sampling(self, p, *args, **kwargs):
+            shared.state.interrupted = p.iteration == 1
+
+        def post_sample(self, p, ps, *args): ...
+
+    shared.opts.data["sgool_save_before"] = True
+    p, _ = webui.make({}, n_iter=2, first=[Stops()])
+    assert p.saved == [True, False]
+    assert [suffix for suffix, _, _ in webui.images.saved] == ["-sgool-before"]
+
+
+def test_skip_before_a_hires_pass_lets_that_go_on(webui, monkeypatch):
+    plain, _ = webui.make(enable_hr=True)
+    break_(monkeypatch, "skipped")
+    p, processed = webui.make({}, enable_hr=True)
+    assert torch.equal(p.first_pass, plain.first_pass)
+    assert not shared.state.skipped and p.saved == [True]
+    assert "was skipped" in processed.infotexts[0]["SGOOL note"]
+
+
+def test_an_interrupt_before_a_hires_pass_leaves_that_out(webui, monkeypatch):
+    break_(monkeypatch, "interrupted")
+    p, processed = webui.make({}, enable_hr=True)
+    assert processed.images[0].shape[-1] == 64 and p.saved == [False]
+
+
+def interrupt_at_step(monkeypatch, number: int) -> None:
+    step, count = progress.Progress.step, []
+
+    def stop(self, done, total):
+        count.append(1)
+        shared.state.interrupted = len(count) >= number
+        step(self, done, total)
+
+    monkeypatch.setattr(progress.Progress, "step", stop)
 
 
 def test_an_interrupt_before_the_first_image_leaves_the_original(webui, monkeypatch):
-    def stop(self, done, total):
-        shared.state.interrupted = True
-        progress.check()
-
     original, _ = webui.make()
-    monkeypatch.setattr(progress.Progress, "step", stop)
+    interrupt_at_step(monkeypatch, 1)
     p, processed = webui.make({})
     assert torch.equal(torch.cat(p.latents), torch.cat(original.latents))
     assert "SGOOL score after" not in processed.infotexts[0]
+    (sentence,) = p.comments
+    assert processed.infotexts[0]["SGOOL note"] == sentence == "SGOOL was interrupted, so this is the image without it."
+
+
+def test_an_interrupt_while_the_candidates_are_tried(webui, monkeypatch):
+    """No update was made, so there is no loss to draw; all else is as after any run."""
+    shared.opts.data.update(sgool_return_loss=True, sgool_return_before=True)
+    interrupt_at_step(monkeypatch, 4)
+    p, processed = webui.make({"candidates": 3}, steps=2)
+    assert len(processed.images) == 2
+    assert p.extra_generation_params["SGOOL iterations done"] == [0]
+    with pytest.raises(HTTPException, match="404"):
+        api.picture("txt2img", gallery.last["txt2img"].number, 0, "loss")
+
+
+def test_a_picture_that_fails_leaves_a_settled_infotext(webui, monkeypatch):
+    def fail(*args, **options):
+        raise OSError("No space left on device")
+
+    shared.opts.data["sgool_save_before"] = True
+    monkeypatch.setattr(webui.images, "save_image", fail)
+    kept = []
+    with pytest.raises(OSError, match="No space"):  # the real WebUI goes on here
+        webui.make({}, first=[Watch(process=lambda p, *args: kept.append(p), seen=[])])
+    assert isinstance(kept[0].extra_generation_params["SGOOL score after"], list)
+
+
+def test_even_what_refuses_may_fail(webui, monkeypatch):
+    """With hires fix nobody else would catch it."""
+
+    def fail(p):
+        raise AttributeError("no such thing in this WebUI")
+
+    monkeypatch.setattr(refuse, "reason", fail)
+    _, processed = webui.make({}, enable_hr=True)
+    assert "AttributeError" in processed.infotexts[0]["SGOOL note"]
+
+
+def test_an_original_of_nan_is_left_alone(webui, monkeypatch):
+    monkeypatch.setattr(Host, "decode", lambda self, latent: torch.full((1, 3, 64, 64), float("nan")))
+    _, processed = webui.make({})
+    assert "NaN" in processed.infotexts[0]["SGOOL note"]
+    assert not gallery.last
 
 
 def test_an_interrupted_first_pass_is_left_alone(webui):
@@ -163,7 +259,9 @@ def test_an_interrupted_first_pass_is_left_alone(webui):
     assert improve(p, Run({"method": "sgool", "iterations": 3}, lambda: p), samples) is samples
 
 
-def test_progress_is_told_and_never_goes_back(webui, monkeypatch):
+@pytest.mark.parametrize("values", [{"start": "image"}, {"start": "noise", "candidates": 3}])
+def test_progress_is_told_and_never_goes_back(webui, monkeypatch, values):
+    """Over all images of a batch, to the end of the bar."""
     seen = []
     step = progress.Progress.step
 
@@ -172,17 +270,36 @@ def test_progress_is_told_and_never_goes_back(webui, monkeypatch):
         seen.append((shared.state.sampling_step, shared.state.sampling_steps, shared.state.textinfo))
 
     monkeypatch.setattr(progress.Progress, "step", watch)
-    webui.make({"start": "image"})
+    p, _ = webui.make(values, batch_size=2)
     steps = [each[0] for each in seen]
-    assert steps == sorted(steps) and steps[-1] == seen[-1][1]
-    assert seen[-1][2].startswith("SGOOL 0/1, score ") and "->" in seen[-1][2]
+    assert steps == sorted(set(steps)) and steps[0] > p.steps and steps[-1] == seen[-1][1]
+    assert seen[-1][2].startswith("SGOOL image 2/2, 0/1, score ") and "->" in seen[-1][2]
     assert shared.state.current_image.size == (64, 64)
     assert shared.state.job_count == 1  # more jobs would make the first Interrupt wait
+
+
+def test_progress_does_not_go_back_where_a_run_begins_again(webui, monkeypatch):
+    seen = []
+    step = progress.Progress.step
+    monkeypatch.setattr(progress.Progress, "step", lambda *args: step(*args) or seen.append(shared.state.sampling_step))
+    break_(monkeypatch, "memory")
+    webui.make({})
+    assert seen == sorted(seen)
+
+
+def test_it_says_that_networks_are_loaded(webui, monkeypatch):
+    told, load = [], models.load_guides
+    monkeypatch.setattr(models, "_last", None)
+    monkeypatch.setattr(models, "load_guides", lambda *args: told.append(shared.state.textinfo) or load(*args))
+    webui.make({}, batch_size=2)
+    assert told == ["SGOOL loads its networks; those that are missing are downloaded first"]
 
 
 @pytest.mark.parametrize(
     ("what", "word"),
     [
+        ((devices, "device", torch.device("mps")), "64-bit"),
+        (("p", "prompt", " "), "prompt"),
         ((shared, "cmd_opts", SimpleNamespace(lowvram=True)), "--lowvram"),
         ((sd_unet, "current_unet", object()), "TensorRT"),
         (("model", "is_sd3", True), "Stable Diffusion 3"),
@@ -191,22 +308,21 @@ def test_progress_is_told_and_never_goes_back(webui, monkeypatch):
     ],
 )
 def test_what_cannot_work_is_refused_in_one_sentence(webui, monkeypatch, what, word):
-    from modules import devices, processing
-
+    """And before anything is downloaded."""
     owner, name, value = what
-    owner = {"model": shared.sd_model, "p": processing.StableDiffusionProcessing}.get(owner, owner)
-    monkeypatch.setattr(owner, name, value)
+    own = {name: value} if owner == "p" else {}
+    if not own:
+        monkeypatch.setattr(shared.sd_model if owner == "model" else owner, name, value)
+    monkeypatch.setattr(models, "guides", lambda values: pytest.fail("loaded"))
     if word == "--lowvram":
         monkeypatch.setattr(devices, "device", torch.device("cuda"))
-    p, _ = webui.make({})
+    p, processed = webui.make({}, **own)
     (sentence,) = p.comments
-    assert word in sentence
-    assert torch.equal(torch.cat(p.latents), torch.cat(webui.make()[0].latents))
+    assert word in sentence and processed.infotexts[0]["SGOOL note"] == sentence
+    assert torch.equal(torch.cat(p.latents), torch.cat(webui.make(**own)[0].latents))
 
 
 def test_inference_mode_is_refused(webui):
-    from sgool.webui import refuse
-
     with torch.inference_mode():
         assert "inference mode" in (refuse.reason(SimpleNamespace(sd_model=shared.sd_model)) or "")
 

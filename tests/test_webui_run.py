@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from modules import scripts
 
-from sgool.webui import host, models
+from sgool.generate import Guides
+from sgool.saliency import LoadedDetector
+from sgool.webui import gallery, host, models
 from sgool.webui.script import SgoolScript
 
 SCORES = ("SGOOL score before", "SGOOL score after")
@@ -184,10 +188,58 @@ def test_other_candidates_come_from_the_webuis_own_random_numbers(webui, backend
 
 
 def test_guides_are_kept_for_the_next_run(webui):
+    """But not all the prompts that they have seen."""
     webui.make({})
     kept = models._last
     webui.make({"learning_rate": 0.3})
     assert models._last is kept
+    assert not kept[1].clip._texts and not kept[1].selector._texts
+
+
+def test_guides_move_once_for_a_batch(webui, monkeypatch):
+    moved, to = [], Guides.to
+    monkeypatch.setattr(Guides, "to", lambda self, device: moved.append(device) or to(self, device))
+    webui.make({}, batch_size=3)
+    assert len(moved) == 2
+
+
+def test_the_map_that_is_shown_is_of_the_image_after(webui, monkeypatch):
+    """The run itself looks again only every `refresh` images."""
+    monkeypatch.setattr(LoadedDetector, "__call__", lambda self, image: image.mean((0, 1)))
+    webui.make({"start": "noise", "steps": 5, "iterations": 2, "refresh": 100}, batch_size=3, steps=2)
+    improved = [each for each in _outcomes() if each.score_after > each.score_before]
+    assert improved
+    for each in improved:
+        assert each.saliency.numpy() == pytest.approx(each.after.mean(-1) / 255, abs=0.01)
+        assert each.after.dtype == each.before.dtype == np.uint8 and each.saliency.dtype == torch.float16
+
+
+def test_a_selected_script_gets_no_pictures_that_it_would_take_for_its_own(webui):
+    webui.shared.opts.data["sgool_return_before"] = True
+    for selected, count in ((0, 2), (1, 1)):
+        assert len(webui.make({}, selected=selected)[1].images) == count
+
+
+def test_an_image_that_is_only_upscaled_is_left_as_it_is(webui, capsys):
+    p, processed = webui.make({}, firstpass_image=object())
+    (sentence,) = p.comments
+    assert "only upscaled" in sentence and sentence in capsys.readouterr().err
+    assert processed.infotexts[0]["SGOOL note"] == sentence
+    assert torch.equal(latents(p), latents(webui.make()[0]))
+
+
+class _Looks(scripts.Script):
+    def process_before_every_sampling(self, p, *args, **kwargs):
+        assert "txt2img" not in gallery.last
+
+
+def test_a_new_run_takes_the_last_one_off_the_page(webui):
+    webui.make({})
+    first = gallery.last["txt2img"].number
+    webui.make({}, last=[_Looks()])
+    assert gallery.last["txt2img"].number > first
+    # The browser keeps the pictures by this number, also those from before a restart.
+    assert first > 1000 * (time.time() - 86400)
 
 
 def test_the_script_is_always_there():
@@ -196,6 +248,4 @@ def test_the_script_is_always_there():
 
 
 def _outcomes(tab: str = "txt2img"):
-    from sgool.webui import gallery
-
     return gallery.last[tab].outcomes

@@ -85,11 +85,13 @@ def picture(tab: str, run: int, index: int, name: str) -> Response:
     from sgool.webui import gallery
 
     found = gallery.last.get(tab)
-    draw = {**gallery.EXTRAS, "after": gallery.after}.get(name)
-    if found is None or found.number != run or not 0 <= index < len(found.outcomes) or draw is None:
+    outcomes = found.outcomes if found is not None and found.number == run else []
+    outcome = outcomes[index] if 0 <= index < len(outcomes) else None
+    draw = {"after": gallery.after, **gallery.extras(outcome)}.get(name) if outcome else None
+    if outcome is None or draw is None:
         raise HTTPException(404, "There is no such picture.")
     buffer = io.BytesIO()
-    draw(found.outcomes[index]).save(buffer, "PNG")
+    draw(outcome).save(buffer, "PNG")
     return Response(buffer.getvalue(), media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,27 +15,29 @@ from sgool import report
 from sgool.webui.run import Outcome, Run
 
 KEPT = 8
-"""Images of the last run that are kept for the page to show."""
+"""So many of the last run's images, the first, are kept for the page to show."""
 
 
 def before(outcome: Outcome) -> Image.Image:
-    return Image.fromarray(report.to_uint8(outcome.before))
+    return Image.fromarray(outcome.before)
 
 
 def after(outcome: Outcome) -> Image.Image:
-    return Image.fromarray(report.to_uint8(outcome.after))
+    return Image.fromarray(outcome.after)
 
 
 def saliency(outcome: Outcome) -> Image.Image:
-    return Image.fromarray(report.overlay(report.to_uint8(outcome.after), outcome.saliency, outcome.regions))
+    return Image.fromarray(report.overlay(outcome.after, outcome.saliency, outcome.regions))
 
 
 def loss(outcome: Outcome) -> Image.Image:
     return Image.fromarray(report.loss_curve(outcome.losses, outcome.scores, outcome.best))
 
 
-EXTRAS: dict[str, Callable[[Outcome], Image.Image]] = {"before": before, "saliency": saliency, "loss": loss}
-"""By the suffix of their files, -sgool-before and so on, and the names of their options."""
+def extras(outcome: Outcome) -> dict[str, Callable[[Outcome], Image.Image]]:
+    """By the suffix of their files, -sgool-before and so on, and the names of their options."""
+    curve = {"loss": loss} if outcome.losses else {}  # a run that was stopped before its first update has none
+    return {"before": before, "saliency": saliency, **curve}
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,25 @@ class LastRun:
 
 last: dict[str, LastRun] = {}
 """By tab."""
-_numbers = itertools.count(1)
+_numbers = itertools.count(time.time_ns() // 1_000_000)
+"""The browser keeps pictures by their run's number: it must be another after the server has been started anew."""
 
 
 def show(p: Any, processed: Any, run: Run, tab: str) -> None:
-    """Append to the gallery and save what the settings ask for; remember the run for the page."""
+    """Append to the gallery and save what the settings ask for; remember the run for the page.
+
+    Whatever the user has stopped since, these pictures are whole. A selected script (SD upscale) gets none of them: it
+    takes every picture for a part of its own work.
+    """
+    if run.outcomes:
+        last[tab] = LastRun(next(_numbers), [outcome for _, outcome in sorted(run.outcomes.items())][:KEPT])
+    saved = shared.opts.samples_save and not p.do_not_save_samples
+    selected = bool(p.script_args and p.script_args[0])
     for number, outcome in sorted(run.outcomes.items()):
         info = processed.infotext(p, number)
-        for name, draw in EXTRAS.items():
-            save = getattr(shared.opts, f"sgool_save_{name}", False) and p.save_samples()
-            give = getattr(shared.opts, f"sgool_return_{name}", False)
+        for name, draw in extras(outcome).items():
+            save = getattr(shared.opts, f"sgool_save_{name}", False) and saved
+            give = getattr(shared.opts, f"sgool_return_{name}", False) and not selected
             if not save and not give:
                 continue
             picture = draw(outcome)
@@ -75,5 +87,3 @@ def show(p: Any, processed: Any, run: Run, tab: str) -> None:
                     picture.info["parameters"] = info
                 processed.images.append(picture)
                 processed.infotexts.append(info)
-    if run.outcomes:
-        last[tab] = LastRun(next(_numbers), [outcome for _, outcome in sorted(run.outcomes.items())][:KEPT])

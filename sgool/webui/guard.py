@@ -15,22 +15,13 @@ from modules import devices, sd_samplers_common, shared
 
 from sgool.checkpointing import Memory, blocks, checkpoint
 
-_STATE = (
-    "job",
-    "job_no",
-    "job_count",
-    "sampling_step",
-    "sampling_steps",
-    "current_image_sampling_step",
-    "current_latent",
-    "textinfo",
-)
-"""Of shared.state. The user's wishes (interrupted, skipped) and the preview's number only ever go forward."""
+_STATE = ("job", "job_no", "job_count", "current_latent", "textinfo")
+"""Of shared.state. The user's wishes (interrupted, skipped), the steps and the preview's number only go forward."""
 
 
 @contextmanager
-def guarded(p: Any, memory: Memory) -> Iterator[None]:
-    """Freeze the model and recompute as `memory` says; on the way out everything is as it was before."""
+def guarded(p: Any) -> Iterator[None]:
+    """Freeze the model for the run of a batch; on the way out everything is as it was before."""
     with ExitStack() as stack:
         stack.callback(devices.torch_gc)
         stack.enter_context(_random_numbers())
@@ -42,16 +33,24 @@ def guarded(p: Any, memory: Memory) -> Iterator[None]:
         stack.enter_context(_attributes(k_diffusion.sampling, {"torch": k_diffusion.sampling.torch}))
         # The denoiser's previews would keep the graph alive, or decode in the middle of it.
         stack.enter_context(_attributes(sd_samplers_common, {"store_latent": lambda decoded: None}))
-        stack.enter_context(_options(skip_early_cond=0.0, s_min_uncond_all=memory.sequential))
+        stack.enter_context(_options(skip_early_cond=0.0))
         if "hypertile" in sys.modules:
             # Random tiles would make every evaluation another network, which nothing could undo.
             stack.enter_context(_attributes(sys.modules["hypertile"], {"RNG_INSTANCE": _FirstTile()}))
-        unet, decoder = p.sd_model.model.diffusion_model, p.sd_model.first_stage_model.decoder
         stack.enter_context(_frozen(p.sd_model))
+        yield
+
+
+@contextmanager
+def sparing(p: Any, memory: Memory) -> Iterator[None]:
+    """Recompute what `memory` says, while one image is made."""
+    with ExitStack() as stack:
+        stack.callback(devices.torch_gc)
+        stack.enter_context(_options(s_min_uncond_all=memory.sequential))
         if memory.network:
-            stack.callback(checkpoint(blocks(unet)))
+            stack.callback(checkpoint(blocks(p.sd_model.model.diffusion_model)))
         if memory.decoder:
-            stack.callback(checkpoint(blocks(decoder)))
+            stack.callback(checkpoint(blocks(p.sd_model.first_stage_model.decoder)))
         yield
 
 

@@ -11,6 +11,7 @@ from modules import devices, paths
 
 from sgool.errors import SgoolError
 from sgool.generate import Guides, load_guides
+from sgool.webui import progress
 
 _KEYS = ("clip_model", "clip_tag", "selector_model", "selector_tag", "saliency", "method")
 _last: tuple[tuple[Any, ...], Guides] | None = None
@@ -22,7 +23,7 @@ def models_dir() -> Path:
 
 @contextmanager
 def guides(values: Mapping[str, Any]) -> Iterator[Guides]:
-    """The CLIPs and the detector of these settings on the WebUI's device; weights that lack are downloaded.
+    """The CLIPs and the detector of these settings on the WebUI's device; weights that are missing are downloaded.
 
     Raises SgoolError where that fails.
     """
@@ -31,6 +32,7 @@ def guides(values: Mapping[str, Any]) -> Iterator[Guides]:
     if _last is None or _last[0] != key:
         _last = None  # the old ones may go before the new ones come
         _check(values)
+        progress.tell("SGOOL loads its networks; those that are missing are downloaded first")
         _last = key, load_guides(values, models_dir(), devices.cpu)
     loaded = _last[1]
     try:

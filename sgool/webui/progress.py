@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from modules import shared
@@ -12,44 +13,54 @@ from sgool.optimize import Result, Snapshot, Stop
 
 
 class Progress:
-    """Callbacks of one image's run. label: "" or which image of the batch. before: the image's score as it was.
+    """What is told of a batch's run, with the callbacks of its images. count: how many they are.
 
-    The progress bar counts the first pass (`p.steps`) and the run's own sampler steps as one job; the number of jobs
-    stays, because with more of them the WebUI makes the first Interrupt wait.
+    The bar counts the first pass (`p.steps`) and the run's own sampler steps as one job. It does so only from here on,
+    and falls once: during the first pass `sampling_steps` is handed to other extensions, which reckon with it. The
+    number of jobs stays, because with more of them the WebUI makes the first Interrupt wait.
     """
 
-    def __init__(self, p: Any, values: dict[str, Any], label: str, before: float) -> None:
+    def __init__(self, p: Any, values: Mapping[str, Any], count: int) -> None:
         self.iterations = values["iterations"]
-        self.label = label
-        self.before = before
-        passes = 1 + 2 * self.iterations + (values["start"] == "image")
-        self.first_pass = p.steps
         self.steps = values["steps"]
+        # There and back for every update, and before them every candidate once, or the image there and back.
+        passes = 2 * self.iterations + (2 if values["start"] == "image" else values["candidates"])
+        self.first_pass, self.of_an_image = p.steps, passes * self.steps
+        shared.state.sampling_steps = self.first_pass + count * self.of_an_image
+        shared.state.sampling_step = self.begun = self.first_pass
+
+    def begin(self, index: int, label: str, before: float) -> None:
+        """An image's run begins. label: "" or which image it is; before: the image's score as it was."""
+        self.begun = self.first_pass + index * self.of_an_image
         self.done = 0
-        shared.state.sampling_steps = self.first_pass + passes * self.steps
-        shared.state.sampling_step = self.first_pass
-        shared.state.current_image_sampling_step = self.first_pass
-        self._tell(f"SGOOL {label}0/{self.iterations}, score {before:.3f}")
+        self.label, self.before = label, before
+        self._advance(0)
+        tell(f"SGOOL {label}0/{self.iterations}, score {before:.3f}")
 
     def step(self, done: int, total: int) -> None:
         """After every step of the reversible sampler, `done` of `total` in this pass. Raises Stop when asked to."""
         check()
-        state = shared.state
-        state.sampling_step = min(state.sampling_steps, self.first_pass + int((self.done + done / total) * self.steps))
+        self._advance(int((self.done + done / total) * self.steps))
         if done == total:
             self.done += 1
 
     def image(self, result: Result, newest: Snapshot) -> None:
         """After every image."""
         best = max(self.before, result.best.score)
-        self._tell(f"SGOOL {self.label}{newest.iteration}/{self.iterations}, score {self.before:.3f} -> {best:.3f}")
+        tell(f"SGOOL {self.label}{newest.iteration}/{self.iterations}, score {self.before:.3f} -> {best:.3f}")
         opts = shared.opts
         if opts.live_previews_enable and opts.show_progress_every_n_steps != -1:
             shared.state.assign_current_image(Image.fromarray(report.to_uint8(newest.image)))
         check()
 
-    def _tell(self, text: str) -> None:
-        shared.state.job = shared.state.textinfo = text
+    def _advance(self, steps: int) -> None:
+        """To so many steps of this image; never back, also where its run begins again."""
+        reached = self.begun + min(steps, self.of_an_image)
+        shared.state.sampling_step = max(shared.state.sampling_step, reached)
+
+
+def tell(text: str) -> None:
+    shared.state.job = shared.state.textinfo = text
 
 
 def stopped() -> bool:
@@ -60,3 +71,14 @@ def stopped() -> bool:
 def check() -> None:
     if stopped():
         raise Stop
+
+
+def settle(p: Any) -> None:
+    """What the user has stopped is SGOOL alone: the images are whole, and the WebUI saves only what is not broken off.
+
+    Before a hires pass Interrupt stands, and the WebUI leaves that pass out.
+    """
+    state = shared.state
+    state.skipped = False
+    if state.interrupted and not getattr(p, "enable_hr", False):
+        state.stopping_generation, state.interrupted = True, False

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from modules import devices, errors, shared
 from torch import Tensor
 
+from sgool import report
 from sgool.checkpointing import MEMORY
 from sgool.errors import SgoolError
 from sgool.generate import Guides, generate, region_finder
-from sgool.optimize import Result, Stop
+from sgool.optimize import Stop
 from sgool.saliency.regions import Region
 from sgool.webui import models, progress, refuse
-from sgool.webui.guard import guarded
+from sgool.webui.guard import guarded, sparing
 from sgool.webui.host import Host
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What has come of one image. before, after: [3, H, W] in [0, 1], on the CPU; saliency: [H, W], of after."""
+    """What has come of one image. before, after: uint8 [H, W, 3]; saliency: [H, W], float16, and regions: of after."""
 
-    before: Tensor
-    after: Tensor
+    before: np.ndarray
+    after: np.ndarray
     saliency: Tensor
     regions: tuple[Region, ...]
     score_before: float
@@ -59,35 +62,52 @@ def improve(p: Any, run: Run, samples: Tensor) -> Tensor:
     numbers = [first + i for i in range(len(samples))]
     if run.values["method"] == "none" or not run.values["iterations"] or progress.stopped():
         return samples
-    if sentence := refuse.reason(p):
-        _tell(p, run, numbers, sentence)
-        return samples
     improved = samples
-    for i, number in enumerate(numbers):
-        label = f"image {number + 1}/{len(p.all_seeds)}, " if len(p.all_seeds) > 1 else ""
-        try:
-            latent = _one(p, run, samples[i : i + 1], i, number, label)
-        except Stop:
-            latent = None
-        except Exception as error:
-            latent = None
-            _tell(p, run, [number], _sentence(error))
-            if not isinstance(error, SgoolError) and not _out_of_memory(error):
-                errors.report("SGOOL failed", exc_info=True)
-        if latent is not None:
-            improved = samples.clone() if improved is samples else improved
-            improved[i : i + 1] = latent.to(samples)
-        if progress.stopped():
-            break
+    with _told(p, run, numbers):
+        if sentence := refuse.reason(p):
+            _tell(p, run, numbers, sentence)
+            return samples
+        with guarded(p), models.guides(run.values) as guides:
+            shown = progress.Progress(p, run.values, len(numbers))
+            for i, number in enumerate(numbers):
+                if progress.stopped():
+                    break
+                with _told(p, run, [number]):
+                    latent = _one(p, run, guides, shown, samples[i : i + 1], i, number)
+                    if latent is not None:
+                        improved = samples.clone() if improved is samples else improved
+                        improved[i : i + 1] = latent.to(samples)
+        shared.state.current_latent = improved  # what a preview shows from here on
+    if progress.stopped():
+        left = [number for number in numbers if number not in run.outcomes and number not in run.notes]
+        word = "skipped" if shared.state.skipped else "interrupted"
+        if left:
+            _tell(p, run, left, f"SGOOL was {word}, so this is the image without it.")
+        progress.settle(p)
     return improved
 
 
-def _one(p: Any, run: Run, sample: Tensor, i: int, number: int, label: str) -> Tensor | None:
+@contextmanager
+def _told(p: Any, run: Run, numbers: list[int]) -> Iterator[None]:
+    """Whatever fails in it leaves these images as they are, and is said in one sentence."""
+    try:
+        yield
+    except Stop:
+        pass
+    except Exception as error:
+        _tell(p, run, numbers, _sentence(error, run.values["memory"]))
+        if not isinstance(error, SgoolError) and not _out_of_memory(error):
+            errors.report("SGOOL failed", exc_info=True)
+
+
+def _one(
+    p: Any, run: Run, guides: Guides, shown: progress.Progress, sample: Tensor, i: int, number: int
+) -> Tensor | None:
     """One image, [1, 4, h, w]: its better latent, or None where the original is the best there is."""
     values = {**run.values, "guidance_scale": p.cfg_scale}
     while True:
         try:
-            return _attempt(p, run, values, sample, i, number, label)
+            return _attempt(p, run, values, guides, shown, sample, i, number)
         except Exception as error:
             lower = list(MEMORY)[list(MEMORY).index(values["memory"]) + 1 :]
             if not _out_of_memory(error) or not lower or values["memory"] != run.values["memory"]:
@@ -97,16 +117,24 @@ def _one(p: Any, run: Run, sample: Tensor, i: int, number: int, label: str) -> T
 
 
 def _attempt(
-    p: Any, run: Run, values: Mapping[str, Any], sample: Tensor, i: int, number: int, label: str
+    p: Any,
+    run: Run,
+    values: Mapping[str, Any],
+    guides: Guides,
+    shown: progress.Progress,
+    sample: Tensor,
+    i: int,
+    number: int,
 ) -> Tensor | None:
     prompt, seed = p.prompts[i], int(p.seeds[i])
     memory = MEMORY[values["memory"]]
     noise = None if run.noise is None else run.noise[i : i + 1]
-    with torch.enable_grad(), _full_precision(), guarded(p, memory), models.guides(values) as guides:
+    label = f"image {number + 1}/{len(p.all_seeds)}, " if len(p.all_seeds) > 1 else ""
+    with torch.enable_grad(), _full_precision(), sparing(p, memory):
         host = Host(p, i, sample, noise, memory)
         before = host.decode_original()
         score = guides.selector.similarity(before, prompt)
-        shown = progress.Progress(p, dict(values), label, score)
+        shown.begin(i, label, score)
         result = generate(
             host,
             guides,
@@ -122,45 +150,28 @@ def _attempt(
         if result.error is not None:
             raise result.error
         better = result.best.score > score
-        outcome = _outcome(guides, values, result, before, score, better, seed, prompt)
+        after = result.best.image if better else before
+        saliency = guides.detect(after)
+        outcome = Outcome(
+            before=report.to_uint8(before),
+            after=report.to_uint8(after),
+            saliency=saliency.half().cpu(),
+            regions=tuple(region_finder(values)(saliency)),
+            score_before=score,
+            score_after=result.best.score if better else score,
+            losses=result.losses,
+            scores=result.scores,
+            best=result.best.iteration,
+            iterations=max(0, len(result.losses) - 1),
+            seed=seed,
+            prompt=prompt,
+            ended=result.ended,
+        )
         run.outcomes[number] = outcome
         print(f"SGOOL: {label}score {score:.3f} -> {outcome.score_after:.3f} in {outcome.iterations} iterations")
         if result.ended:
             _tell(p, run, [number], f"SGOOL: {result.ended}")
         return host.blend(result.best.latent).detach() if better else None
-
-
-def _outcome(
-    guides: Guides,
-    values: Mapping[str, Any],
-    result: Result,
-    before: Tensor,
-    score: float,
-    better: bool,
-    seed: int,
-    prompt: str,
-) -> Outcome:
-    best = result.best
-    after = best.image if better else before
-    saliency, regions = best.saliency, best.regions
-    if not better or saliency is None:
-        saliency = guides.detect(before)
-        regions = tuple(region_finder(values)(saliency))
-    return Outcome(
-        before=before[0].cpu(),
-        after=after[0].cpu(),
-        saliency=saliency.cpu(),
-        regions=regions,
-        score_before=score,
-        score_after=best.score if better else score,
-        losses=result.losses,
-        scores=result.scores,
-        best=best.iteration,
-        iterations=len(result.losses) - 1,
-        seed=seed,
-        prompt=prompt,
-        ended=result.ended,
-    )
 
 
 def _full_precision() -> Any:
@@ -175,9 +186,10 @@ def _out_of_memory(error: Exception) -> bool:
     )
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception, memory: str) -> str:
     if _out_of_memory(error):
-        return "SGOOL ran out of memory, so this is the image without it; choose memory 'low' or a smaller picture."
+        less = "memory 'low' or " if memory == "fast" else ""  # the next lower one has been tried already
+        return f"SGOOL ran out of memory, so this is the image without it; choose {less}a smaller picture."
     if isinstance(error, SgoolError):
         return f"SGOOL left the image as it was: {error}"
     reason = " ".join(str(error).split())[:200]

@@ -44,18 +44,17 @@ class SgoolScript(scripts.Script):
         try:
             values = parse(args, getattr(p, OVERRIDES, None))
         except SgoolError as error:
-            sentence = f"SGOOL is not used: {error}"
-            p.comment(sentence)
-            p.extra_generation_params[infotext.NOTE] = sentence
-            print(sentence, file=sys.stderr)
+            _refuse(p, f"SGOOL is not used: {error}")
             return
         if values is None:
             return
         if getattr(p, "firstpass_image", None) is not None:
-            p.comment("SGOOL leaves an image that is only upscaled as it is.")
+            _refuse(p, "SGOOL leaves an image that is only upscaled as it is.")
             return
+        from sgool.webui import gallery
         from sgool.webui.run import Run
 
+        gallery.last.pop(self.tabname, None)  # it may be another user's, and be taken for this one's
         if self.is_img2img:
             values["start"] = "image"
         run = Run(values, weakref.ref(p))
@@ -85,14 +84,23 @@ class SgoolScript(scripts.Script):
             return
         from sgool.webui import gallery
 
-        gallery.show(p, processed, run, self.tabname)
-        infotext.settle(p, run)
-        vars(p).pop(_RUN, None)
+        try:
+            gallery.show(p, processed, run, self.tabname)
+        finally:
+            infotext.settle(p, run)
+            vars(p).pop(_RUN, None)
 
 
 def _run(p: Any) -> Any:
     run = vars(p).get(_RUN)
     return run if run is not None and run.owner() is p else None
+
+
+def _refuse(p: Any, sentence: str) -> None:
+    """Below the gallery, in the infotext and in the console."""
+    p.comment(sentence)
+    p.extra_generation_params[infotext.NOTE] = sentence
+    print(sentence, file=sys.stderr)
 
 
 def _improve_after(p: Any, run: Any) -> None:

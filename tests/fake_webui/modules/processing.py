@@ -14,6 +14,7 @@ def decode_latent_batch(model, batch, target_device=None, check_for_nans=False):
 class StableDiffusionProcessing:
     mask = nmask = None
     refiner_checkpoint_info = None
+    do_not_save_samples = False
 
     def __init__(self, prompt="", negative_prompt="", seed=1, steps=4, cfg_scale=4.0, batch_size=1, n_iter=1):
         self.prompt, self.negative_prompt, self.seed = prompt, negative_prompt, seed
@@ -35,7 +36,12 @@ class StableDiffusionProcessing:
         self.comments[text] = 1
 
     def save_samples(self):
-        return True
+        stopped = shared.state.interrupted or shared.state.skipped
+        return (
+            shared.opts.samples_save
+            and not self.do_not_save_samples
+            and (shared.opts.save_incomplete_images or not stopped)
+        )
 
     def txt2img_image_conditioning(self, x, width=None, height=None):
         return x.new_zeros(len(x), 5, 1, 1)
@@ -145,10 +151,10 @@ def create_infotext(
 
 
 def process_images(p):
-    """Latents and decoded images of every batch: p.latents, and a Processed with infotexts as dicts."""
+    """A Processed with infotexts as dicts. p.latents: of every batch; p.saved: whether each image went to disk."""
     count = p.batch_size * p.n_iter
     p.all_prompts, p.all_seeds = [p.prompt] * count, [p.seed + i for i in range(count)]
-    p.latents = []
+    p.latents, p.saved = [], []
     pictures, texts = [], []
     p.scripts.process(p)
     shared.state.job_count = p.n_iter
@@ -156,7 +162,7 @@ def process_images(p):
         for n in range(p.n_iter):
             p.iteration = n
             shared.state.skipped = False
-            if shared.state.interrupted:
+            if shared.state.interrupted or shared.state.stopping_generation:
                 break
             batch = slice(n * p.batch_size, (n + 1) * p.batch_size)
             p.prompts, p.seeds = p.all_prompts[batch], p.all_seeds[batch]
@@ -171,6 +177,7 @@ def process_images(p):
             if not getattr(samples, "already_decoded", False):
                 samples = decode_latent_batch(p.sd_model, samples, target_device=devices.cpu, check_for_nans=True)
             shared.state.nextjob()
+            p.saved += [p.save_samples()] * len(samples)
             for i, sample in enumerate(samples):
                 pictures.append(sample)
                 texts.append(create_infotext(p, p.prompts, p.seeds, None, None, index=i))

@@ -37,7 +37,7 @@ class Script:
 
 
 class ScriptRunner:
-    """Calls every script with its arguments. `called` lists the hooks in order."""
+    """Calls every script with its arguments, which follow the selected script's number. `called` lists the hooks."""
 
     def __init__(self, scripts):
         self.scripts = scripts
@@ -58,4 +58,4 @@ class ScriptRunner:
     def _each(self, hook, p, *own, **kwargs):
         self.called.append(hook)
         for script in self.scripts:
-            getattr(script, hook)(p, *own, *p.script_args, **kwargs)
+            getattr(script, hook)(p, *own, *p.script_args[1:], **kwargs)

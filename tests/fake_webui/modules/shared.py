@@ -19,6 +19,8 @@ class Options:
             "skip_early_cond": 0.0,
             "s_min_uncond_all": False,
             "samples_format": "png",
+            "samples_save": True,
+            "save_incomplete_images": False,
             "enable_pnginfo": True,
             "img2img_fix_steps": False,
         }
@@ -38,6 +40,7 @@ class Options:
 class State:
     skipped = False
     interrupted = False
+    stopping_generation = False
     job = ""
     job_no = 0
     job_count = 0
