@@ -119,7 +119,7 @@ SETTINGS: dict[str, Setting] = {
     "learning_rate": Setting(
         0.1, "Learning rate", "how much an iteration changes the noise, as a share of its size", 0.0, 10.0
     ),
-    "warmup": Setting(2, "Warm-up", "so many iterations go by until the learning rate is reached", 0, 1000),
+    "warmup": Setting(2, "Warm-up", "the learning rate is reached after so many iterations", 0, 1000),
     "regularisation": Setting(
         1.0, "Noise likeness", "how firmly the changed noise is kept like real noise; lower risks artefacts", 0.0, 1.0
     ),
