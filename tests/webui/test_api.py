@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from payloads import BASE, HIRES, IMG2IMG, INPAINT, SGOOL, differ, difference, make, mask, outcome, picture, plot
+from webui_server import Refused
 
 from sgool import __version__
 from sgool.saliency import DETECTORS
@@ -64,6 +67,7 @@ def test_switched_off_it_does_nothing(server, plain):
         {"clip_model": "../model"},
         {"clip_tag": "no-such-weights", "clip_model": "ViT-B-32"},
         {"preset": "Best"},
+        {"preset": ["Quick"]},
         {"enabled": "yes"},
         {"no_such_field": 1},
     ],
@@ -73,6 +77,13 @@ def test_a_bad_argument_is_named_and_the_image_is_the_original(server, plain, ba
     answer = make(server, BASE, {**SGOOL, **bad})
     assert not differ(answer, plain)
     assert next(iter(bad)) in outcome(answer).note
+
+
+def test_with_a_refiner_the_image_is_the_original_and_says_why(server):
+    payload = {**BASE, "refiner_checkpoint": "sgool-tiny", "refiner_switch_at": 0.5}
+    answer = make(server, payload, SGOOL)
+    assert not differ(answer, make(server, payload))
+    assert "refiner" in outcome(answer).note
 
 
 def test_each_image_of_a_batch_has_its_own_result(server):
@@ -176,3 +187,48 @@ def test_an_xyz_plot_over_iterations(server):
     answer = make(server, payload, {**SGOOL, "enabled": False})
     done = [outcome(answer, index).iterations for index in range(len(answer))]
     assert done == [-1, -1, -1, 1, 2]  # the grid, and row by row
+
+
+def test_an_xyz_plot_of_the_switch_as_text(server):
+    payload = plot(server, ("[SGOOL] On", "false, true"))
+    payload["script_args"][-1] = True  # also axes that have a list of values are typed in
+    answer = make(server, payload, {**SGOOL, "enabled": False})
+    assert [outcome(answer, index).iterations for index in range(len(answer))] == [-1, -1, SGOOL["iterations"]]
+
+
+def test_an_xyz_plot_refuses_a_wrong_value_before_it_begins(server):
+    with pytest.raises(Refused, match="iterations must be at most 1000"):
+        make(server, plot(server, ("[SGOOL] Iterations", "1, 5000")), {**SGOOL, "enabled": False})
+
+
+def curl_lines():
+    """The README's: a path each, and the JSON that is posted, or ""."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    return re.findall(r"^curl -s localhost:7860(\S+)(?: -H '[^']*' -d '([^']*)')?", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("path", "body"), curl_lines())
+def test_the_readmes_curl_lines(server, path, body):
+    """As they stand there, but small, and with what needs no download."""
+    if not body:
+        assert server.get(path)
+        return
+    payload = {**json.loads(body), "width": 128, "height": 128}
+    given = payload.pop("alwayson_scripts")["SGOOL"]["args"]
+    own = {"saliency": "spectral", "clip_model": "embedded", "selector_model": "embedded"}
+    if isinstance(given[0], dict):
+        asked = given[0]
+        answer = make(server, payload, {**asked, **own})
+    else:
+        asked = dict(zip(["enabled", *WEBUI_SETTINGS], given, strict=False))
+        answer = make(server, payload, positional({**asked, **own}))
+    assert outcome(answer).iterations > 0 and not outcome(answer).note.startswith("SGOOL is not used")
+    for name, value in asked.items():
+        if name != "enabled" and value != WEBUI_SETTINGS[name].default:
+            assert f"SGOOL {WEBUI_SETTINGS[name].label.lower()}: {value}," in answer.texts[0]
+
+
+def test_the_readme_has_a_curl_line_for_every_route(server):
+    paths = {path for path, _ in curl_lines()}
+    ours = {path for path in server.get("/openapi.json")["paths"] if path.startswith("/sgool/") and "last" not in path}
+    assert {"/sdapi/v1/txt2img", *ours} == paths
