@@ -18,6 +18,7 @@ import gradio as gr
 import sgool_recorder
 import torch
 from modules import (
+    extensions,
     processing,
     script_callbacks,
     scripts,
@@ -165,6 +166,17 @@ def describe_all(body: dict[str, Any]) -> dict[str, Any]:
     return {name: describe(name, roots) for name in body["names"]}
 
 
+def extension_metadata() -> dict[str, Any]:
+    """By its folder: the name that the WebUI knows it by, and what it has read of metadata.ini, in lower case."""
+    return {
+        each.name: [
+            each.canonical_name,
+            {section.lower(): dict(each.metadata.config.items(section)) for section in each.metadata.config.sections()},
+        ]
+        for each in extensions.extensions
+    }
+
+
 def hooks() -> dict[str, Any]:
     return {"events": sgool_recorder.events, "attributes": sorted(sgool_recorder.attributes)}
 
@@ -174,6 +186,7 @@ def _add(_demo: Any, app: Any) -> None:
     app.add_api_route("/sgool-probe/state", state, methods=["GET"])
     app.add_api_route("/sgool-probe/last", last, methods=["GET"])
     app.add_api_route("/sgool-probe/hooks", hooks, methods=["GET"])
+    app.add_api_route("/sgool-probe/extensions", extension_metadata, methods=["GET"])
     app.add_api_route("/sgool-probe/arm", arm, methods=["POST"])
     app.add_api_route("/sgool-probe/starting", starting, methods=["GET"])
     app.add_api_route("/sgool-probe/random-model", random_model, methods=["POST"])
