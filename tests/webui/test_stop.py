@@ -24,7 +24,7 @@ def while_running(server, payload, at, action):
             progress = server.get("/sdapi/v1/progress?skip_current_image=false")
             text = progress["textinfo"] or ""
             if text and (not texts or texts[-1][0] != text):
-                texts.append((text, progress["progress"], bool(progress["current_image"])))
+                texts.append((text, progress["progress"], progress["current_image"]))
             if at in text:
                 break
             time.sleep(0.1)
@@ -44,18 +44,21 @@ def test_interrupt_keeps_the_best_so_far_and_progress_is_told(server):
     assert differ(answer, plain) == found.better
     told = [text for text in texts if text[0].startswith("SGOOL")]
     assert any("score" in text and "->" in text for text, _, _ in told)
-    shares = [share for _, share, _ in told]
+    shares = [share for _, share, _ in told[1:]]  # of the first the share may be from before the run, the text not
     assert shares == sorted(shares)
     assert 0 < shares[0] < shares[-1] < 1
-    assert any(preview for _, _, preview in told)
+    # The first is still the first pass's; then SGOOL's own images come, each another one.
+    assert len({preview for _, _, preview in told}) > 2
     assert make(server, BASE).encoded == plain.encoded
 
 
-def test_skip_gives_the_original(server):
-    plain = make(server, BASE)
-    answer, _ = while_running(server, BASE, "SGOOL 2/200", "skip")
+@pytest.mark.parametrize("payload", [BASE, {**HIRES, "hr_upscaler": "Latent"}], ids=["alone", "hires"])
+def test_skip_gives_the_original(server, payload):
+    plain = make(server, payload)
+    answer, _ = while_running(server, payload, "SGOOL 2/200", "skip")
     assert not differ(answer, plain)
-    assert make(server, BASE).encoded == plain.encoded
+    assert "skipped" in outcome(answer).note
+    assert make(server, payload).encoded == plain.encoded
 
 
 def test_interrupt_in_a_hires_first_pass(server):
@@ -64,9 +67,47 @@ def test_interrupt_in_a_hires_first_pass(server):
     assert make(server, BASE, SGOOL)
 
 
-def test_interrupt_of_a_batch(server):
-    answer, _ = while_running(server, {**BASE, "batch_size": 2}, "SGOOL", "interrupt")
-    assert 1 <= len(answer) <= 2
+@pytest.fixture
+def saved(server):
+    """Names of the files that have been saved since."""
+    folder = server.home / "outputs"
+    before = set(folder.rglob("*.png"))
+    server.options(sgool_save_before=True)
+    yield lambda: sorted(path.name for path in set(folder.rglob("*.png")) - before)
+    server.options(sgool_save_before=False)
+
+
+@pytest.mark.parametrize(("action", "batches"), [("interrupt", 2), ("skip", 1)])
+def test_images_of_a_stopped_batch_are_whole_and_saved(server, saved, action, batches):
+    payload = {**BASE, "batch_size": 2}
+    plain = make(server, payload)
+    payload |= {"n_iter": batches, "save_images": True}
+    answer, _ = while_running(server, payload, "SGOOL image 1/", action)
+    assert len(answer) == 2
+    assert action in outcome(answer, 1).note
+    assert not difference(answer.image(1), plain.image(1)).any()
+    names = [name.partition("-sgool-")[2] for name in saved()]
+    assert names.count("") == 2
+    assert names.count("before.png") == (outcome(answer).iterations >= 0)
+
+
+def test_progress_does_not_fall_from_image_to_image(server):
+    """To the end of a run in which everything happens: candidates, updates, a second image."""
+    thread = threading.Thread(
+        target=make, args=(server, {**BASE, "batch_size": 2}, {**SGOOL, "candidates": 3, "iterations": 3})
+    )
+    thread.start()
+    told = []
+    while thread.is_alive():
+        answer = server.get("/sdapi/v1/progress?skip_current_image=true")
+        if "score" in (answer["textinfo"] or ""):
+            told.append((answer["progress"], answer["textinfo"]))
+        time.sleep(0.02)
+    shares = [share for share, _ in told[1:]]  # of the first the share may be from before the run, the text not
+    assert shares == sorted(shares)
+    assert shares[0] < 0.5
+    assert shares[-1] > 0.9
+    assert {text.partition(",")[0] for _, text in told} == {"SGOOL image 1/2", "SGOOL image 2/2"}
 
 
 @pytest.fixture
