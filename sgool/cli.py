@@ -84,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--limit", type=int, default=60, help="captions taken from the file")
     command.add_argument("--seeds", type=int, default=1, help="images per caption")
     command.add_argument("--budget", type=int, default=400, help="network evaluations per image")
+    command.add_argument("--methods", nargs="+", metavar="METHOD", help="some of them only (default: all)")
     command.add_argument("--jobs", type=int, help="processes (default: one per core)")
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
@@ -167,7 +168,9 @@ def run_bench_update(args: argparse.Namespace) -> int:
 def run_compare(args: argparse.Namespace) -> int:
     from sgool.compare import compare, render_tables
 
-    figures = compare(args.captions, limit=args.limit, seeds=args.seeds, budget=args.budget, jobs=args.jobs)
+    chosen = {"methods": tuple(args.methods)} if args.methods else {}
+    options = {"limit": args.limit, "seeds": args.seeds, "budget": args.budget, "jobs": args.jobs}
+    figures = compare(args.captions, **options, **chosen)
     _print(figures, args.json, render_tables)
     return 0
 

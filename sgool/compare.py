@@ -128,6 +128,8 @@ def compare(
     """Run every method on the first `limit` captions of the file, `seeds` images each; see ``render_tables``."""
     if limit < 1 or seeds < 1 or budget < 1:
         raise SgoolError("--limit, --seeds and --budget must be at least 1.")
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise SgoolError(f"There is no method {unknown[0]!r} to compare; there are {', '.join(METHODS)}.")
     rows = read_captions(path or tiny.CAPTIONS)
     captions = tuple(dict.fromkeys(row["caption"] for row in rows))
     tried = rows[:limit]

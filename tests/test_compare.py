@@ -49,6 +49,14 @@ def test_compare_runs_all_methods_within_the_budget(capsys):
     assert gain == pytest.approx(difference)
 
 
+def test_compare_runs_the_methods_asked_for(capsys):
+    asked = ["compare", "--limit", "1", "--budget", "20", "--jobs", "1", "--json", "--methods"]
+    assert main([*asked, "none", "best-of-N"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["methods"]) == ["none", "best-of-N"]
+    assert main([*asked, "best"]) == 2
+    assert "no method 'best'" in capsys.readouterr().err
+
+
 def test_rivals_are_the_other_captions_and_the_near_misses():
     caption = "a small panda and a pizza on a busy blue background"
     found = rivals(caption, ["a car on a red background", caption])
