@@ -50,7 +50,7 @@ def open_page(browser, server):
     pages, errors = [], []
 
     def open_(theme="light"):
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page = browser.new_page(viewport={"width": 1280, "height": 2000})
         pages.append(page)
         page.set_default_timeout(180_000)
         page.on("pageerror", lambda error: errors.append(error.stack))
@@ -67,12 +67,11 @@ def open_page(browser, server):
     assert not [stack for stack in errors if "sgool" in stack]
 
 
-def shoot(page, name, selector=None):
+def shoot(page, name, selector="#txt2img_extra_tabs"):
     folder = os.environ.get("SGOOL_WEBUI_SCREENSHOTS")
     if folder:
-        path = Path(folder) / f"{name}.png"
         page.mouse.move(0, 0)
-        page.locator(selector).screenshot(path=path) if selector else page.screenshot(path=path, full_page=True)
+        page.locator(selector).screenshot(path=Path(folder) / f"{name}.png")
 
 
 def number(page, elem_id, value):
@@ -91,17 +90,17 @@ def tick(page):
     playwright.expect(page.locator("#sgool_txt2img-visible-checkbox")).to_be_checked()
 
 
-def prepare(page, iterations, prompt=PROMPT):
-    """A small picture, SGOOL ticked, and the embedded networks."""
+def prepare(page, iterations, prompt=PROMPT, seed=BASE["seed"], steps=4):
+    """A small picture, SGOOL ticked with so many steps, and the embedded networks."""
     page.locator("#txt2img_prompt textarea").fill(prompt)
     for elem_id, value in {"width": 128, "height": 128, "steps": BASE["steps"], "cfg_scale": 4}.items():
         number(page, f"txt2img_{elem_id}", value)
-    page.locator("#txt2img_seed input").fill(str(BASE["seed"]))
+    page.locator("#txt2img_seed input").fill(str(seed))
     tick(page)
     number(page, "sgool_txt2img_iterations", iterations)
     choose(page, "sgool_txt2img_saliency", "spectral")
     page.locator("#sgool_txt2img_more > .label-wrap").click()
-    for elem_id, value in {"steps": 4, "cutouts": 2, "learning_rate": 0.3, "warmup": 0, "patience": 0}.items():
+    for elem_id, value in {"steps": steps, "cutouts": 2, "learning_rate": 0.2, "warmup": 0, "patience": 0}.items():
         number(page, f"sgool_txt2img_{elem_id}", value)
     for elem_id in ("clip_model", "selector_model"):
         page.locator(f"#sgool_txt2img_{elem_id} :is(textarea, input)").fill("embedded")
@@ -130,16 +129,17 @@ def test_tick_generate_watch_and_compare(open_page, theme):
     view = page.locator("#sgool_txt2img_view")
     playwright.expect(view.locator(".sgool-frame")).to_be_hidden()
     shoot(page, f"closed-{theme}", "#sgool_txt2img")
-    prepare(page, iterations=3)
+    # A run that is worth looking at: its pictures are the README's.
+    prepare(page, iterations=5, prompt="a penguin and a strawberry on a busy blue background", seed=1, steps=8)
     shoot(page, f"open-{theme}", "#sgool_txt2img")
     generate(page)
-    told = wait_for_progress(page, re.compile(r"SGOOL [12]/3, score [\d.]+ -> [\d.]+"))
+    told = wait_for_progress(page, re.compile(r"SGOOL [23]/5, score [\d.]+ -> [\d.]+"))
     assert "%" in told
     playwright.expect(view.locator(".sgool-frame")).to_be_hidden()  # nothing of an earlier run
     shoot(page, f"running-{theme}")
     wait_for_the_end(page)
     playwright.expect(view.locator(".sgool-scores")).to_have_text(
-        re.compile(r"^Score \d\.\d+ → \d\.\d+ \(.\d\.\d+\) · \d+ regions? · 3 iterations$")
+        re.compile(r"^Score \d\.\d+ → \d\.\d+ \(.\d\.\d+\) · \d+ regions? · 5 iterations$")
     )
     for picture in ("sgool-before", "sgool-after"):
         page.wait_for_function(f"document.querySelector('#sgool_txt2img_view .{picture}').naturalWidth == 128")
@@ -195,6 +195,45 @@ def test_interrupt_and_generate_again(open_page):
     number(page, "sgool_txt2img_iterations", 1)
     generate(page)
     playwright.expect(scores).to_have_text(re.compile("· 1 iteration$"), timeout=SLOW)
+    page.locator("#txt2img_prompt textarea").fill("")
+    generate(page)
+    playwright.expect(page.locator("#html_log_txt2img").first).to_contain_text("SGOOL needs a prompt", timeout=SLOW)
+    playwright.expect(page.locator("#sgool_txt2img_view .sgool-frame")).to_be_hidden()  # that run has come to nothing
+
+
+def test_the_view_shows_what_there_is(open_page):
+    """Several images, none any more (another's run has begun), and more than are kept."""
+    page = open_page()
+    tick(page)
+    view = page.locator("#sgool_txt2img_view")
+    frame, place = view.locator(".sgool-frame"), view.locator(".sgool-place")
+    image = {"score_before": 0.1, "score_after": 0.2, "iterations": 3, "regions": 1, "message": ""}
+
+    def tell(number, count, kept=8):
+        run = {"id": number, "images": [image] * count, "kept": kept}
+        page.unroute("**/sgool/v1/last?tab=txt2img")
+        page.route("**/sgool/v1/last?tab=txt2img", lambda route: route.fulfill(json=run))
+        page.evaluate("document.querySelector('#html_log_txt2img').append('ended')")
+
+    tell(5, 3)
+    playwright.expect(place).to_have_text("1 of 3")
+    view.get_by_role("button", name="Previous image of the batch").click()
+    playwright.expect(place).to_have_text("3 of 3")
+    tell(0, 0)
+    playwright.expect(frame).to_be_hidden()
+    tell(4, 2, kept=2)  # a server that was started anew may count from below
+    playwright.expect(place).to_have_text("1 of the first 2")
+    tell(6, 1)
+    playwright.expect(place).to_be_hidden()
+    playwright.expect(frame).to_be_visible()
+
+
+def test_the_tooltips_are_there(open_page):
+    page = open_page()
+    tick(page)
+    page.locator("#sgool_txt2img_more > .label-wrap").click()
+    for name in ("iterations", "region_prompt", "regularisation", "saliency"):
+        playwright.expect(page.locator(f"#sgool_txt2img_{name}")).to_have_attribute("title", SETTINGS[name].help)
 
 
 def test_presets_fill_the_controls(open_page):
@@ -212,7 +251,13 @@ def test_img2img_has_it_too(open_page):
     page.locator("#tabs > .tab-nav button").get_by_text("img2img", exact=True).click()
     page.locator("#sgool_img2img > .label-wrap").click()
     playwright.expect(page.locator("#sgool_img2img-visible-checkbox")).to_be_checked()
-    playwright.expect(page.locator("#sgool_img2img_iterations")).to_be_visible()
+    iterations = page.locator("#sgool_img2img_iterations input[type=number]")
+    playwright.expect(iterations).to_be_visible()
+    text = "a frog\nSteps: 5, Seed: 1, SGOOL iterations: 7, SGOOL prompt of the regions: sea, SGOOL version: 0"
+    page.locator("#img2img_prompt textarea").fill(text)
+    page.locator("#img2img_tools #paste").click()
+    playwright.expect(iterations).to_have_value("7")
+    playwright.expect(page.locator("#sgool_img2img_region_prompt textarea")).to_have_value("sea")
     shoot(page, "img2img-light", "#sgool_img2img")
 
 
