@@ -166,11 +166,16 @@ def run_bench_update(args: argparse.Namespace) -> int:
 
 
 def run_compare(args: argparse.Namespace) -> int:
-    from sgool.compare import compare, render_tables
+    from sgool.compare import METHODS, compare, render_tables
 
-    chosen = {"methods": tuple(args.methods)} if args.methods else {}
-    options = {"limit": args.limit, "seeds": args.seeds, "budget": args.budget, "jobs": args.jobs}
-    figures = compare(args.captions, **options, **chosen)
+    figures = compare(
+        args.captions,
+        limit=args.limit,
+        seeds=args.seeds,
+        budget=args.budget,
+        jobs=args.jobs,
+        methods=args.methods or METHODS,
+    )
     _print(figures, args.json, render_tables)
     return 0
 
