@@ -110,9 +110,10 @@ def write(job: Job, values: Mapping[str, Any], result: Result, device: torch.dev
         "before": before,
         "after": after,
         "saliency": looked,
-        "loss": report.loss_curve(result.losses, result.scores, best.iteration),
         "comparison": report.comparison(before, looked, after, first.score, best.score, job.prompt),
     }
+    if result.losses:
+        pictures["loss"] = report.loss_curve(result.losses, result.scores, best.iteration)
     figures = {
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
@@ -120,7 +121,7 @@ def write(job: Job, values: Mapping[str, Any], result: Result, device: torch.dev
         "model": job.model,
         **values,
         "sampler": sampler_name(values),
-        "iterations_done": len(result.losses) - 1,
+        "iterations_done": result.iterations,
         "best_iteration": best.iteration,
         "score_before": first.score,
         "score_after": best.score,

@@ -57,6 +57,11 @@ class Result:
     seconds: float = 0.0
 
     @property
+    def iterations(self) -> int:
+        """Updates that were rendered; 0 also for a run that ended while its starts were tried."""
+        return max(0, len(self.losses) - 1)
+
+    @property
     def failed(self) -> bool:
         return self.error is not None
 

@@ -162,7 +162,7 @@ def _attempt(
             losses=result.losses,
             scores=result.scores,
             best=result.best.iteration,
-            iterations=max(0, len(result.losses) - 1),
+            iterations=result.iterations,
             seed=seed,
             prompt=prompt,
             ended=result.ended,
