@@ -46,7 +46,9 @@ def sparing(p: Any, memory: Memory) -> Iterator[None]:
     """Recompute what `memory` says, while one image is made."""
     with ExitStack() as stack:
         stack.callback(devices.torch_gc)
-        stack.enter_context(_options(s_min_uncond_all=memory.sequential))
+        if memory.sequential:
+            # One prompt at a time; batched, the denoiser would forget to halve an inpainting model's conditions, too.
+            stack.enter_context(_options(s_min_uncond_all=True, batch_cond_uncond=False))
         if memory.network:
             stack.callback(checkpoint(blocks(p.sd_model.model.diffusion_model)))
         if memory.decoder:

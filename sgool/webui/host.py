@@ -128,8 +128,11 @@ class Host:
         return max(0, min(total - 1, step))
 
     def _image_conditioning(self) -> Tensor:
-        """For inpainting and depth models; one pixel of zeros for all others."""
-        own = getattr(self.p, "image_conditioning", None)
+        """What inpainting and depth models see besides, as in the first pass; one pixel of zeros for all others.
+
+        The very tensor where the sampler still has it: to make it anew would draw other random numbers.
+        """
+        own = (getattr(self.p.sampler, "sampler_extra_args", None) or {}).get("image_cond")
         if own is None:
             return self.p.txt2img_image_conditioning(self.original.float())
         return _copy(own[self.index : self.index + 1] if own.shape[0] > 1 else own)

@@ -1,4 +1,4 @@
-"""Small checkpoints of random weights, in the layouts of Stable Diffusion 2.x (which predicts v) and SDXL.
+"""Small checkpoints of random weights, in the layouts of Stable Diffusion 2.x (which predicts v), 2's inpainting and SDXL.
 
 Their pictures are noise, but the networks are built, loaded, conditioned and asked as the large ones are.
 """
@@ -73,6 +73,15 @@ def sd2() -> dict[str, Any]:
             },
         },
     }
+
+
+def inpainting() -> dict[str, Any]:
+    """The UNet also sees a mask and the picture outside it, which the WebUI hands over as conditions."""
+    config = sd2()
+    config["target"] = "ldm.models.diffusion.ddpm.LatentInpaintDiffusion"
+    config["params"] |= {"parameterization": "eps", "conditioning_key": "hybrid", "finetune_keys": None}
+    config["params"]["unet_config"]["params"]["in_channels"] = 4 + 1 + 4
+    return config
 
 
 def sdxl(tokenizer: Path) -> dict[str, Any]:
