@@ -1,4 +1,4 @@
-"""Small checkpoints of random weights, in the layouts of Stable Diffusion 2.x (which predicts v), 2's inpainting and SDXL.
+"""Small checkpoints of random weights, as Stable Diffusion 2.x (which predicts v), 2 for inpainting and SDXL have them.
 
 Their pictures are noise, but the networks are built, loaded, conditioned and asked as the large ones are.
 """

@@ -1,4 +1,4 @@
-"""Other models than the tiny one: Stable Diffusion 2.x, one for inpainting, SDXL, and what happens when they are switched."""
+"""Other models than the tiny one: Stable Diffusion 2.x, one for inpainting, SDXL, and switching between them."""
 
 from __future__ import annotations
 
