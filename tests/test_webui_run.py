@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from modules import scripts
+from modules import processing, scripts
 
 from sgool.generate import Guides
 from sgool.saliency import LoadedDetector
@@ -185,6 +185,18 @@ def test_other_candidates_come_from_the_webuis_own_random_numbers(webui, backend
     assert torch.equal(own.noise(9), backend.noise(1))
     made = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(77))
     assert torch.equal(own.noise(77).float(), made)
+
+
+def test_an_inpainting_model_sees_the_tensor_that_the_first_pass_gave_it(webui, monkeypatch):
+    """To have it made again would draw other random numbers."""
+    made, make = [], processing.StableDiffusionProcessing.txt2img_image_conditioning
+    monkeypatch.setattr(
+        processing.StableDiffusionProcessing,
+        "txt2img_image_conditioning",
+        lambda self, x: made.append(len(x)) or make(self, x),
+    )
+    webui.make({}, batch_size=2)
+    assert len(_outcomes()) == 2 and made == [2]
 
 
 def test_guides_are_kept_for_the_next_run(webui):

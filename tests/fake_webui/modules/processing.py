@@ -77,7 +77,8 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
         self.sampler = sd_samplers.create_sampler("DDIM", self.sd_model)
         x = self.rng.next()
         self.scripts.process_before_every_sampling(p=self, x=x, noise=x, c=conditioning, uc=unconditional_conditioning)
-        samples = self.sampler.sample(self, x, conditioning, unconditional_conditioning)
+        seen = self.txt2img_image_conditioning(x)
+        samples = self.sampler.sample(self, x, conditioning, unconditional_conditioning, image_conditioning=seen)
         if not self.enable_hr:
             return samples
         return self.sample_hr_pass(samples, None, seeds, subseeds, subseed_strength, prompts)

@@ -55,6 +55,7 @@ class DDIM:
         return {}
 
     def sample(self, p, x, conditioning, unconditional_conditioning, steps=None, image_conditioning=None):
+        self.sampler_extra_args = {"image_cond": image_conditioning}
         return self._walk(p, x, p.steps, conditioning, unconditional_conditioning)
 
     def sample_img2img(
