@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from file_server import Server
 
-from sgool import tiny
+from sgool import tiny, weights
 from sgool.backends.diffusers import DiffusersBackend, load_backend
 from sgool.generate import Guides, load_guides
 from sgool.settings import settings
+from sgool.weights import Weight
 
 sys.path.insert(0, str(Path(__file__).parent / "fake_webui"))  # where `modules`, gradio and k_diffusion come from
 
@@ -84,3 +87,17 @@ SMALL = {
     "selector_model": "embedded",
 }
 """What the fake WebUI's tests run with where they say nothing else."""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A file server, whose file is the weights called "tiny"."""
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setitem(weights.WEIGHTS, "tiny", Weight("Tiny.pth", server.url, 2, "a.weight", (400, 500)))
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
