@@ -141,6 +141,10 @@ def compare(
         futures = [pool.submit(trial, *task) for task in tasks]
         done = [future.result() for future in tqdm(futures, desc="compare", unit="image", disable=not progress)]
     trials = {method: done[i :: len(methods)] for i, method in enumerate(methods)}
+    told = [
+        {"method": task[0], "caption": task[1], "seed": task[2], **vars(trial)}
+        for task, trial in zip(tasks, done, strict=True)
+    ]
     everything = np.ones(len(tried) * seeds, bool)
     subsets = {"all": everything}
     for column in ("size", "background"):
@@ -157,6 +161,7 @@ def compare(
         "settings": {"none": PLAIN, "best-of-N": PLAIN, **OPTIMISERS},
         "methods": summaries.pop("all"),
         "subsets": summaries,
+        "trials": told,
     }
 
 
@@ -165,14 +170,20 @@ def summarise(trials: Mapping[str, Sequence[Trial]], mask: np.ndarray, seeds: in
     chosen = {name: [t for t, keep in zip(row, mask, strict=True) if keep] for name, row in trials.items()}
     groups = np.repeat(np.arange(len(mask) // seeds), seeds)[mask]
     scores = {name: np.array([t.score for t in row]) for name, row in chosen.items()}
+    found = {name: np.array([t.right for t in row], float) for name, row in chosen.items()}
+
+    def gains(values: Mapping[str, np.ndarray], name: str) -> dict[str, Any]:
+        return {other: paired(values[name] - values[other], groups) for other in chosen if other != name}
+
     return {
         name: {
             "images": len(row),
             "score_mean": float(scores[name].mean()),
-            "accuracy_mean": float(np.mean([t.right for t in row])),
+            "accuracy_mean": float(found[name].mean()),
             "unet_evals_per_image": float(np.mean([t.evals for t in row])),
             "seconds_per_image": float(np.mean([t.seconds for t in row])),
-            "gain_over": {other: paired(scores[name] - scores[other], groups) for other in chosen if other != name},
+            "gain_over": gains(scores, name),
+            "accuracy_gain_over": gains(found, name),
         }
         for name, row in chosen.items()
     }
@@ -198,14 +209,18 @@ def render_tables(figures: Mapping[str, Any]) -> str:
             "",
             f"**{title}**",
             "",
-            "| method | images | score | accuracy | evals | seconds | sgool's gain (95 %) |",
+            "| method | images | score | accuracy | evals | seconds | sgool's gain (95 %) | in accuracy |",
         ]
-        lines += ["|---|---|---|---|---|---|---|"]
+        lines += ["|---|---|---|---|---|---|---|---|"]
         for name, row in methods.items():
-            gain = methods.get("sgool", {}).get("gain_over", {}).get(name)
-            told = "" if gain is None else f"{gain['mean']:+.3f} [{gain['ci95'][0]:+.3f}, {gain['ci95'][1]:+.3f}]"
+            ours = methods.get("sgool", {})
+            score, accuracy = (_interval(ours.get(key, {}).get(name)) for key in ("gain_over", "accuracy_gain_over"))
             lines.append(
                 f"| {name} | {row['images']} | {row['score_mean']:.3f} | {row['accuracy_mean']:.2f} | "
-                f"{row['unet_evals_per_image']:.0f} | {row['seconds_per_image']:.1f} | {told} |"
+                f"{row['unet_evals_per_image']:.0f} | {row['seconds_per_image']:.1f} | {score} | {accuracy} |"
             )
     return "\n".join(lines)
+
+
+def _interval(gain: Mapping[str, Any] | None) -> str:
+    return "" if gain is None else f"{gain['mean']:+.3f} [{gain['ci95'][0]:+.3f}, {gain['ci95'][1]:+.3f}]"

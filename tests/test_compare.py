@@ -40,13 +40,16 @@ def test_compare_runs_all_methods_within_the_budget(capsys):
     assert main(["compare", "--limit", "2", "--budget", "60", "--jobs", "1", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert list(figures["methods"]) == list(METHODS) and figures["captions"] == 2 and figures["budget"] == 60
-    for name, row in figures["methods"].items():
+    for row in figures["methods"].values():
         assert 0 < row["unet_evals_per_image"] <= 60
         assert -1 <= row["score_mean"] <= 1 and 0 <= row["accuracy_mean"] <= 1
-        assert set(row["gain_over"]) == set(METHODS) - {name}
-    gain = figures["methods"]["sgool"]["gain_over"]["none"]["mean"]
-    difference = figures["methods"]["sgool"]["score_mean"] - figures["methods"]["none"]["score_mean"]
-    assert gain == pytest.approx(difference)
+    ours, plain = figures["methods"]["sgool"], figures["methods"]["none"]
+    for gains, mean in (("gain_over", "score_mean"), ("accuracy_gain_over", "accuracy_mean")):
+        assert all(set(row[gains]) == set(METHODS) - {name} for name, row in figures["methods"].items())
+        assert ours[gains]["none"]["mean"] == pytest.approx(ours[mean] - plain[mean])
+    trials = [trial for trial in figures["trials"] if trial["method"] == "sgool"]
+    assert [trial["caption"] for trial in trials] == [row["caption"] for row in read_captions(tiny.CAPTIONS)[:2]]
+    assert np.mean([trial["score"] for trial in trials]) == pytest.approx(ours["score_mean"])
 
 
 def test_compare_runs_the_methods_asked_for(capsys):
