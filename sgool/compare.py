@@ -125,7 +125,10 @@ def compare(
     methods: Sequence[str] = METHODS,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Run every method on the first `limit` captions of the file, `seeds` images each; see ``render_tables``."""
+    """Run every method on the first `limit` captions of the file, `seeds` images each.
+
+    "methods" and "subsets" hold what `summarise` gives, "trials" every single image; see ``render_tables``.
+    """
     if limit < 1 or seeds < 1 or budget < 1:
         raise SgoolError("--limit, --seeds and --budget must be at least 1.")
     if unknown := [name for name in methods if name not in METHODS]:
@@ -141,10 +144,6 @@ def compare(
         futures = [pool.submit(trial, *task) for task in tasks]
         done = [future.result() for future in tqdm(futures, desc="compare", unit="image", disable=not progress)]
     trials = {method: done[i :: len(methods)] for i, method in enumerate(methods)}
-    told = [
-        {"method": task[0], "caption": task[1], "seed": task[2], **vars(trial)}
-        for task, trial in zip(tasks, done, strict=True)
-    ]
     everything = np.ones(len(tried) * seeds, bool)
     subsets = {"all": everything}
     for column in ("size", "background"):
@@ -161,12 +160,15 @@ def compare(
         "settings": {"none": PLAIN, "best-of-N": PLAIN, **OPTIMISERS},
         "methods": summaries.pop("all"),
         "subsets": summaries,
-        "trials": told,
+        "trials": [
+            {"method": method, "caption": caption, "seed": seed, **vars(outcome)}
+            for (method, caption, seed, *_), outcome in zip(tasks, done, strict=True)
+        ],
     }
 
 
 def summarise(trials: Mapping[str, Sequence[Trial]], mask: np.ndarray, seeds: int) -> dict[str, Any]:
-    """Per method means over the masked trials and paired gains over every other method."""
+    """Per method means over the masked trials, and paired gains in score and accuracy over every other method."""
     chosen = {name: [t for t, keep in zip(row, mask, strict=True) if keep] for name, row in trials.items()}
     groups = np.repeat(np.arange(len(mask) // seeds), seeds)[mask]
     scores = {name: np.array([t.score for t in row]) for name, row in chosen.items()}
@@ -212,8 +214,8 @@ def render_tables(figures: Mapping[str, Any]) -> str:
             "| method | images | score | accuracy | evals | seconds | sgool's gain (95 %) | in accuracy |",
         ]
         lines += ["|---|---|---|---|---|---|---|---|"]
+        ours = methods.get("sgool", {})
         for name, row in methods.items():
-            ours = methods.get("sgool", {})
             score, accuracy = (_interval(ours.get(key, {}).get(name)) for key in ("gain_over", "accuracy_gain_over"))
             lines.append(
                 f"| {name} | {row['images']} | {row['score_mean']:.3f} | {row['accuracy_mean']:.2f} | "
