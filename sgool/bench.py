@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sgool.backends import Backend, ImageBackend
+from sgool.bench_descent import descent
 from sgool.generate import AUTO
 from sgool.guidance.clip import Clip
 from sgool.memory import PeakMemory
@@ -32,6 +33,7 @@ def bench(
     judge: Clip,
     captions: Sequence[str],
     *,
+    guide: Clip,
     half: Backend | None = None,
     count: int = 60,
     quick: bool = False,
@@ -39,7 +41,8 @@ def bench(
 ) -> dict[str, Any]:
     """All figures of the samplers as plain JSON values; see ``render_tables``.
 
-    backend: the model in float32; half: the same in half precision, for a second set of rows of `samplers`.
+    backend: the model in float32; half: the same in half precision, for a second set of rows of `samplers`. guide: the
+    CLIP whose distance the rows of `descent` are about.
     captions: those the judge tells apart; pictures are made of the first `count`. quick: few settings, few pictures.
     """
     steps = (5, 10) if quick else (5, 10, 20, 50)
@@ -58,6 +61,8 @@ def bench(
     for name in SHEARS:
         carry = partial(inversion, backend, pictures, captions[:4], name, way_steps)
         work += [("inverted_latents", partial(carry, *way)) for way in ways]
+    for scale in (1.0, SCALE, 7.5):
+        work.append(("descent", partial(descent, backend, guide, captions[: 4 if quick else 40], scale)))
     figures: dict[str, Any] = {"device": str(backend.device), "captions": len(made)}
     for key, task in tqdm(work, desc="bench", disable=not progress):
         figures.setdefault(key, []).append(task())
@@ -232,7 +237,7 @@ def render_tables(figures: Mapping[str, Any]) -> str:
         f"{figures['captions']} captions on {figures['device']}. One update by damped BDIA takes {ratio:.2f} of "
         f"EDICT's time. An image carried back by {AUTO['image']} returns to {error:.0e}."
     ]
-    for key in ("samplers", "sampler_quality", "inverted_latents"):
+    for key in ("samplers", "sampler_quality", "inverted_latents", "descent"):
         lines += ["", f"**{key.replace('_', ' ')}**", "", *table(figures[key])]
     return "\n".join(lines)
 

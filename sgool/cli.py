@@ -145,10 +145,10 @@ def run_bench(args: argparse.Namespace) -> int:
 
     device, _ = machine(args.device, None)
     half = torch.float16 if device.type == "cuda" else torch.bfloat16
-    judge = load_clip_folder(tiny.CLIPS["judge"], device=device)
+    judge, guide = (load_clip_folder(tiny.CLIPS[name], device=device) for name in ("judge", "guide"))
     captions = [row["caption"] for row in read_captions(tiny.CAPTIONS)]
     backend, low = (load_backend("tiny", device=device, dtype=dtype) for dtype in (torch.float32, half))
-    figures = bench(backend, judge, captions, half=low, quick=args.quick)
+    figures = bench(backend, judge, captions, guide=guide, half=low, quick=args.quick)
     _print(figures, args.json, render_tables)
     return 0
 

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sgool import tiny
 from sgool.bench import ALL, autograd_gradient, bench, exactness, quality, render_tables, spectral_ratio, trajectory_of
+from sgool.bench_descent import descent
+from sgool.compare import read_captions
 from sgool.memory import PeakMemory
 from sgool.samplers import Branch, Network
 
@@ -50,6 +53,30 @@ class Seeds:
         # DDIM only scales this backend's noise, and clamping to [0, 1] keeps which entries are positive.
         seeds = ((images > 0).double().flatten(1) @ first.T).argmax(1)
         return torch.eye(6)[torch.where(seeds == 2, 0, seeds)]
+
+
+class Pixels:
+    """A guide whose embedding of a picture is the picture, and of any text a grey one."""
+
+    def encode_text(self, prompt: str) -> Tensor:
+        return torch.nn.functional.normalize(torch.ones(3 * 64), dim=0)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(images.flatten(1), dim=1)
+
+
+def test_descent_along_a_smooth_loss_goes_down_and_at_random_nowhere() -> None:
+    row = descent(Linear(), Pixels(), CAPTIONS, 4.0)
+    assert row["lowered"] == [1.0] * 4
+    assert row["gradient"] == sorted(row["gradient"], reverse=True) and row["loss"] > 0
+    for rate, change, random in zip(row["rates"], row["gradient"], row["random"], strict=True):
+        assert change < -0.1 * rate and abs(random) < -0.3 * change
+
+
+def test_guidance_is_what_makes_long_steps_misfire(backend, guides) -> None:
+    captions = [row["caption"] for row in read_captions(tiny.CAPTIONS)[:16]]
+    whole, none = (descent(backend, guides.clip, captions, scale)["gradient"][2] for scale in (4.0, 1.0))
+    assert none < min(0.0, whole) - 0.01
 
 
 def test_peak_memory_counts_what_is_alive() -> None:
@@ -113,12 +140,13 @@ def test_the_embedded_model_is_sampled_exactly_in_flat_memory(backend) -> None:
 
 
 def test_all_figures_are_json_and_tables() -> None:
-    figures = bench(Linear(), Seeds(), CAPTIONS, half=Linear(0.2), count=5, quick=True, progress=False)
+    figures = bench(Linear(), Seeds(), CAPTIONS, guide=Pixels(), half=Linear(0.2), count=5, quick=True, progress=False)
     assert json.loads(json.dumps(figures)) == figures
-    assert [len(figures[key]) for key in ("samplers", "sampler_quality", "inverted_latents")] == [16, 5, 4]
+    keys = ("samplers", "sampler_quality", "inverted_latents", "descent")
+    assert [len(figures[key]) for key in keys] == [16, 5, 4, 3]
     assert {row["reconstruction_error"] for row in figures["samplers"] if row["sampler"] == "ddim"} == {None}
     assert figures["image_start_error"] < 1e-6 and figures["seconds_ratio_bdia_to_edict"] > 0
     tables = render_tables(figures)
     rows = [line for line in tables.splitlines() if line.startswith("|")]
-    assert len(rows) == 3 * 2 + 16 + 5 + 4
+    assert len(rows) == 4 * 2 + 16 + 5 + 4 + 3
     assert "| bdia | 10 | float32 |" in tables and "| ddim | 5 | float32 |  |" in tables
