@@ -73,7 +73,7 @@ def test_descent_along_a_smooth_loss_goes_down_and_at_random_nowhere() -> None:
         assert change < -0.1 * rate and abs(random) < -0.3 * change
 
 
-def test_guidance_is_what_makes_long_steps_misfire(backend, guides) -> None:
+def test_without_guidance_a_step_lowers_the_embedded_models_loss_further(backend, guides) -> None:
     captions = [row["caption"] for row in read_captions(tiny.CAPTIONS)[:16]]
     whole, none = (descent(backend, guides.clip, captions, scale)["gradient"][2] for scale in (4.0, 1.0))
     assert none < min(0.0, whole) - 0.01
