@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("compare", help="compare methods at the same budget", allow_abbrev=False)
     command.set_defaults(run=run_compare)
-    command.add_argument("--captions", type=Path, help="CSV with a column caption (default: the held-out captions)")
+    command.add_argument("--captions", type=Path, help="CSV with a column caption (default: 200 held-out captions)")
     command.add_argument("--limit", type=int, default=60, help="captions taken from the file")
     command.add_argument("--seeds", type=int, default=1, help="images per caption")
     command.add_argument("--budget", type=int, default=400, help="network evaluations per image")

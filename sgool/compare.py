@@ -30,7 +30,7 @@ from sgool.settings import settings
 from sgool.tiny import world
 from sgool.weights import default_models_dir
 
-PLAIN = {"method": "none", "sampler": "ddim", "steps": 10}
+PLAIN: dict[str, Any] = {"method": "none", "sampler": "ddim", "steps": 10}
 """The baseline: plain DDIM at its best number of steps on the embedded model (``bench``, sampler_quality)."""
 
 OPTIMISERS: dict[str, dict[str, Any]] = {

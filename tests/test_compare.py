@@ -34,6 +34,10 @@ def test_the_held_out_captions_are_held_out_and_stratified():
     assert len({row["caption"] for row in rows}) == len(rows) == 200
     assert all(held_out[row["caption"]].size == row["size"] for row in rows)
     assert {row["size"] for row in rows[:60]} == {"small", "mixed", "large"}
+    hard = read_captions(tiny.HARD)
+    assert len({row["caption"] for row in hard}) == len(hard) == 60
+    assert all(held_out[row["caption"]].size == row["size"] for row in hard)
+    assert all(held_out[row["caption"]].busy == (row["background"] == "busy") for row in hard)
 
 
 def test_compare_runs_all_methods_within_the_budget(capsys):

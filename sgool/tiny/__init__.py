@@ -24,3 +24,6 @@ DEFAULTS = {
 
 CAPTIONS = Path(__file__).parent / "captions.csv"
 """200 captions kept out of training: caption, size of the subjects (small, mixed, large), background (plain, busy)."""
+
+HARD = Path(__file__).parent / "hard.csv"
+"""The 60 captions kept out of training that plain DDIM draws right least often; ``training/hard.py`` chose them."""

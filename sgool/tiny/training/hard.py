@@ -1,0 +1,55 @@
+"""Step 7: which captions the embedded model finds hard. ``python -m sgool.tiny.training.hard``
+
+Writes ``hard.csv`` into the folder of the embedded model: of all captions kept out of training the 60 that plain DDIM
+draws right least often, as the judge sees it, in eight noises each. No optimiser has a part in the choice, and
+``compare`` draws other noises.
+"""
+
+from __future__ import annotations
+
+import csv
+
+import torch
+from tqdm import tqdm
+
+from sgool.backends.diffusers import load_backend
+from sgool.compare import PLAIN, rivals
+from sgool.guidance.clip import load_clip_folder
+from sgool.samplers import Trajectory, get_sampler, make_schedule
+from sgool.tiny import CLIPS, DEFAULTS, HARD
+from sgool.tiny.world import all_scenes
+
+COUNT, NOISES, FIRST_SEED = 60, 8, 10_000
+
+
+@torch.no_grad()
+def main() -> None:
+    torch.set_num_threads(1)  # what the judge sees depends on the order of sums
+    backend, judge = load_backend("tiny"), load_clip_folder(CLIPS["judge"])
+    schedule = make_schedule(backend.alphas_cumprod, PLAIN["steps"])
+    scenes = [scene for scene in all_scenes() if scene.held_out]
+    captions = [scene.caption for scene in scenes]
+    rows = []
+    for i, scene in enumerate(tqdm(scenes, desc="plain images")):
+        network = backend.network([scene.caption] * NOISES, "", DEFAULTS["guidance_scale"])
+        trajectory = Trajectory(get_sampler(PLAIN["sampler"]), schedule, network)
+        noise = torch.cat([backend.noise(FIRST_SEED + NOISES * i + k) for k in range(NOISES)])
+        images = backend.decode(trajectory.image(trajectory.run([noise])).float()).clamp(0, 1)
+        texts = [judge.encode_text(text) for text in (scene.caption, *rivals(scene.caption, captions))]
+        scores = judge.encode_image(images) @ torch.stack(texts).T
+        right = int((scores.argmax(1) == 0).sum())
+        background = "busy" if scene.busy else "plain"
+        rows.append((right, scores[:, 0].mean().item(), scene.caption, scene.size, background))
+    rows.sort()
+    with open(HARD, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("caption", "size", "background", "right_of_8", "score"))
+        table.writerows([(caption, size, where, n, f"{score:.3f}") for n, score, caption, size, where in rows[:COUNT]])
+    print(
+        f"{sum(row[0] for row in rows) / NOISES / len(rows):.2f} of all plain images are right, "
+        f"{sum(row[0] for row in rows[:COUNT]) / NOISES / COUNT:.2f} of those of the {COUNT} hardest captions"
+    )
+
+
+if __name__ == "__main__":
+    main()
