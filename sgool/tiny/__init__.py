@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 MODEL = Path(__file__).parent / "model"
 """Diffusers folder of the generator, in Stable Diffusion 1.x's architecture."""
@@ -11,7 +12,7 @@ CLIPS = {name: Path(__file__).parent / "clips" / name for name in ("guide", "sel
 """Folders in open_clip's format. A run optimises against the guide and chooses by the selector; only benchmarks
 load the judge."""
 
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "steps": 10,
     "guidance_scale": 4.0,
     "saliency": "spectral",
