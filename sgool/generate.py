@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -73,16 +74,18 @@ def generate(
     negative_prompt: str = "",
     seed: int = 0,
     init_latent: Tensor | None = None,
+    to_beat: float = -math.inf,
     on_image: Callable[[Result, Snapshot], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Result:
     """One image from a prompt, its starting latent optimised as `values` (of `sgool.settings.settings`) say.
 
-    init_latent: [1, 4, h, w], the latent of the image to start from, for the start "image". Where a network turns out
-    not to repeat its predictions, a run from noise begins again with DDIM and stored latents. Raises SgoolError for an
-    empty prompt and where the start does not fit; see `sgool.optimize.optimise` for failures on the way.
+    init_latent: [1, 4, h, w], the latent of the image to start from, for the start "image". to_beat: the selector's
+    score of an image there is already. Where a network turns out not to repeat its predictions, a run from noise begins
+    again with DDIM and stored latents. Raises SgoolError for an empty prompt and where the start does not fit; see
+    `sgool.optimize.optimise` for failures on the way.
     """
-    attempt = partial(_attempt, backend, guides, prompt, negative_prompt, seed, init_latent, on_image, on_step)
+    attempt = partial(_attempt, backend, guides, prompt, negative_prompt, seed, init_latent, to_beat, on_image, on_step)
     result = attempt(values)
     if isinstance(result.error, NotRepeatable) and values["start"] == "noise":
         spent = result.unet_evals, result.seconds
@@ -100,6 +103,7 @@ def _attempt(
     negative_prompt: str,
     seed: int,
     init_latent: Tensor | None,
+    to_beat: float,
     on_image: Callable[[Result, Snapshot], None] | None,
     on_step: Callable[[int, int], None] | None,
     values: Mapping[str, Any],
@@ -152,6 +156,7 @@ def _attempt(
         update=update,
         patience=values["patience"],
         seed=seed,
+        to_beat=to_beat,
         on_image=on_image,
         on_step=on_step,
     )

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,10 @@ from sgool.update import Update
 Select = Callable[[Tensor], float]
 """The selector: image [1, 3, H, W] in [0, 1] -> score, the higher the better. Never optimised against."""
 
+LEEWAY = 0.2
+"""Of the images that gain nearly as much as the best one, at least 1 - LEEWAY of it, the latest is kept: the selector
+errs, early as often as late, while the updates improve the image on the whole."""
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -42,8 +47,9 @@ class Snapshot:
 
 @dataclass
 class Result:
-    """What a run has come to. `best` is `first` when nothing beat it. losses and scores: one per image made.
+    """What a run has come to. losses and scores: one per image made.
 
+    best: `first` when nothing beat it, else the latest image that gains nearly as much as any (see LEEWAY).
     ended: why the run ended early, one sentence; empty when it did all its iterations. error: what made it fail.
     """
 
@@ -91,6 +97,7 @@ def optimise(
     update: Update,
     patience: int = 0,
     seed: int = 0,
+    to_beat: float = -math.inf,
     on_image: Callable[[Result, Snapshot], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Result:
@@ -98,6 +105,7 @@ def optimise(
 
     starts: one or more starting states; where there are several, each is rendered once and the one whose image the
     selector likes best is improved. `Result.first` is always that of starts[0].
+    to_beat: the score of an image there is already; gains are counted from it where it exceeds the first one's.
 
     on_image is called with the result so far and the newest image; on_step(done, total) after every sampler step.
     Both may raise Stop, and Ctrl-C counts as that. A failure after the first image (a network that returns NaN, no
@@ -123,13 +131,14 @@ def optimise(
             result = result or Result(newest, newest)
             result.losses.append(value)
             result.scores.append(newest.score)
-            if newest.score > result.best.score:
+            peak, floor = max(result.scores), max(result.first.score, to_beat)
+            if newest.score > floor and newest.score >= peak - LEEWAY * (peak - floor):
                 result.best = newest
             if on_image:
                 on_image(result, newest)
             if last:
                 break
-            if patience and iteration - result.best.iteration >= patience:
+            if patience and iteration - result.scores.index(peak) >= patience:
                 result.ended = f"Stopped early: no better image in {patience} iterations."
                 break
             state, gradients = trajectory.adjoint(final, cotangent, on_step)

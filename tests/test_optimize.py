@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -47,12 +50,40 @@ def test_gradient_of_the_whole_chain_is_that_of_full_autograd(backend, guides):
 def test_a_run_returns_the_best_image_and_counts_its_work(backend, guides):
     result = generate(backend, guides, PROMPT, values(), seed=1)
     assert len(result.losses) == len(result.scores) == 3
-    assert result.best.score == max(result.scores) >= result.first.score == result.scores[0]
+    assert result.best.score in result.scores and result.best.score >= result.first.score == result.scores[0]
     assert result.unet_evals == 2 * 4 * (3 + 2)  # both halves of guidance, 4 steps, 3 ways there and 2 back
     assert result.best.image.shape == (1, 3, 128, 128)
     assert result.best.image.min() >= 0 and result.best.image.max() <= 1
     again = generate(backend, guides, PROMPT, values(), seed=1)
     assert again.losses == result.losses and torch.equal(again.best.image, result.best.image)
+
+
+class Scripted:
+    """A selector with given scores, one for each image in turn."""
+
+    def __init__(self, scores):
+        self.scores = iter(scores)
+
+    def similarity(self, image, prompt):
+        return next(self.scores)
+
+
+@pytest.mark.parametrize(
+    ("scores", "to_beat", "kept"),
+    [
+        ([0.5, 0.9, 0.83, 0.7], -math.inf, 2),  # keeps 33 of 40 hundredths of the gain, the last one 20
+        ([0.5, 0.9, 0.81, 0.7], -math.inf, 1),
+        ([0.5, 0.83, 0.9, 0.83], -math.inf, 3),
+        ([0.5, 0.9, 0.83, 0.7], 0.7, 1),  # 13 of 20
+        ([0.5, 0.4, 0.5, 0.3], -math.inf, 0),
+        ([0.5, 0.6, 0.7, 0.6], 0.8, 0),
+    ],
+)
+def test_of_images_that_gain_nearly_as_much_the_latest_is_kept(backend, guides, scores, to_beat, kept):
+    scripted = replace(guides, selector=Scripted(scores))
+    result = generate(backend, scripted, PROMPT, values(iterations=3), seed=1, to_beat=to_beat)
+    assert result.scores == scores and result.best.iteration == kept
+    assert (result.best is result.first) == (kept == 0)
 
 
 def test_without_saliency_the_loss_falls(backend, guides):
@@ -151,6 +182,9 @@ def test_a_network_that_does_not_repeat_itself_is_optimised_with_stored_latents(
 def test_patience_stops_a_run_that_does_not_improve(backend, guides):
     result = generate(backend, guides, PROMPT, values(iterations=6, learning_rate=0.0, patience=2, cutouts=0))
     assert len(result.scores) == 3 and "Stopped early" in result.ended
+    scripted = replace(guides, selector=Scripted([0.5, 0.9, 0.89, 0.88, 0.87]))
+    result = generate(backend, scripted, PROMPT, values(iterations=6, patience=2))
+    assert len(result.scores) == 4 and result.best.iteration == 3  # kept for being late, though no better
 
 
 def test_memory_does_not_grow_with_the_steps(backend, guides):
