@@ -30,7 +30,7 @@ Select = Callable[[Tensor], float]
 
 LEEWAY = 0.2
 """Of the images that gain nearly as much as the best one, at least 1 - LEEWAY of it, the latest is kept: the selector
-errs, early as often as late, while the updates improve the image on the whole."""
+errs, while the score of a judge that no run sees goes on rising along a run (README, what was tried)."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from modules import processing, scripts
 
 from sgool.generate import Guides
+from sgool.guidance.clip import Clip
 from sgool.saliency import LoadedDetector
 from sgool.webui import gallery, host, models
 from sgool.webui.script import SgoolScript
@@ -67,6 +68,15 @@ def test_from_the_seeds_noise_the_first_image_is_that_of_the_first_pass(webui, p
     (run,) = _outcomes()
     assert run.scores[0] == pytest.approx(run.score_before, abs=1e-4)
     assert processed.infotexts
+
+
+def test_what_an_image_gains_is_counted_from_the_webuis_own(webui, monkeypatch):
+    """0.83 keeps most of what 0.9 gains over the run's first image, but not over the original."""
+    told = iter([0.7, 0.5, 0.9, 0.83, 0.6])
+    monkeypatch.setattr(Clip, "similarity", lambda self, image, prompt: next(told))
+    webui.make({"start": "noise", "steps": 4, "iterations": 3})
+    (run,) = _outcomes()
+    assert (run.score_before, run.score_after, run.best) == (0.7, 0.9, 1)
 
 
 def test_from_the_image_the_first_image_is_the_image(webui):

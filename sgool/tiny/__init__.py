@@ -17,7 +17,7 @@ DEFAULTS: dict[str, Any] = {
     "guidance_scale": 4.0,
     "saliency": "spectral",
     "threshold": 0.3,
-    "min_size": 0.5,  # crops of at least the guide's 64 pixels: nothing is gained by enlarging them
+    "min_size": 0.5,  # crops of at least the guide's 64 pixels, so that none is enlarged
     "clip_model": "embedded",
     "selector_model": "embedded",
     "memory": "fast",
