@@ -37,6 +37,12 @@ def ranked_first(clip: Clip, images: torch.Tensor, captions: list[str]) -> float
     return (best == torch.arange(len(captions))).float().mean().item()
 
 
+def test_no_configuration_names_the_folder_of_its_training():
+    configs = list(tiny.MODEL.rglob("*.json"))
+    assert configs
+    assert not [path for path in configs if "_name_or_path" in path.read_text(encoding="utf-8")]
+
+
 def test_everything_shipped_stays_under_16_mib():
     files = [path for path in Path(tiny.__file__).parent.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert sum(path.stat().st_size for path in files) < 16 * 2**20

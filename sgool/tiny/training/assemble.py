@@ -62,6 +62,10 @@ def main() -> None:
     vae.register_to_config(scaling_factor=scale)
     vae.half().save_pretrained(MODEL / "vae")
     UNet2DConditionModel.from_pretrained(work / "unet").half().save_pretrained(MODEL / "unet")
+    for path in (MODEL / "vae" / "config.json", MODEL / "unet" / "config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)  # the folder it was trained in
+        write_json(path, config)
 
     text = load_file(work / "text_encoder" / "model.safetensors")
     named = {key if key.startswith("text_model.") else f"text_model.{key}": value for key, value in text.items()}
