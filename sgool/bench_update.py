@@ -125,7 +125,7 @@ def our_work(backend: RandomBackend, guides: Guides, steps: int) -> Work:
         optimise(
             backend,
             trajectory,
-            [trajectory.initial(backend.noise(0))],
+            [lambda: trajectory.initial(backend.noise(0))],
             iterations=updates + 1,  # the last image of a run needs no gradient: stop before it
             loss=loss,
             regions=Regions(guides.detect, lambda saliency: regions, defaults["refresh"]),

@@ -24,19 +24,20 @@ from tqdm import tqdm
 from sgool import tiny
 from sgool.backends.diffusers import DiffusersBackend, load_backend
 from sgool.errors import SgoolError
-from sgool.generate import CANDIDATE_STRIDE, Guides, generate, load_guides
+from sgool.generate import CANDIDATE_STRIDE, Guides, generate, load_guides, sampler_name
 from sgool.guidance.clip import Clip, load_clip_folder
+from sgool.samplers import get_sampler, make_schedule
 from sgool.settings import settings
 from sgool.tiny import world
 from sgool.weights import default_models_dir
 
-PLAIN: dict[str, Any] = {"method": "none", "sampler": "ddim", "steps": 10}
+PLAIN: dict[str, Any] = {"method": "none", "sampler": "ddim", "strength": 1.0, "steps": 10}
 """The baseline: plain DDIM at its best number of steps on the embedded model (``bench``, sampler_quality)."""
 
 OPTIMISERS: dict[str, dict[str, Any]] = {
-    "doodl": {"method": "doodl", "sampler": "edict", "steps": 5, "guidance_scale": 1.0, "patience": 0},
-    "global": {"saliency_weight": 0.0, "steps": 6, "candidates": 4, "patience": 0},
-    "sgool": {"steps": 6, "candidates": 4, "patience": 0},
+    "doodl": {"method": "doodl", "sampler": "edict", "steps": 5, "strength": 1.0, "guidance_scale": 1.0, "patience": 0},
+    "global": {"saliency_weight": 0.0, "steps": 6, "strength": 0.67, "candidates": 8, "patience": 0},
+    "sgool": {"steps": 6, "strength": 0.67, "candidates": 8, "patience": 0},
 }
 """What each optimiser chooses within the budget; the number of updates follows from it."""
 
@@ -56,9 +57,15 @@ class Trial:
     seconds: float
 
 
-def updates_within(budget: int, evals_per_run: int) -> int:
-    """How many updates a budget allows: each is one run back, and every image one run forward (one more of these)."""
-    return (budget // evals_per_run - 1) // 2
+def updates_within(budget: int, run: int, candidates: int, share: float) -> tuple[int, int]:
+    """(candidates, updates) that a budget allows, with `run` evaluations for a whole run of the sampler.
+
+    Each candidate is one run, as many as leave room for an update. An update is the improved share of a run, there and
+    back.
+    """
+    update = round(2 * share * run)
+    candidates = max(1, min(candidates, (budget - update) // run))
+    return candidates, max(0, (budget - candidates * run) // update)
 
 
 @cache
@@ -80,8 +87,13 @@ def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str
     if method == "best-of-N":
         seeds = [seed + CANDIDATE_STRIDE * i for i in range(max(1, budget // run))]
     elif method != "none":
-        values["candidates"] = max(1, min(values["candidates"], budget // run - 2))  # room for an update
-        values["iterations"] = max(0, updates_within(budget - (values["candidates"] - 1) * run, run))
+        steps = values["steps"]
+        node = get_sampler(sampler_name(values)).start_node(
+            make_schedule(backend.alphas_cumprod, steps), values["strength"]
+        )
+        values["candidates"], values["iterations"] = updates_within(
+            budget, run, values["candidates"], (steps - node) / steps
+        )
     results = [generate(backend, guides, caption, values, seed=s) for s in seeds]
     best = max((result.best for result in results), key=lambda snapshot: snapshot.score)
     seconds = time.monotonic() - begun

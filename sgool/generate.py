@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -74,18 +73,16 @@ def generate(
     negative_prompt: str = "",
     seed: int = 0,
     init_latent: Tensor | None = None,
-    to_beat: float = -math.inf,
     on_image: Callable[[Result, Snapshot], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Result:
     """One image from a prompt, its starting latent optimised as `values` (of `sgool.settings.settings`) say.
 
-    init_latent: [1, 4, h, w], the latent of the image to start from, for the start "image". to_beat: the selector's
-    score of an image there is already. Where a network turns out not to repeat its predictions, a run from noise begins
-    again with DDIM and stored latents. Raises SgoolError for an empty prompt and where the start does not fit; see
-    `sgool.optimize.optimise` for failures on the way.
+    init_latent: [1, 4, h, w], the latent of the image to start from, for the start "image". Where a network turns out
+    not to repeat its predictions, a run from noise begins again with DDIM and stored latents. Raises SgoolError for an
+    empty prompt and where the start does not fit; see `sgool.optimize.optimise` for failures on the way.
     """
-    attempt = partial(_attempt, backend, guides, prompt, negative_prompt, seed, init_latent, to_beat, on_image, on_step)
+    attempt = partial(_attempt, backend, guides, prompt, negative_prompt, seed, init_latent, on_image, on_step)
     result = attempt(values)
     if isinstance(result.error, NotRepeatable) and values["start"] == "noise":
         spent = result.unet_evals, result.seconds
@@ -103,7 +100,6 @@ def _attempt(
     negative_prompt: str,
     seed: int,
     init_latent: Tensor | None,
-    to_beat: float,
     on_image: Callable[[Result, Snapshot], None] | None,
     on_step: Callable[[int, int], None] | None,
     values: Mapping[str, Any],
@@ -119,16 +115,9 @@ def _attempt(
     if sampler.name == "bdia" and init_latent is not None:
         sampler = bdia.sampler(gamma=1.0)  # what damps the way to the image would amplify the way back from it
     generator = torch.Generator().manual_seed(seed)
-    if init_latent is None:
-        trajectory = Trajectory(sampler, schedule, network)
-        seeds = [seed + CANDIDATE_STRIDE * i for i in range(1 if method == "none" else values["candidates"])]
-        starts, prior = [trajectory.initial(backend.noise(s)) for s in seeds], Prior.gaussian()
-    else:
-        trajectory = Trajectory(sampler, schedule, network, sampler.start_node(schedule, values["strength"]))
-        starts = [trajectory.invert(init_latent, on_step)]
-        prior = Prior.of(starts[0])
+    trajectory = Trajectory(sampler, schedule, network, sampler.start_node(schedule, values["strength"]))
     update: Update = SgoolUpdate(
-        prior,
+        Prior.gaussian() if init_latent is None and trajectory.start_node == 0 else None,
         learning_rate=values["learning_rate"],
         rule=values["rule"],
         warmup=values["warmup"],
@@ -145,18 +134,25 @@ def _attempt(
     if method == "doodl":
         update = DoodlUpdate(renormalise=init_latent is None, generator=generator)
         loss = doodl_loss(guides.clip, prompt)
+
+    def start(number: int) -> list[Tensor]:
+        if init_latent is not None:
+            return trajectory.invert(init_latent, on_step)
+        return trajectory.from_noise(backend.noise(seed + CANDIDATE_STRIDE * number), on_step)
+
+    several = init_latent is None and method != "none"
     return optimise(
         backend,
         trajectory,
-        starts,
+        [partial(start, number) for number in range(values["candidates"] if several else 1)],
         iterations=0 if method == "none" else values["iterations"],
         loss=loss,
         regions=Regions(guides.detect, region_finder(values), values["refresh"]),
         select=lambda image: guides.selector.similarity(image, prompt),
+        promise=lambda image: guides.clip.similarity(image, prompt),
         update=update,
         patience=values["patience"],
         seed=seed,
-        to_beat=to_beat,
         on_image=on_image,
         on_step=on_step,
     )

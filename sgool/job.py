@@ -23,8 +23,8 @@ from sgool.weights import default_models_dir
 
 METHODS: dict[str, dict[str, Any]] = {
     "sgool": {},
-    "doodl": {"sampler": "edict", "steps": 50, "iterations": 50, "guidance_scale": 7.5},
-    "none": {"sampler": "ddim", "iterations": 0},
+    "doodl": {"sampler": "edict", "strength": 1.0, "steps": 50, "iterations": 50, "guidance_scale": 7.5},
+    "none": {"sampler": "ddim", "strength": 1.0, "iterations": 0},
 }
 """What a method sets where the user says nothing else; DOODL's are the published ones."""
 

@@ -28,10 +28,6 @@ from sgool.update import Update
 Select = Callable[[Tensor], float]
 """The selector: image [1, 3, H, W] in [0, 1] -> score, the higher the better. Never optimised against."""
 
-LEEWAY = 0.2
-"""Of the images that gain nearly as much as the best one, at least 1 - LEEWAY of it, the latest is kept: the selector
-errs, while the score of a judge that no run sees goes on rising along a run (README, what was tried)."""
-
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -49,7 +45,7 @@ class Snapshot:
 class Result:
     """What a run has come to. losses and scores: one per image made.
 
-    best: `first` when nothing beat it, else the latest image that gains nearly as much as any (see LEEWAY).
+    best: of the images along the run the one with the highest score, `first` when none beats it.
     ended: why the run ended early, one sentence; empty when it did all its iterations. error: what made it fail.
     """
 
@@ -88,42 +84,47 @@ class Regions:
 def optimise(
     backend: Backend,
     trajectory: Trajectory,
-    starts: Sequence[list[Tensor]],
+    starts: Sequence[Callable[[], list[Tensor]]],
     *,
     iterations: int,
     loss: SaliencyLoss,
     regions: Regions,
     select: Select,
     update: Update,
+    promise: Select | None = None,
     patience: int = 0,
     seed: int = 0,
-    to_beat: float = -math.inf,
     on_image: Callable[[Result, Snapshot], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Improve a starting state over `iterations` updates, each of them rendered.
 
-    starts: one or more starting states; where there are several, each is rendered once and the one whose image the
-    selector likes best is improved. `Result.first` is always that of starts[0].
-    to_beat: the score of an image there is already; gains are counted from it where it exceeds the first one's.
+    starts: each makes a starting state; where there are several, each is rendered once and the one whose image has the
+    most promise is improved. `Result.first` is always that of the first. promise: the higher the better; by default
+    the selector, but a start that it chose has its errors in its favour, and may win against what is better.
 
     on_image is called with the result so far and the newest image; on_step(done, total) after every sampler step.
     Both may raise Stop, and Ctrl-C counts as that. A failure after the first image (a network that returns NaN, no
     memory left) ends the run with the best image so far; before it, SgoolError or the failure itself is raised.
     """
     begun = time.monotonic()
+    promise = promise or select
     evals = _evals(trajectory)
     generator = torch.Generator().manual_seed(seed)
     result: Result | None = None
     newest: Snapshot | None = None
     try:
-        final = trajectory.run(starts[0], on_step)
+        final = trajectory.run(starts[0](), on_step)
+        hope = -math.inf
         for rival in starts[1:]:
-            result = result or _plain(backend, trajectory.image(final), regions, select)
-            other = trajectory.run(rival, on_step)
+            if result is None:
+                result = _plain(backend, trajectory.image(final), regions, select)
+                hope = promise(result.first.image)
+            other = trajectory.run(rival(), on_step)
             seen = _plain(backend, trajectory.image(other), regions, select).best
-            if seen.score > result.best.score:
-                final, result.best = other, seen
+            if promise(seen.image) > hope:
+                final, hope = other, promise(seen.image)
+                result.best = max(result.first, seen, key=lambda snapshot: snapshot.score)
         for iteration in range(iterations + 1):
             latent = trajectory.image(final).detach()
             last = iteration == iterations
@@ -131,14 +132,13 @@ def optimise(
             result = result or Result(newest, newest)
             result.losses.append(value)
             result.scores.append(newest.score)
-            peak, floor = max(result.scores), max(result.first.score, to_beat)
-            if newest.score > floor and newest.score >= peak - LEEWAY * (peak - floor):
+            if newest.score > result.best.score:
                 result.best = newest
             if on_image:
                 on_image(result, newest)
             if last:
                 break
-            if patience and iteration - result.scores.index(peak) >= patience:
+            if patience and iteration - result.scores.index(max(result.scores)) >= patience:
                 result.ended = f"Stopped early: no better image in {patience} iterations."
                 break
             state, gradients = trajectory.adjoint(final, cotangent, on_step)

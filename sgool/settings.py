@@ -71,12 +71,16 @@ SETTINGS: dict[str, Setting] = {
         choices=("noise", "image"),
     ),
     "strength": Setting(
-        0.8, "Start strength", "how far back to noise an image is carried; less keeps more of it", above=0.0, high=1.0
+        0.8,
+        "Start strength",
+        "how much of the way from the noise to the image is improved; less keeps more of the first image",
+        above=0.0,
+        high=1.0,
     ),
     "candidates": Setting(
         1,
         "Starting noises tried",
-        "how many starting noises are tried first; only the most promising one is improved",
+        "how many starting noises are tried first; only the one that CLIP likes best is improved",
         1,
         1000,
     ),
@@ -117,7 +121,7 @@ SETTINGS: dict[str, Setting] = {
         choices=("momentum", "adam"),
     ),
     "learning_rate": Setting(
-        0.1, "Learning rate", "how much an iteration changes the noise, as a share of its size", 0.0, 10.0
+        0.05, "Learning rate", "how much an iteration changes the noise, as a share of its size", 0.0, 10.0
     ),
     "warmup": Setting(2, "Warm-up", "the learning rate is reached after so many iterations", 0, 1000),
     "regularisation": Setting(
@@ -143,7 +147,7 @@ SETTINGS: dict[str, Setting] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "Quick": {"iterations": 5, "steps": 10, "cutouts": 4},
     "Balanced": {},
-    "Paper": {"sampler": "edict", "steps": 50, "iterations": 50, "patience": 0},
+    "Paper": {"sampler": "edict", "strength": 1.0, "steps": 50, "iterations": 50, "patience": 0},
 }
 """What a preset sets; all the rest of `PRESET_FIELDS` gets its default."""
 

@@ -147,7 +147,8 @@ class DoodlUpdate:
 class SgoolUpdate:
     """The gradient's direction at a chosen speed, then back to the prior and to the norm the state started with.
 
-    prior: `Prior.gaussian()` for a start from noise, `Prior.of(state)` for one from an image. learning_rate: how far a
+    prior: `Prior.gaussian()` for a start from noise; None, `Prior.of` the first state, for one from an image or from
+    partway, whose latents are not quite Gaussian. learning_rate: how far a
     latent moves per update against a steady gradient, in units of its own rms. rule: "momentum" (a running mean of the
     gradients, each scaled to unit rms) or "adam" (Kingma and Ba 2015, on the same). warmup: updates over which the
     speed rises to the full. regularisation: `Prior.pull`'s weight; 0 keeps the norm only.
@@ -155,7 +156,7 @@ class SgoolUpdate:
 
     def __init__(
         self,
-        prior: Prior,
+        prior: Prior | None = None,
         *,
         learning_rate: float = 0.02,
         rule: Literal["momentum", "adam"] = "momentum",
@@ -183,6 +184,8 @@ class SgoolUpdate:
         x, g = torch.stack(list(state)), _checked(grads)
         if self._norm is None:
             self._norm = _norm(x)
+        if self.prior is None:
+            self.prior = Prior.of(state)
         # One scale for all latents of a sample: the one the loss depends on most moves at the learning rate.
         g = g / _norm(g).amax(0, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny) * math.sqrt(g[0, 0].numel())
         self._done += 1

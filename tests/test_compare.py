@@ -11,10 +11,21 @@ from sgool.compare import METHODS, paired, read_captions, rivals, updates_within
 from sgool.tiny import world
 
 
-@pytest.mark.parametrize(("budget", "run", "updates"), [(400, 20, 9), (60, 20, 1), (59, 20, 0), (20, 20, 0)])
-def test_updates_within_the_budget(budget, run, updates):
-    assert updates_within(budget, run) == updates
-    assert (2 * updates + 1) * run <= budget < (2 * updates + 3) * run or updates == 0
+@pytest.mark.parametrize(
+    ("budget", "run", "asked", "share", "candidates", "updates"),
+    [
+        (400, 20, 1, 1.0, 1, 9),
+        (60, 20, 1, 1.0, 1, 1),
+        (59, 20, 1, 1.0, 1, 0),
+        (20, 20, 8, 1.0, 1, 0),
+        (300, 12, 8, 2 / 3, 8, 12),
+        (60, 12, 8, 2 / 3, 3, 1),
+    ],
+)
+def test_updates_within_the_budget(budget, run, asked, share, candidates, updates):
+    assert updates_within(budget, run, asked, share) == (candidates, updates)
+    spent = candidates * run + updates * 2 * share * run
+    assert spent <= budget < spent + 2 * share * run
 
 
 def test_paired_interval_covers_the_mean_as_often_as_it_says():

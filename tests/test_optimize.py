@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from sgool import tiny
 from sgool.errors import SgoolError
-from sgool.generate import generate
+from sgool.generate import CANDIDATE_STRIDE, generate
 from sgool.guidance.loss import SaliencyLoss
 from sgool.optimize import Stop
 from sgool.samplers import Branch, Network, Trajectory, get_sampler, make_schedule
@@ -20,7 +19,9 @@ PROMPT = "a small penguin and a pizza on a green background"
 
 
 def values(**changes):
-    return settings({**tiny.DEFAULTS, "steps": 4, "iterations": 2, "cutouts": 2, "patience": 0, **changes})
+    return settings(
+        {**tiny.DEFAULTS, "steps": 4, "strength": 1.0, "iterations": 2, "cutouts": 2, "patience": 0, **changes}
+    )
 
 
 def test_gradient_of_the_whole_chain_is_that_of_full_autograd(backend, guides):
@@ -58,6 +59,19 @@ def test_a_run_returns_the_best_image_and_counts_its_work(backend, guides):
     assert again.losses == result.losses and torch.equal(again.best.image, result.best.image)
 
 
+class Promising:
+    """A guide that likes the image best that is the `liked`-th to be asked about."""
+
+    def __init__(self, clip, liked):
+        self.clip, self.hopes = clip, iter([1.0 if i == liked else 0.0 for i in range(9)])
+
+    def __getattr__(self, name):
+        return getattr(self.clip, name)
+
+    def similarity(self, image, prompt):
+        return next(self.hopes)
+
+
 class Scripted:
     """A selector with given scores, one for each image in turn."""
 
@@ -69,21 +83,51 @@ class Scripted:
 
 
 @pytest.mark.parametrize(
-    ("scores", "to_beat", "kept"),
+    ("scores", "kept"),
     [
-        ([0.5, 0.9, 0.83, 0.7], -math.inf, 2),  # keeps 33 of 40 hundredths of the gain, the last one 20
-        ([0.5, 0.9, 0.81, 0.7], -math.inf, 1),
-        ([0.5, 0.83, 0.9, 0.83], -math.inf, 3),
-        ([0.5, 0.9, 0.83, 0.7], 0.7, 1),  # 13 of 20
-        ([0.5, 0.4, 0.5, 0.3], -math.inf, 0),
-        ([0.5, 0.6, 0.7, 0.6], 0.8, 0),
+        ([0.5, 0.9, 0.83, 0.7], 1),
+        ([0.5, 0.83, 0.9, 0.9], 2),
+        ([0.5, 0.4, 0.5, 0.3], 0),
     ],
 )
-def test_of_images_that_gain_nearly_as_much_the_latest_is_kept(backend, guides, scores, to_beat, kept):
+def test_the_image_with_the_highest_score_is_kept_and_the_first_when_none_beats_it(backend, guides, scores, kept):
     scripted = replace(guides, selector=Scripted(scores))
-    result = generate(backend, scripted, PROMPT, values(iterations=3), seed=1, to_beat=to_beat)
+    result = generate(backend, scripted, PROMPT, values(iterations=3), seed=1)
     assert result.scores == scores and result.best.iteration == kept
     assert (result.best is result.first) == (kept == 0)
+
+
+@pytest.mark.parametrize("liked", [0, 1, 2])
+def test_of_several_starts_the_one_that_the_guide_likes_best_is_improved(backend, guides, liked):
+    """The selector, which likes the first start best, has no part in it, but keeps that one if nothing beats it."""
+    noises = [backend.noise(1 + CANDIDATE_STRIDE * i) for i in range(3)]
+    promising = replace(guides, clip=Promising(guides.clip, liked), selector=Scripted([0.9, 0.2, 0.3, 0.5, 0.6]))
+    seen = []
+    result = generate(
+        backend,
+        promising,
+        PROMPT,
+        values(iterations=1, candidates=3, learning_rate=0.0),
+        seed=1,
+        on_image=lambda _, newest: seen.append(newest.latent),
+    )
+    schedule = make_schedule(backend.alphas_cumprod, 4)
+    trajectory = Trajectory(get_sampler("bdia"), schedule, backend.network(PROMPT, "", 4.0))
+    chosen = trajectory.image(trajectory.run(trajectory.initial(noises[liked])))
+    assert torch.allclose(seen[0], chosen, atol=1e-5)
+    assert result.best is result.first and result.first.score == 0.9
+    assert result.unet_evals == 2 * 4 * (3 + 2)
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])
+def test_from_partway_only_the_rest_of_the_sampling_is_gone_back_through(backend, guides, strength):
+    own = values(steps=8, strength=strength, sampler="ddim", learning_rate=0.0, iterations=1)
+    result = generate(backend, guides, PROMPT, own, seed=6)
+    plain = generate(backend, guides, PROMPT, values(method="none", sampler="ddim", steps=8), seed=6)
+    assert torch.allclose(result.first.latent, plain.first.latent, atol=1e-6)
+    assert result.unet_evals == 2 * 8 * (1 + 2 * strength)
+    with_update = generate(backend, guides, PROMPT, {**own, "learning_rate": 0.05}, seed=6)
+    assert with_update.losses[1] != result.losses[1]
 
 
 def test_without_saliency_the_loss_falls(backend, guides):
@@ -184,7 +228,7 @@ def test_patience_stops_a_run_that_does_not_improve(backend, guides):
     assert len(result.scores) == 3 and "Stopped early" in result.ended
     scripted = replace(guides, selector=Scripted([0.5, 0.9, 0.89, 0.88, 0.87]))
     result = generate(backend, scripted, PROMPT, values(iterations=6, patience=2))
-    assert len(result.scores) == 4 and result.best.iteration == 3  # kept for being late, though no better
+    assert len(result.scores) == 4 and result.best.iteration == 1
 
 
 def test_memory_does_not_grow_with_the_steps(backend, guides):

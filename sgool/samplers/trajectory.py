@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sgool.errors import NotRepeatable, SgoolError
+from sgool.samplers import ddim
 from sgool.samplers.network import Network
 from sgool.samplers.sampler import Sampler
 from sgool.samplers.schedule import Schedule
@@ -30,8 +31,9 @@ class Final:
 class Trajectory:
     """A sampler on a schedule, from `start_node` (0 is pure noise) to the image at node T.
 
-    A starting state is a list of float64 latents [B, 4, h, w]: one of them (`initial`) or, carried back from an image,
-    the sampler's whole state (`invert`: two for BDIA, O-BELM and EDICT, one for DDIM). Both kinds can be run.
+    A starting state is a list of float64 latents [B, 4, h, w]: one of them (`initial`, `from_noise`) or, carried back
+    from an image, the sampler's whole state (`invert`: two for BDIA, O-BELM and EDICT, one for DDIM). Both kinds can be
+    run.
     """
 
     def __init__(self, sampler: Sampler, schedule: Schedule, network: Network, start_node: int = 0) -> None:
@@ -44,9 +46,22 @@ class Trajectory:
         self._weights = sampler.weights(schedule, start_node)
         self._image = sampler.image_index(schedule, start_node)
 
-    def initial(self, noise: Tensor) -> list[Tensor]:
+    def initial(self, latent: Tensor) -> list[Tensor]:
         """The starting state of one latent at the start node (at node 0: unit Gaussian noise)."""
-        return [_latent(noise)]
+        return [_latent(latent)]
+
+    def from_noise(self, noise: Tensor, on_step: OnStep | None = None) -> list[Tensor]:
+        """The starting state that unit Gaussian noise comes to when plain DDIM carries it to the start node.
+
+        No gradient goes back through these first steps, so they need no reversible sampler.
+        """
+        x = _latent(noise)
+        for i in range(self.start_node):
+            keep, c = ddim.step(self.schedule, i, i + 1)
+            x = keep * x + c * self.network(x, self.schedule.timesteps[i])
+            if on_step:
+                on_step(i + 1, self.schedule.steps)
+        return [x]
 
     def invert(self, image: Tensor, on_step: OnStep | None = None) -> list[Tensor]:
         """The starting state from which `run` gives this latent (taken as the latent at node T) again.

@@ -18,6 +18,7 @@ DEFAULTS: dict[str, Any] = {
     "saliency": "spectral",
     "threshold": 0.3,
     "min_size": 0.5,  # crops of at least the guide's 64 pixels, so that none is enlarged
+    "refresh": 1,  # the detector costs nothing here
     "clip_model": "embedded",
     "selector_model": "embedded",
     "memory": "fast",

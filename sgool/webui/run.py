@@ -142,7 +142,6 @@ def _attempt(
             values,
             seed=seed,
             init_latent=host.original if values["start"] == "image" else None,
-            to_beat=score,
             on_image=shown.image,
             on_step=shown.step,
         )
