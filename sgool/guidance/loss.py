@@ -85,7 +85,8 @@ class SaliencyLoss:
 
     prompt: what the image shall show. region_prompts: one per region, a list or one text separated by `[SEP]`; where
     empty or missing it is, with match_phrases and a prompt of several, the phrase that suits the region best, each
-    going to one region as long as there are enough (see `assign`), else the prompt itself.
+    going to one region (see `assign`; what is left over when all are given does not count, or things would be drawn
+    twice), else the prompt itself.
     saliency_weight: w in [0, 1].
     cutouts, power: see `random_cutouts`. whole: the image itself counts as one more cutout. reduce: the global distance
     is the mean over these, so that every one has a gradient, or DOODL's minimum. All go through CLIP in one batch.
@@ -110,7 +111,8 @@ class SaliencyLoss:
             raise SgoolError("The loss needs at least one cutout, or the whole image.")
         self.clip = clip
         self.prompt = prompt
-        self.region_prompts = region_prompts.split("[SEP]") if isinstance(region_prompts, str) else region_prompts or ()
+        texts = region_prompts.split("[SEP]") if isinstance(region_prompts, str) else region_prompts or ()
+        self.region_prompts = {number: text for number, text in enumerate(texts) if text.strip()}
         self.phrases = phrases(clean_prompt(prompt)) if match_phrases else []
         self.saliency_weight = saliency_weight
         self.cutouts = cutouts
@@ -122,28 +124,36 @@ class SaliencyLoss:
         self, image: Tensor, regions: Sequence[Region] = (), generator: torch.Generator | None = None
     ) -> Tensor:
         """The scalar loss of one image [1, 3, H, W] in [0, 1], at least 0; without regions the global part alone."""
-        salient = [(i, r) for i, r in enumerate(regions) if r.mass > 0] if self.saliency_weight else []
+        salient = self._compared(regions)
         views = [self.clip.resize(image)] if self.whole else []
         if self.cutouts:
             cutouts = random_cutouts(image, self.cutouts, min(self.clip.image_size), generator, self.power)
             views.append(self.clip.resize(cutouts))
-        crops = [self.clip.resize(crop(image, region)) for _, region in salient]
+        crops = [self.clip.resize(crop(image, regions[number])) for number in salient]
         embeddings = self.clip.encode_image(torch.cat(views + crops))
         seen = len(embeddings) - len(crops)
         distances = spherical_distance(embeddings[:seen], self.clip.encode_text(self.prompt))
         loss = distances.min() if self.reduce == "min" else distances.mean()
         if not crops:
             return loss
-        targets = self._targets(embeddings[seen:].detach(), [i for i, _ in salient])
-        mass = torch.tensor([region.mass for _, region in salient], dtype=loss.dtype, device=loss.device)
+        targets = self._targets(embeddings[seen:].detach(), salient)
+        mass = torch.tensor([regions[number].mass for number in salient], dtype=loss.dtype, device=loss.device)
         local = (mass / mass.sum() * spherical_distance(embeddings[seen:], targets)).sum()
         return (1 - self.saliency_weight) * loss + self.saliency_weight * local
 
+    def _compared(self, regions: Sequence[Region]) -> list[int]:
+        """The numbers of the regions that count: the first ones for which there is something to compare them with."""
+        if not self.saliency_weight:
+            return []
+        salient = [number for number, region in enumerate(regions) if region.mass > 0]
+        free = [number for number in salient if number not in self.region_prompts]
+        left_over = free[len(self.phrases) :] if len(self.phrases) > 1 else []
+        return [number for number in salient if number not in left_over]
+
     def _targets(self, embeddings: Tensor, numbers: Sequence[int]) -> Tensor:
         """What each region is compared with, [N, D]; embeddings [N, D] are those of the crops."""
-        told = {i: text for i, text in enumerate(self.region_prompts) if text.strip()}
-        free = [row for row, number in enumerate(numbers) if number not in told]
-        targets = [self.clip.encode_text(told.get(number, self.prompt)) for number in numbers]
+        free = [row for row, number in enumerate(numbers) if number not in self.region_prompts]
+        targets = [self.clip.encode_text(self.region_prompts.get(number, self.prompt)) for number in numbers]
         if free and len(self.phrases) > 1:
             offered = torch.stack([self.clip.encode_text(phrase) for phrase in self.phrases])
             for row, phrase in zip(free, assign(embeddings[free] @ offered.T), strict=True):
@@ -155,19 +165,15 @@ def assign(similarity: Tensor) -> list[int]:
     """A phrase for each region: similarity [regions, phrases] -> the number of each region's phrase.
 
     The most similar pair first, then the most similar of what is left, so that a region which shows nothing clear gets
-    the thing that is missing; when all phrases are given they may be given again.
+    the thing that is missing. No phrase is given twice, and there must be enough of them.
     """
-    table = similarity.tolist()
-    regions, chosen = list(range(len(table))), dict[int, int]()
-    phrases_left: list[int] = []
-    while regions:
-        phrases_left = phrases_left or list(range(len(table[0])))
-        pairs = [(region, phrase) for region in regions for phrase in phrases_left]
-        region, phrase = max(pairs, key=lambda pair: table[pair[0]][pair[1]])
+    left = similarity.clone()
+    chosen = [-1] * len(left)
+    for _ in chosen:
+        region, phrase = divmod(int(left.argmax()), left.shape[1])
         chosen[region] = phrase
-        regions.remove(region)
-        phrases_left.remove(phrase)
-    return [chosen[region] for region in sorted(chosen)]
+        left[region], left[:, phrase] = -torch.inf, -torch.inf
+    return chosen
 
 
 def doodl_loss(clip: Clip, prompt: str) -> SaliencyLoss:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from sgool.errors import SgoolError
 
-SPECK = 0.05  # a component with less than this share of the heaviest one's saliency is dropped
+EXTENT = 0.5  # a place reaches as far as what is at least this share of its own peak
+SPECK = 0.05  # a place with less than this share of the heaviest one's saliency is dropped
+LOOKS = 16  # so many places are looked at, before the heaviest are chosen
 MAX_IOU = 0.3  # two regions that share more than this of their union become one,
 MAX_INSIDE = 0.6  # and so do two where the smaller one lies this far inside the other
 FLAT = 1e-3  # a map whose range is below this share of its peak points nowhere
@@ -73,12 +75,15 @@ def find_regions(
 ) -> list[Region]:
     """Crops around what stands out in a saliency map [H, W] of values >= 0, the most salient first.
 
-    The map is cut at `threshold` (0 to 1, a share of its peak) and falls into connected components (8-neighbours);
-    specks are dropped. The bounding box of each is padded on every side by `padding` times its longer side, grown to
-    at least `min_size` times the image's shorter side, and made square, shifted rather than cut at the image's border
-    (it stays oblong only where the image is too small). Boxes that overlap much are merged, until none do. At most
-    `max_regions` are returned; `mass` is the saliency inside each one's crop, scaled so that the returned ones sum
-    to 1. A map that points nowhere gives the whole image as one region.
+    Places are taken one after another, as the eye takes them (inhibition of return: Itti, Koch and Niebur, 1998): the
+    highest peak that no crop covers yet, as long as it has `threshold` (0 to 1) of the height of the first. A place is
+    the connected component (8-neighbours) around it of what is at least half as salient as its own peak, so that what
+    is faint is found whole beside what is glaring; specks are dropped. Its bounding box is padded on every side by
+    `padding` times its longer side, grown to at least `min_size` times the image's shorter side, and made square,
+    shifted rather than cut at the image's border (it stays oblong only where the image is too small). Boxes that
+    overlap much are merged, until none do. At most `max_regions` are returned; `mass` is the saliency inside each
+    one's crop, scaled so that the returned ones sum to 1. A map that points nowhere gives the whole image as its only
+    region.
 
     Raises SgoolError for a map that is not two-dimensional, empty or not finite, and for parameters out of range.
     """
@@ -97,28 +102,39 @@ def find_regions(
     if values.max() - values.min() <= FLAT * values.max():
         return [Region(0, 0, height, width, 1.0)]
 
-    smallest = ceil(min_size * min(height, width))
-    boxes = []
-    for box in _components(values, threshold):
-        longer = max(box.bottom - box.top, box.right - box.left)
-        boxes.append(box.squared(max(smallest, longer + 2 * ceil(padding * longer)), height, width))
-
-    boxes = _merged(boxes, height, width)
+    boxes = _merged(_places(values, threshold, ceil(min_size * min(height, width)), padding), height, width)
     held = {box: float(values[box.top : box.bottom, box.left : box.right].sum()) for box in boxes}
     chosen = sorted(boxes, key=held.__getitem__, reverse=True)[:max_regions]
     total = sum(held[box] for box in chosen)
     return [Region(b.top, b.left, b.bottom - b.top, b.right - b.left, held[b] / total) for b in chosen]
 
 
-def _components(values: np.ndarray, threshold: float) -> list[_Box]:
-    """Bounding boxes of the connected components of values >= threshold * peak that are no specks."""
+def _places(values: np.ndarray, threshold: float, smallest: int, padding: float) -> list[_Box]:
+    """The crop around each place that is looked at, specks left out; smallest in pixels."""
     import cv2
 
-    mask = (values >= threshold * values.max()).astype(np.uint8)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    mass = np.bincount(labels.ravel(), weights=values.ravel())[1:]  # label 0 is the rest of the image
-    keep = mass >= SPECK * mass.max()
-    return [_Box(y, x, y + h, x + w) for x, y, w, h, _ in stats[1:][keep].tolist()]
+    height, width = values.shape
+    rows, columns = np.indices(values.shape)
+    around = cv2.dilate(values, np.ones((3, 3)), borderType=cv2.BORDER_REPLICATE)
+    unseen = np.where((values >= around) & (values >= threshold * values.max()), values, 0.0)  # peaks only, no slopes
+    peaks: list[tuple[int, int]] = []
+    places: list[tuple[float, _Box]] = []
+    while unseen.any() and len(peaks) < LOOKS:
+        y, x = divmod(int(unseen.argmax()), width)
+        near = values >= EXTENT * values[y, x]
+        for row, column in peaks:  # what lies nearer to an earlier peak is that one's slope
+            near &= (rows - y) ** 2 + (columns - x) ** 2 <= (rows - row) ** 2 + (columns - column) ** 2
+        peaks.append((y, x))
+        _, labels = cv2.connectedComponents(near.astype(np.uint8), connectivity=8)
+        own = labels == labels[y, x]
+        (top, bottom), (left, right) = (np.flatnonzero(own.any(axis))[[0, -1]].tolist() for axis in (1, 0))
+        longer = max(bottom - top, right - left) + 1
+        side = max(smallest, longer + 2 * ceil(padding * longer))
+        box = _Box(top, left, bottom + 1, right + 1).squared(side, height, width)
+        places.append((float(values[own].sum()), box))
+        unseen[box.top : box.bottom, box.left : box.right] = 0
+    heaviest = max(mass for mass, _ in places)
+    return [box for mass, box in places if mass >= SPECK * heaviest]
 
 
 def _merged(boxes: list[_Box], height: int, width: int) -> list[_Box]:

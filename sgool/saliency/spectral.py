@@ -7,7 +7,8 @@ spectrum, P its phase and h the 3x3 average,
 
 No weights and no training. The paper takes a grey image; a red thing on an equally bright green ground is invisible
 there. So S is summed over luminance and the two opponent channels red-green and blue-yellow, each weighted by its
-variance, because exp(R) forgets a channel's contrast and a channel without content would add its noise in full. The
+variance, because exp(R) forgets a channel's contrast and a channel without content would add its noise in full; and
+the map is the root of it, so that a thing of half the contrast is half as salient and not a quarter. The
 borders are faded out before the transform, which takes an image to be periodic and would see an edge there. On 200
 scenes of one or two emoji (a fifth of the picture wide, or larger) on plain and patterned grounds the peak of the
 map fell on a subject in 85 % with grey alone, in 98 % with colour, and in all with colour and faded borders.
@@ -40,7 +41,7 @@ def spectral_residual(image: Tensor) -> Tensor:
         variance = channel.var(unbiased=False)
         if variance > FLAT:
             total += variance * _residual_energy(channel)
-    total = _gaussian(total)[None, None]
+    total = _gaussian(total).sqrt()[None, None]
     smooth = F.interpolate(total, size=(height, width), mode="bilinear", align_corners=False)[0, 0]
     return smooth / smooth.max().clamp(min=torch.finfo(smooth.dtype).tiny)
 

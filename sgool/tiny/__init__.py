@@ -16,8 +16,8 @@ DEFAULTS: dict[str, Any] = {
     "steps": 10,
     "guidance_scale": 4.0,
     "saliency": "spectral",
-    "threshold": 0.3,
-    "min_size": 0.5,  # crops of at least the guide's 64 pixels, so that none is enlarged
+    "threshold": 0.25,
+    "min_size": 0.45,
     "refresh": 1,  # the detector costs nothing here
     "clip_model": "embedded",
     "selector_model": "embedded",
