@@ -231,7 +231,7 @@ def test_small_images_still_give_different_cutouts() -> None:
 
 def test_loss_is_the_weighted_sum_of_single_distances(clip: Clip) -> None:
     image = torch.rand(1, 3, 64, 48)
-    regions = [Box(0, 0, 20, 20, 0.2), Box(1, 1, 9, 9, 0.0), Box(10, 8, 40, 32, 0.6)]
+    regions = [Box(0, 0, 20, 20, 0.1), Box(1, 1, 9, 9, 0.0), Box(10, 8, 40, 32, 0.9)]  # roots of 1 to 3
     loss = SaliencyLoss(clip, "a red car", region_prompts=" [SEP] a dog [SEP] a tree", saliency_weight=0.3, cutouts=5)
 
     def distance(picture: torch.Tensor, prompt: str) -> float:

@@ -81,7 +81,8 @@ def crop(image: Tensor, region: Region) -> Tensor:
 
 
 class SaliencyLoss:
-    """(1 - w) * global + w * sum_r mass_r * distance(crop_r), with the masses of the regions summing to one.
+    """(1 - w) * global + w * sum_r v_r * distance(crop_r), where v_r is the root of the region's share of the saliency,
+    scaled so that they sum to one: what is faint draws the eye less, and is in more need of mending.
 
     prompt: what the image shall show. region_prompts: one per region, a list or one text separated by `[SEP]`; where
     empty or missing it is, with match_phrases and a prompt of several, the phrase that suits the region best, each
@@ -137,8 +138,8 @@ class SaliencyLoss:
         if not crops:
             return loss
         targets = self._targets(embeddings[seen:].detach(), salient)
-        mass = torch.tensor([regions[number].mass for number in salient], dtype=loss.dtype, device=loss.device)
-        local = (mass / mass.sum() * spherical_distance(embeddings[seen:], targets)).sum()
+        weights = loss.new_tensor([regions[number].mass for number in salient]).sqrt()
+        local = (weights / weights.sum() * spherical_distance(embeddings[seen:], targets)).sum()
         return (1 - self.saliency_weight) * loss + self.saliency_weight * local
 
     def _compared(self, regions: Sequence[Region]) -> list[int]:
