@@ -122,8 +122,9 @@ def optimise(
                 hope = promise(result.first.image)
             other = trajectory.run(rival(), on_step)
             seen = _plain(backend, trajectory.image(other), regions, select).best
-            if promise(seen.image) > hope:
-                final, hope = other, promise(seen.image)
+            hoped = promise(seen.image)
+            if hoped > hope:
+                final, hope = other, hoped
                 result.best = max(result.first, seen, key=lambda snapshot: snapshot.score)
         for iteration in range(iterations + 1):
             latent = trajectory.image(final).detach()

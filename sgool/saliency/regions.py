@@ -114,17 +114,16 @@ def _places(values: np.ndarray, threshold: float, smallest: int, padding: float)
     import cv2
 
     height, width = values.shape
-    rows, columns = np.indices(values.shape)
+    rows, columns = np.ogrid[:height, :width]
     around = cv2.dilate(values, np.ones((3, 3)), borderType=cv2.BORDER_REPLICATE)
     unseen = np.where((values >= around) & (values >= threshold * values.max()), values, 0.0)  # peaks only, no slopes
-    peaks: list[tuple[int, int]] = []
+    nearest = np.full(values.shape, np.inf)  # squared distance to the nearest earlier peak
     places: list[tuple[float, _Box]] = []
-    while unseen.any() and len(peaks) < LOOKS:
+    while unseen.any() and len(places) < LOOKS:
         y, x = divmod(int(unseen.argmax()), width)
-        near = values >= EXTENT * values[y, x]
-        for row, column in peaks:  # what lies nearer to an earlier peak is that one's slope
-            near &= (rows - y) ** 2 + (columns - x) ** 2 <= (rows - row) ** 2 + (columns - column) ** 2
-        peaks.append((y, x))
+        distance = (rows - y) ** 2 + (columns - x) ** 2
+        near = (values >= EXTENT * values[y, x]) & (distance <= nearest)  # the rest is the slope of an earlier one
+        nearest = np.minimum(nearest, distance)
         _, labels = cv2.connectedComponents(near.astype(np.uint8), connectivity=8)
         own = labels == labels[y, x]
         (top, bottom), (left, right) = (np.flatnonzero(own.any(axis))[[0, -1]].tolist() for axis in (1, 0))
