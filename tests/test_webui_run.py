@@ -7,6 +7,7 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from modules import processing, scripts
@@ -216,6 +217,24 @@ def test_guides_are_kept_for_the_next_run(webui):
     webui.make({"learning_rate": 0.3})
     assert models._last is kept
     assert not kept[1].clip._texts and not kept[1].selector._texts
+
+
+class HalfGelu(torch.nn.GELU):
+    """As the WebUI's own is on a GPU with --upcast-sampling."""
+
+    def forward(self, x):
+        return super().forward(x.float()).half()
+
+
+def test_the_webuis_own_gelu_in_half_precision_is_none_of_ours(webui, monkeypatch):
+    block = open_clip.transformer.ResidualAttentionBlock
+    init = block.__init__
+    monkeypatch.setattr(block, "__init__", lambda *args, **kwargs: init(*args, **{**kwargs, "act_layer": HalfGelu}))
+    monkeypatch.setattr(models, "_last", None)
+    p, processed = webui.make({"start": "noise"})
+    assert not p.comments
+    assert scores(processed.infotexts[0])
+    monkeypatch.setattr(models, "_last", None)
 
 
 def test_guides_move_once_for_a_batch(webui, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from modules import devices, paths
+from torch import nn
 
 from sgool.errors import SgoolError
 from sgool.generate import Guides, load_guides
@@ -33,7 +34,10 @@ def guides(values: Mapping[str, Any]) -> Iterator[Guides]:
         _last = None  # the old ones may go before the new ones come
         _check(values)
         progress.tell("SGOOL loads its networks; those that are missing are downloaded first")
-        _last = key, load_guides(values, models_dir(), devices.cpu)
+        loaded = load_guides(values, models_dir(), devices.cpu)
+        for clip in (loaded.clip, loaded.selector):
+            _plain_gelus(clip.model)
+        _last = key, loaded
     loaded = _last[1]
     try:
         yield loaded.to(devices.device)
@@ -54,3 +58,12 @@ def _check(values: Mapping[str, Any]) -> None:
         known = open_clip.list_pretrained_tags_by_model(name)
         if values[tag] not in known:
             raise SgoolError(f"{tag}: {name} has no weights {values[tag]!r}; some that it has: {', '.join(known[:5])}.")
+
+
+def _plain_gelus(network: nn.Module) -> None:
+    """With a GPU the WebUI gives every CLIP of open_clip its own GELU, for text encoders of Stable Diffusion 2: under
+    --upcast-sampling it returns the UNet's half precision, which a CLIP in float32 cannot take."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.GELU):
+                setattr(module, name, nn.GELU(child.approximate))
