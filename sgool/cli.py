@@ -145,6 +145,7 @@ def run_bench(args: argparse.Namespace) -> int:
 
     device, _ = machine(args.device, None)
     half = torch.float16 if device.type == "cuda" else torch.bfloat16
+    torch.backends.cudnn.allow_tf32 = False  # rows of float32 shall be of float32
     judge, guide = (load_clip_folder(tiny.CLIPS[name], device=device) for name in ("judge", "guide"))
     captions = [row["caption"] for row in read_captions(tiny.CAPTIONS)]
     backend, low = (load_backend("tiny", device=device, dtype=dtype) for dtype in (torch.float32, half))

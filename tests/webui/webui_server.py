@@ -183,16 +183,16 @@ def encode(image: Image.Image) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+ON_GPU = bool(os.environ.get("SGOOL_WEBUI_GPU"))
+"""Whether the WebUI works on its GPU, in half precision, or as elsewhere on the CPU."""
+
 FLAGS = (
     "--skip-prepare-environment",
     "--api",
-    "--skip-torch-cuda-test",
-    "--no-half",
-    "--use-cpu",
-    "all",
     "--no-download-sd-model",
     "--do-not-download-clip",
     "--disable-console-progressbars",
+    *(() if ON_GPU else ("--skip-torch-cuda-test", "--no-half", "--use-cpu", "all")),
 )
 
 OPTIONS = {

@@ -87,6 +87,8 @@ def _fail(network: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.
     fault.times -= 1
     if fault.kind == "memory":
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (a test)")
+    if fault.kind == "full":
+        torch.empty(2**50, dtype=torch.uint8, device=output.device)  # no GPU has as much: the real error
     if fault.kind == "error":
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (a test)")
     return output * float("nan")
@@ -177,6 +179,17 @@ def extension_metadata() -> dict[str, Any]:
     }
 
 
+def memory() -> dict[str, float]:
+    """Of the GPU, in GiB: what tensors take now, and the most that they took since `forget_peak`."""
+    gc.collect()
+    return {"allocated": torch.cuda.memory_allocated() / 2**30, "peak": torch.cuda.max_memory_allocated() / 2**30}
+
+
+def forget_peak() -> dict[str, float]:
+    torch.cuda.reset_peak_memory_stats()
+    return memory()
+
+
 def hooks() -> dict[str, Any]:
     return {"events": sgool_recorder.events, "attributes": sorted(sgool_recorder.attributes)}
 
@@ -190,6 +203,8 @@ def _add(_demo: Any, app: Any) -> None:
     app.add_api_route("/sgool-probe/arm", arm, methods=["POST"])
     app.add_api_route("/sgool-probe/starting", starting, methods=["GET"])
     app.add_api_route("/sgool-probe/random-model", random_model, methods=["POST"])
+    app.add_api_route("/sgool-probe/memory", memory, methods=["GET"])
+    app.add_api_route("/sgool-probe/memory", forget_peak, methods=["POST"])
     app.add_api_route("/sgool-probe/describe", describe_all, methods=["POST"])
 
 
