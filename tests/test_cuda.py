@@ -50,7 +50,7 @@ def test_noise_is_recovered_to_the_last_bit_and_the_gradient_is_autograds(model,
 def test_memory_does_not_grow_with_the_steps(model) -> None:
     rows = [exactness(model, PROMPT, "bdia", steps) for steps in (5, 50)]
     assert rows[1]["peak_memory_mb"] < 1.05 * rows[0]["peak_memory_mb"]
-    assert rows[1]["autograd_memory_mb"] > 5 * rows[0]["autograd_memory_mb"]
+    assert rows[1]["autograd_memory_mb"] > 4 * rows[0]["autograd_memory_mb"]
 
 
 def test_a_run_is_much_the_same_twice_and_needs_no_stored_latents(model, cuda_guides) -> None:
