@@ -151,8 +151,9 @@ def measure(work: Work, device: torch.device, truth: bool, repeats: int) -> dict
     seconds = None
     with shapes_only(truth) if device.type == "meta" else nullcontext():
         if device.type != "meta":
-            work(repeats, lambda: marks.append(_clock(device)))
-            seconds = mean(after - before for before, after in pairwise(marks))
+            warm = 1 if device.type == "cuda" else 0  # the first update loads the GPU's kernels
+            work(repeats + warm, lambda: marks.append(_clock(device)))
+            seconds = mean(after - before for before, after in pairwise(marks[warm:]))
             marks.clear()
         with PeakMemory(device) as memory, Flops() as flops:
             work(1, lambda: marks.append(flops.total))
