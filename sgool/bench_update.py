@@ -55,7 +55,7 @@ def bench_update(
     default the size's own. repeats: updates timed; the detector is asked in every third.
 
     Each row of `updates` is one update: `seconds`, `teraflop` (matrix products and convolutions, both ways),
-    `weights_mb` (all networks that are loaded; no text encoder) and `peak_memory_mb` beyond them. `ratios` are ours
+    `weights_mb` (all networks that are loaded; no text encoders) and `peak_memory_mb` beyond them. `ratios` are ours
     over DOODL's, as published and with its weights frozen. Raises SgoolError where the folder does not hold its code.
     """
     size = SIZES[name]
@@ -66,7 +66,7 @@ def bench_update(
     guides = random_guides(size, device)
     for memory in MEMORY:
         backend = RandomBackend(size, device, dtype, memory)
-        loaded = [backend.unet, backend.vae, *(clip.model for clip in (guides.clip, guides.selector))]
+        loaded = [backend.unet, backend.vae, *(clip.model.visual for clip in (guides.clip, guides.selector))]
         if isinstance(guides.detect.saliency_map, nn.Module):
             loaded.append(guides.detect.saliency_map)
         row = {"method": "sgool", "memory": memory, "weights_mb": _megabytes(loaded)}

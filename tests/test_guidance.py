@@ -130,6 +130,19 @@ def test_text_is_cleaned_and_long_text_is_averaged(clip: Clip) -> None:
     assert not text.is_inference()
 
 
+def test_only_the_image_encoder_takes_the_memory_of_another_device(tmp_path: Path) -> None:
+    """On "meta", where tensors have no values, the text encoder could not answer."""
+    clip = load_clip_folder(write_clip(tmp_path / "vit"))
+    before = clip.encode_text("a red car")
+    for moved in (clip.to("meta"), load_clip_folder(tmp_path / "vit", device="meta")):
+        devices = {name: weight.device.type for name, weight in moved.model.named_parameters()}
+        assert {name for name, kind in devices.items() if kind == "meta"} == {n for n in devices if "visual." in n}
+        assert moved.encode_text("a red car").device.type == moved.encode_image(torch.rand(1, 3, 50, 40)).device.type
+    clip.device = torch.device("cpu")  # its image encoder is lost, the text encoder as it was
+    clip._texts.clear()
+    torch.testing.assert_close(clip.encode_text("a red car"), before)
+
+
 def test_tokens_are_those_of_open_clip(clip: Clip) -> None:
     # 512 bytes, three merges, start, end: "red" is merge 2, "ca" merge 3, "r</w>" byte 'r' as the end of a word.
     r_end = 256 + (ord("r") - 33)

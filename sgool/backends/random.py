@@ -136,7 +136,8 @@ def random_clip(config: str | Mapping[str, Any], device: torch.device) -> Clip:
     import open_clip
     from open_clip.tokenizer import SimpleTokenizer
 
-    with initialising(device, torch.float32):
+    built = device if device.type == "meta" else torch.device("cpu")  # its text encoder stays there
+    with initialising(built, torch.float32):
         model = open_clip.CLIP(**(open_clip.get_model_config(config) if isinstance(config, str) else config))
     return Clip(model, BpeTokenizer(SimpleTokenizer(), TOKENS), device=device)
 

@@ -51,8 +51,11 @@ class BpeTokenizer:
 class Clip:
     """A CLIP model of open_clip, its parameters frozen; embeddings are float32 of unit length.
 
-    model: has `encode_image`, `encode_text` and `visual.image_size`. tokenizer: `list of str -> int64 [N, context]`.
-    mean, std: normalisation per colour channel; by default the model's own, else OpenAI's.
+    Only its image encoder goes to `device`: a run asks the text encoder once, and a GPU has better use for the memory.
+
+    model: has `encode_image` by its `visual`, `encode_text`, `logit_scale` and `visual.image_size`.
+    tokenizer: `list of str -> int64 [N, context]`. mean, std: normalisation per colour channel; by default the model's
+    own, else OpenAI's.
     """
 
     def __init__(
@@ -65,11 +68,11 @@ class Clip:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.model = model.to(dtype).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.device = torch.device(device)
         self.dtype = dtype
-        visual: Any = model.visual
+        visual: Any = model.visual.to(device)  # type: ignore[operator]
         size = visual.image_size
         self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         mean = mean or getattr(visual, "image_mean", None) or OPENAI_MEAN
@@ -82,9 +85,9 @@ class Clip:
         self._texts: dict[str, Tensor] = {}
 
     def to(self, device: torch.device | str) -> Clip:
-        """This CLIP, moved to another device."""
+        """This CLIP, its image encoder moved to another device."""
         self.device = torch.device(device)
-        self.model.to(self.device)
+        self.model.visual.to(self.device)  # type: ignore[operator]
         self._mean, self._std = self._mean.to(device), self._std.to(device)
         self._texts.clear()  # they would only ever become more, and are quickly made again
         return self
@@ -97,9 +100,10 @@ class Clip:
             parts = split_prompt(text, self._token_counter(), self.context_length - 2)
             # Out of inference mode, or the cached tensor could not take part in a later gradient.
             with torch.inference_mode(False), torch.no_grad():
-                encoded = self.model.encode_text(self.tokenizer(parts).to(self.device))  # type: ignore[operator]
+                tokens = self.tokenizer(parts).to(self.model.logit_scale.device)
+                encoded = self.model.encode_text(tokens)  # type: ignore[operator]
                 mean = F.normalize(encoded.float(), dim=-1).mean(0)
-                self._texts[text] = F.normalize(mean, dim=-1)
+                self._texts[text] = F.normalize(mean, dim=-1).to(self.device)
         return self._texts[text]
 
     def _token_counter(self) -> Callable[[str], int]:
