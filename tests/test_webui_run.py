@@ -234,7 +234,6 @@ def test_the_webuis_own_gelu_in_half_precision_is_none_of_ours(webui, monkeypatc
     p, processed = webui.make({"start": "noise"})
     assert not p.comments
     assert scores(processed.infotexts[0])
-    monkeypatch.setattr(models, "_last", None)
 
 
 def test_guides_move_once_for_a_batch(webui, monkeypatch):

@@ -44,9 +44,9 @@ def test_lowvram_is_refused(webui_folder, tmp_path) -> None:
 
 def test_the_networks_leave_the_gpu_after_a_run(server) -> None:
     make(server, BASE, SGOOL)
-    before = server.get("/sgool-probe/memory")["allocated"]
+    before = server.get("/sgool-probe/gpu-memory")["allocated"]
     make(server, BASE, SGOOL)
-    assert server.get("/sgool-probe/memory")["allocated"] == before
+    assert server.get("/sgool-probe/gpu-memory")["allocated"] == before
 
 
 def test_a_gpu_that_is_full_leaves_the_image_as_it_is(server) -> None:

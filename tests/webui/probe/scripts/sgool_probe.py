@@ -179,15 +179,10 @@ def extension_metadata() -> dict[str, Any]:
     }
 
 
-def memory() -> dict[str, float]:
-    """Of the GPU, in GiB: what tensors take now, and the most that they took since `forget_peak`."""
+def gpu_memory() -> dict[str, int]:
+    """Bytes that tensors take on the GPU."""
     gc.collect()
-    return {"allocated": torch.cuda.memory_allocated() / 2**30, "peak": torch.cuda.max_memory_allocated() / 2**30}
-
-
-def forget_peak() -> dict[str, float]:
-    torch.cuda.reset_peak_memory_stats()
-    return memory()
+    return {"allocated": torch.cuda.memory_allocated()}
 
 
 def hooks() -> dict[str, Any]:
@@ -203,8 +198,7 @@ def _add(_demo: Any, app: Any) -> None:
     app.add_api_route("/sgool-probe/arm", arm, methods=["POST"])
     app.add_api_route("/sgool-probe/starting", starting, methods=["GET"])
     app.add_api_route("/sgool-probe/random-model", random_model, methods=["POST"])
-    app.add_api_route("/sgool-probe/memory", memory, methods=["GET"])
-    app.add_api_route("/sgool-probe/memory", forget_peak, methods=["POST"])
+    app.add_api_route("/sgool-probe/gpu-memory", gpu_memory, methods=["GET"])
     app.add_api_route("/sgool-probe/describe", describe_all, methods=["POST"])
 
 
