@@ -42,7 +42,7 @@ ATTENTION = [
     "None",
 ]
 
-equal_on_cpus = pytest.mark.skipif(ON_GPU, reason="half precision, and a GPU's gradients, round differently each time")
+equal_on_cpus = pytest.mark.skipif(ON_GPU, reason="on a GPU the pictures of two runs differ a little")
 
 ONCE = {**SGOOL, "iterations": 1, "steps": 3, "cutouts": 1}
 """A run in which everything happens once."""
