@@ -130,6 +130,7 @@ def our_work(backend: RandomBackend, guides: Guides, steps: int) -> Work:
             loss=loss,
             regions=Regions(guides.detect, lambda saliency: regions, defaults["refresh"]),
             select=lambda image: guides.selector.similarity(image, PROMPT),
+            guide=lambda image: guides.clip.similarity(image, PROMPT),
             update=update,
             on_image=on_image,
         )

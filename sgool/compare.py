@@ -24,7 +24,7 @@ from tqdm import tqdm
 from sgool import tiny
 from sgool.backends.diffusers import DiffusersBackend, load_backend
 from sgool.errors import SgoolError
-from sgool.generate import CANDIDATE_STRIDE, Guides, generate, load_guides, sampler_name
+from sgool.generate import Guides, generate, load_guides, sampler_name
 from sgool.guidance.clip import Clip, load_clip_folder
 from sgool.samplers import get_sampler, make_schedule
 from sgool.settings import settings
@@ -36,8 +36,8 @@ PLAIN: dict[str, Any] = {"method": "none", "sampler": "ddim", "strength": 1.0, "
 
 OPTIMISERS: dict[str, dict[str, Any]] = {
     "doodl": {"method": "doodl", "sampler": "edict", "steps": 5, "strength": 1.0, "guidance_scale": 1.0, "patience": 0},
-    "global": {"saliency_weight": 0.0, "steps": 6, "strength": 0.67, "candidates": 8, "patience": 0},
-    "sgool": {"steps": 6, "strength": 0.67, "candidates": 8, "patience": 0},
+    "global": {"saliency_weight": 0.0, "steps": 6, "strength": 0.67, "candidates": 12, "patience": 0},
+    "sgool": {"steps": 6, "strength": 0.67, "candidates": 12, "patience": 0},
 }
 """What each optimiser chooses within the budget; the number of updates follows from it."""
 
@@ -83,9 +83,8 @@ def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str
     values = settings({**tiny.DEFAULTS, **own})
     network = 2 if values["guidance_scale"] > 1 else 1
     run = values["steps"] * network * (2 if values["sampler"] == "edict" else 1)
-    seeds = [seed]
     if method == "best-of-N":
-        seeds = [seed + CANDIDATE_STRIDE * i for i in range(max(1, budget // run))]
+        values["candidates"] = max(1, budget // run)
     elif method != "none":
         steps = values["steps"]
         node = get_sampler(sampler_name(values)).start_node(
@@ -94,12 +93,10 @@ def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str
         values["candidates"], values["iterations"] = updates_within(
             budget, run, values["candidates"], (steps - node) / steps
         )
-    results = [generate(backend, guides, caption, values, seed=s) for s in seeds]
-    best = max((result.best for result in results), key=lambda snapshot: snapshot.score)
+    result = generate(backend, guides, caption, values, seed=seed)
     seconds = time.monotonic() - begun
-    scores = _embeddings((caption, *rivals(caption, captions))) @ judge.encode_image(best.image)[0]
-    evals = sum(result.unet_evals for result in results)
-    return Trial(scores[0].item(), int(scores.argmax()) == 0, evals, seconds)
+    scores = _embeddings((caption, *rivals(caption, captions))) @ judge.encode_image(result.best.image)[0]
+    return Trial(scores[0].item(), int(scores.argmax()) == 0, result.unet_evals, seconds)
 
 
 def rivals(caption: str, captions: Sequence[str]) -> tuple[str, ...]:

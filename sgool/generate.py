@@ -140,16 +140,15 @@ def _attempt(
             return trajectory.invert(init_latent, on_step)
         return trajectory.from_noise(backend.noise(seed + CANDIDATE_STRIDE * number), on_step)
 
-    several = init_latent is None and method != "none"
     return optimise(
         backend,
         trajectory,
-        [partial(start, number) for number in range(values["candidates"] if several else 1)],
+        [partial(start, number) for number in range(values["candidates"] if init_latent is None else 1)],
         iterations=0 if method == "none" else values["iterations"],
         loss=loss,
         regions=Regions(guides.detect, region_finder(values), values["refresh"]),
         select=lambda image: guides.selector.similarity(image, prompt),
-        promise=lambda image: guides.clip.similarity(image, prompt),
+        guide=lambda image: guides.clip.similarity(image, prompt),
         update=update,
         patience=values["patience"],
         seed=seed,

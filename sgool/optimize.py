@@ -26,7 +26,7 @@ from sgool.samplers import Trajectory
 from sgool.update import Update
 
 Select = Callable[[Tensor], float]
-"""The selector: image [1, 3, H, W] in [0, 1] -> score, the higher the better. Never optimised against."""
+"""An image [1, 3, H, W] in [0, 1] -> score, the higher the better."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def optimise(
     loss: SaliencyLoss,
     regions: Regions,
     select: Select,
+    guide: Select,
     update: Update,
-    promise: Select | None = None,
     patience: int = 0,
     seed: int = 0,
     on_image: Callable[[Result, Snapshot], None] | None = None,
@@ -99,32 +99,32 @@ def optimise(
 ) -> Result:
     """Improve a starting state over `iterations` updates, each of them rendered.
 
-    starts: each makes a starting state; where there are several, each is rendered once and the one whose image has the
-    most promise is improved. `Result.first` is always that of the first. promise: the higher the better; by default
-    the selector, but a start that it chose has its errors in its favour, and may win against what is better.
+    select: the selector, which is never optimised against and picks the best image. starts: each makes a starting
+    state; where there are several, each is rendered once, and the one whose image has the largest sum of the selector's
+    and the guide's score is improved, as nothing has been optimised against either yet. `Result.first` is always that
+    of the first.
 
     on_image is called with the result so far and the newest image; on_step(done, total) after every sampler step.
     Both may raise Stop, and Ctrl-C counts as that. A failure after the first image (a network that returns NaN, no
     memory left) ends the run with the best image so far; before it, SgoolError or the failure itself is raised.
     """
     begun = time.monotonic()
-    promise = promise or select
     evals = _evals(trajectory)
     generator = torch.Generator().manual_seed(seed)
     result: Result | None = None
     newest: Snapshot | None = None
     try:
         final = trajectory.run(starts[0](), on_step)
-        hope = -math.inf
+        promise = -math.inf
         for rival in starts[1:]:
             if result is None:
                 result = _plain(backend, trajectory.image(final), regions, select)
-                hope = promise(result.first.image)
+                promise = result.first.score + guide(result.first.image)
             other = trajectory.run(rival(), on_step)
             seen = _plain(backend, trajectory.image(other), regions, select).best
-            hoped = promise(seen.image)
-            if hoped > hope:
-                final, hope = other, hoped
+            promised = seen.score + guide(seen.image)
+            if promised > promise:
+                final, promise = other, promised
                 result.best = max(result.first, seen, key=lambda snapshot: snapshot.score)
         for iteration in range(iterations + 1):
             latent = trajectory.image(final).detach()

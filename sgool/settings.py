@@ -80,7 +80,7 @@ SETTINGS: dict[str, Setting] = {
     "candidates": Setting(
         1,
         "Starting noises tried",
-        "how many starting noises are tried first; only the one that CLIP likes best is improved",
+        "how many starting noises are tried first; only the one that CLIP model and selector like best is improved",
         1,
         1000,
     ),

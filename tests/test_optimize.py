@@ -59,24 +59,14 @@ def test_a_run_returns_the_best_image_and_counts_its_work(backend, guides):
     assert again.losses == result.losses and torch.equal(again.best.image, result.best.image)
 
 
-class Promising:
-    """A guide that likes the image best that is the `liked`-th to be asked about."""
+class Scripted:
+    """A CLIP with given scores, one for each image in turn; all else is that of a real one, where it is given."""
 
-    def __init__(self, clip, liked):
-        self.clip, self.hopes = clip, iter([1.0 if i == liked else 0.0 for i in range(9)])
+    def __init__(self, scores, clip=None):
+        self.scores, self.clip = iter(scores), clip
 
     def __getattr__(self, name):
         return getattr(self.clip, name)
-
-    def similarity(self, image, prompt):
-        return next(self.hopes)
-
-
-class Scripted:
-    """A selector with given scores, one for each image in turn."""
-
-    def __init__(self, scores):
-        self.scores = iter(scores)
 
     def similarity(self, image, prompt):
         return next(self.scores)
@@ -97,15 +87,24 @@ def test_the_image_with_the_highest_score_is_kept_and_the_first_when_none_beats_
     assert (result.best is result.first) == (kept == 0)
 
 
-@pytest.mark.parametrize("liked", [0, 1, 2])
-def test_of_several_starts_the_one_that_the_guide_likes_best_is_improved(backend, guides, liked):
-    """The selector, which likes the first start best, has no part in it, but keeps that one if nothing beats it."""
+@pytest.mark.parametrize(
+    ("guide", "selector", "liked"),
+    [
+        ([0.5, 0.6, 0.9], [0.9, 0.7, 0.2], 0),
+        ([0.5, 0.8, 0.9], [0.9, 0.7, 0.2], 1),  # neither's favourite
+        ([0.5, 0.8, 1.5], [0.9, 0.7, 0.2], 2),
+    ],
+)
+def test_of_several_starts_the_one_that_guide_and_selector_like_best_is_improved(
+    backend, guides, guide, selector, liked
+):
+    """The first start's image, which the selector alone likes best, is kept if nothing beats it there."""
     noises = [backend.noise(1 + CANDIDATE_STRIDE * i) for i in range(3)]
-    promising = replace(guides, clip=Promising(guides.clip, liked), selector=Scripted([0.9, 0.2, 0.3, 0.5, 0.6]))
+    scripted = replace(guides, clip=Scripted(guide, guides.clip), selector=Scripted([*selector, 0.5, 0.6]))
     seen = []
     result = generate(
         backend,
-        promising,
+        scripted,
         PROMPT,
         values(iterations=1, candidates=3, learning_rate=0.0),
         seed=1,
@@ -117,6 +116,16 @@ def test_of_several_starts_the_one_that_the_guide_likes_best_is_improved(backend
     assert torch.allclose(seen[0], chosen, atol=1e-5)
     assert result.best is result.first and result.first.score == 0.9
     assert result.unet_evals == 2 * 4 * (3 + 2)
+
+
+def test_without_updates_the_best_of_several_starts_comes_out(backend, guides):
+    """Method none with candidates is best-of-N: the plain image of the start that both CLIPs like best."""
+    scripted = replace(guides, clip=Scripted([0.5, 0.8, 0.9], guides.clip), selector=Scripted([0.6, 0.7, 0.2, 0.7]))
+    own = values(method="none", sampler="ddim", candidates=3)
+    result = generate(backend, scripted, PROMPT, own, seed=1)
+    plain = generate(backend, guides, PROMPT, {**own, "candidates": 1}, seed=1 + CANDIDATE_STRIDE)
+    assert torch.allclose(result.best.latent, plain.first.latent, atol=1e-6)
+    assert result.unet_evals == 2 * 4 * 3
 
 
 @pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])
