@@ -36,8 +36,8 @@ PLAIN: dict[str, Any] = {"method": "none", "sampler": "ddim", "strength": 1.0, "
 
 OPTIMISERS: dict[str, dict[str, Any]] = {
     "doodl": {"method": "doodl", "sampler": "edict", "steps": 5, "strength": 1.0, "guidance_scale": 1.0, "patience": 0},
-    "global": {"saliency_weight": 0.0, "steps": 6, "strength": 0.67, "candidates": 12, "patience": 0},
-    "sgool": {"steps": 6, "strength": 0.67, "candidates": 12, "patience": 0},
+    "global": {"saliency_weight": 0.0, "steps": 6, "strength": 0.67, "candidates": 8, "patience": 0},
+    "sgool": {"steps": 6, "strength": 0.67, "candidates": 8, "patience": 0},
 }
 """What each optimiser chooses within the budget; the number of updates follows from it."""
 
