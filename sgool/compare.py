@@ -115,11 +115,11 @@ def _embeddings(captions: tuple[str, ...]) -> torch.Tensor:
 def read_captions(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV with a column ``caption`` (and, for strata, ``size`` and ``background``); others are kept."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SgoolError(f"The captions {path} cannot be read: {error}") from error
-    if not rows or not all(row.get("caption") for row in rows):
+    if not rows or not all((row.get("caption") or "").strip() for row in rows):
         raise SgoolError(f"The captions {path} need a header with a column 'caption', and a caption in each line.")
     return rows
 
@@ -138,8 +138,8 @@ def compare(
 
     "methods" and "subsets" hold what `summarise` gives, "trials" every single image; see ``render_tables``.
     """
-    if limit < 1 or seeds < 1 or budget < 1:
-        raise SgoolError("--limit, --seeds and --budget must be at least 1.")
+    if min(limit, seeds, budget, 1 if jobs is None else jobs) < 1:
+        raise SgoolError("--limit, --seeds, --budget and --jobs must be at least 1.")
     if unknown := [name for name in methods if name not in METHODS]:
         raise SgoolError(f"There is no method {unknown[0]!r} to compare; there are {', '.join(METHODS)}.")
     rows = read_captions(path or tiny.CAPTIONS)
@@ -149,9 +149,11 @@ def compare(
         (method, row["caption"], seed, budget, captions) for row in tried for seed in range(seeds) for method in methods
     ]
     pool = ProcessPoolExecutor(min(jobs or os.cpu_count() or 1, len(tasks)), mp_context=get_context("spawn"))
-    with pool:
+    try:
         futures = [pool.submit(trial, *task) for task in tasks]
         done = [future.result() for future in tqdm(futures, desc="compare", unit="image", disable=not progress)]
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C or a failure the rest is not made
     trials = {method: done[i :: len(methods)] for i, method in enumerate(methods)}
     everything = np.ones(len(tried) * seeds, bool)
     subsets = {"all": everything}

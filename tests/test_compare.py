@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from sgool import tiny
 from sgool.cli import main
-from sgool.compare import METHODS, paired, read_captions, rivals, updates_within
+from sgool.compare import METHODS, compare, paired, read_captions, rivals, updates_within
+from sgool.errors import SgoolError
 from sgool.tiny import world
 
 
@@ -73,6 +76,29 @@ def test_compare_runs_the_methods_asked_for(capsys):
     assert list(json.loads(capsys.readouterr().out)["methods"]) == ["none", "best-of-N"]
     assert main([*asked, "best"]) == 2
     assert "no method 'best'" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_comparison_without_making_the_rest(monkeypatch):
+    made, stop = [], threading.Event()
+
+    def slow(*task):
+        made.append(task)
+        stop.wait(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sgool.compare.trial", slow)
+    monkeypatch.setattr("sgool.compare.ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
+    with pytest.raises(KeyboardInterrupt):
+        compare(limit=9, jobs=1, methods=["none"], progress=False)
+    assert len(made) <= 2
+
+
+def test_captions_as_a_spreadsheet_writes_them(tmp_path):
+    (tmp_path / "captions.csv").write_text("caption,size\na car,large\n", encoding="utf-8-sig")
+    assert read_captions(tmp_path / "captions.csv") == [{"caption": "a car", "size": "large"}]
+    (tmp_path / "captions.csv").write_text("caption,size\na car,large\n   ,small\n")
+    with pytest.raises(SgoolError, match="a caption in each line"):
+        read_captions(tmp_path / "captions.csv")
 
 
 def test_rivals_are_the_other_captions_and_the_near_misses():
