@@ -14,7 +14,7 @@ from sgool.guidance.loss import spherical_distance
 from sgool.samplers import Trajectory, get_sampler, make_schedule
 
 RATES = (0.003, 0.01, 0.03, 0.1)
-"""Lengths of a step, as a share of the starting noise's root mean square; 0.1 is the default learning rate."""
+"""Lengths of a step, as a share of the starting noise's root mean square; the default learning rate is 0.05."""
 
 
 def descent(backend: Backend, clip: Clip, captions: Sequence[str], scale: float, steps: int = 6) -> dict[str, Any]:

@@ -60,6 +60,8 @@ class Doodl:
         self.clip = clip
         self.networks: list[nn.Module] = [backend.unet, backend.vae, clip.model]
         self.module = _import(folder)
+        if not hasattr(self.module, "gen"):
+            raise SgoolError(f"{folder} is no checkout of github.com/salesforce/DOODL: its doodl.py has no `gen`.")
         self.arguments = {
             "cond_prompt": prompt,
             "model_guidance_type": "CLIP",
