@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sgool import __version__
-from sgool.errors import SgoolError
+from sgool.errors import SgoolError, out_of_memory
 
 DEMO_PROMPT = "a small frog and a car on a yellow background"
 
@@ -25,14 +25,19 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for an error the user can mend, 130 after Ctrl-C."""
-    args = build_parser().parse_args(arguments)
     try:
+        args = build_parser().parse_args(arguments)
         return args.run(args)
     except SgoolError as error:
         print(f"sgool: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        print("sgool: There is not enough memory; with --memory low a run takes less.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("sgool: Interrupted before there was an image.", file=sys.stderr)
+        print("sgool: Interrupted.", file=sys.stderr)
         return 130
 
 
@@ -158,7 +163,7 @@ def run_bench_update(args: argparse.Namespace) -> int:
     from sgool.bench_update import bench_update, render_tables
     from sgool.job import machine
 
-    device, dtype = machine(args.device, "float16" if args.device == "meta" else None)
+    device, dtype = machine(args.device, "float16" if args.device == "meta" else None, meta=True)
     steps = 2 if args.quick and args.steps is None else args.steps
     repeats = 1 if args.quick else 3
     figures = bench_update(args.size, device, dtype, doodl=args.doodl, steps=steps, repeats=repeats)

@@ -16,11 +16,15 @@ from sgool.backends import Backend
 from sgool.errors import NotRepeatable, SgoolError
 from sgool.guidance.clip import Clip, load_clip, load_clip_folder
 from sgool.guidance.loss import SaliencyLoss, doodl_loss
-from sgool.optimize import Regions, Result, Snapshot, optimise
+from sgool.guidance.prompt import clean_prompt
+from sgool.optimize import INTERRUPTED, Regions, Result, Snapshot, Stop, optimise
 from sgool.saliency import LoadedDetector, load_detector
 from sgool.saliency.regions import Region, find_regions
 from sgool.samplers import Trajectory, bdia, get_sampler, make_schedule
 from sgool.update import DoodlUpdate, Prior, SgoolUpdate, Update
+
+SEEDS = 2**63
+"""Seeds lie below this."""
 
 CANDIDATE_STRIDE = 1_000_003
 """Between the seeds of the candidates, so that those of neighbouring seeds differ."""
@@ -64,6 +68,21 @@ def load_guides(values: Mapping[str, Any], models_dir: Path, device: torch.devic
     )
 
 
+def check(prompt: str, negative_prompt: str, values: Mapping[str, Any], image: bool) -> None:
+    """Raises SgoolError for prompts that cannot be read or say nothing, and where start and image do not fit.
+
+    image: whether there is one to start from.
+    """
+    try:
+        (prompt + negative_prompt).encode()
+    except UnicodeEncodeError as error:
+        raise SgoolError("The prompt holds bytes that are no text (UTF-8).") from error
+    if not clean_prompt(prompt):
+        raise SgoolError("The prompt is empty: say what the image shall show.")
+    if (values["start"] == "image") != image:
+        raise SgoolError("The start from an image and an initial image go together: give both or neither.")
+
+
 def generate(
     backend: Backend,
     guides: Guides,
@@ -85,9 +104,15 @@ def generate(
     attempt = partial(_attempt, backend, guides, prompt, negative_prompt, seed, init_latent, on_image, on_step)
     result = attempt(values)
     if isinstance(result.error, NotRepeatable) and values["start"] == "noise":
-        spent = result.unet_evals, result.seconds
-        result = attempt({**values, "sampler": "ddim"})
-        result.unet_evals, result.seconds = result.unet_evals + spent[0], result.seconds + spent[1]
+        begun = result
+        try:
+            result = attempt({**values, "sampler": "ddim"})
+        except (Stop, KeyboardInterrupt):
+            begun.error, begun.ended = None, INTERRUPTED
+            return begun
+        except SgoolError:
+            return begun
+        result.unet_evals, result.seconds = result.unet_evals + begun.unet_evals, result.seconds + begun.seconds
         told = "The network does not repeat its predictions exactly, so the latents of all steps were stored."
         result.ended = f"{result.ended} {told}".strip()
     return result
@@ -104,17 +129,14 @@ def _attempt(
     on_step: Callable[[int, int], None] | None,
     values: Mapping[str, Any],
 ) -> Result:
-    if not prompt.strip():
-        raise SgoolError("The prompt is empty: say what the image shall show.")
-    if (values["start"] == "image") != (init_latent is not None):
-        raise SgoolError("The start from an image and an initial image go together: give both or neither.")
+    check(prompt, negative_prompt, values, init_latent is not None)
     method = values["method"]
     network = backend.network(prompt, negative_prompt, values["guidance_scale"])
     schedule = make_schedule(backend.alphas_cumprod, values["steps"])
     sampler = get_sampler(sampler_name(values))
     if sampler.name == "bdia" and init_latent is not None:
         sampler = bdia.sampler(gamma=1.0)  # what damps the way to the image would amplify the way back from it
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(~seed)  # not the starting noise once more
     trajectory = Trajectory(sampler, schedule, network, sampler.start_node(schedule, values["strength"]))
     update: Update = SgoolUpdate(
         Prior.gaussian() if init_latent is None and trajectory.start_node == 0 else None,
@@ -138,7 +160,7 @@ def _attempt(
     def start(number: int) -> list[Tensor]:
         if init_latent is not None:
             return trajectory.invert(init_latent, on_step)
-        return trajectory.from_noise(backend.noise(seed + CANDIDATE_STRIDE * number), on_step)
+        return trajectory.from_noise(backend.noise((seed + CANDIDATE_STRIDE * number) % SEEDS), on_step)
 
     return optimise(
         backend,

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from sgool import report, tiny
 from sgool.backends.diffusers import load_backend
 from sgool.errors import SgoolError
-from sgool.generate import generate, load_guides, sampler_name
+from sgool.generate import SEEDS, check, generate, load_guides
 from sgool.optimize import Result, Snapshot
 from sgool.settings import settings
 from sgool.weights import default_models_dir
@@ -36,7 +36,7 @@ class Job:
     prompt: str
     out: Path
     negative_prompt: str = ""
-    seed: int = 1
+    seed: int = 0
     model: str = "tiny"
     init_image: Path | None = None
     device: str | None = None
@@ -50,9 +50,10 @@ def run(job: Job) -> tuple[dict[str, Any], Result]:
 
     Raises SgoolError for bad input, before anything slow where that can be known.
     """
-    if not job.prompt.strip():
-        raise SgoolError("The prompt is empty: say what the image shall show.")
+    if not 0 <= job.seed < SEEDS:
+        raise SgoolError(f"The seed must lie between 0 and {SEEDS - 1}, not {job.seed}.")
     values = job_settings(job)
+    check(job.prompt, job.negative_prompt, values, job.init_image is not None)
     _check_folder(job.out)
     image = None if job.init_image is None else read_image(job.init_image)
     device, dtype = machine(job.device, job.dtype)
@@ -60,7 +61,7 @@ def run(job: Job) -> tuple[dict[str, Any], Result]:
     if job.model == "tiny":
         torch.set_num_threads(1)  # its layers are so small that a second thread only waits for the first
     backend = load_backend(job.model, device=device, dtype=dtype, memory=values["memory"])
-    guides = load_guides(values, job.models_dir or default_models_dir(), device)
+    guides = load_guides(values, (job.models_dir or default_models_dir()).expanduser(), device)
     if image is not None:
         image = fit(image, backend.size).to(device)
     if device.type == "cuda":
@@ -90,13 +91,19 @@ def job_settings(job: Job) -> dict[str, Any]:
     return settings({**own, **METHODS[given["method"]], **start, **job.values})
 
 
-def machine(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:
-    """The device and the UNet's dtype: by default CUDA in float16 where there is one, else the CPU in float32."""
+def machine(device: str | None, dtype: str | None, *, meta: bool = False) -> tuple[torch.device, torch.dtype]:
+    """The device and the UNet's dtype: by default CUDA in float16 where there is one, else the CPU in float32.
+
+    meta: whether torch's device without data will do. Raises SgoolError for a device that cannot be used.
+    """
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise SgoolError(f"The device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        torch.zeros(1, dtype=torch.float64, device=place)
+    except Exception as error:  # every kind of device has its own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SgoolError(f"The device {device!r} cannot be used here: {reason}") from error
+    if place.type == "meta" and not meta:
+        raise SgoolError("The device 'meta' holds no data; it only counts, in bench --size.")
     return place, getattr(torch, dtype or ("float16" if place.type == "cuda" else "float32"))
 
 
@@ -113,16 +120,16 @@ def write(job: Job, values: Mapping[str, Any], result: Result, device: torch.dev
         "comparison": report.comparison(before, looked, after, first.score, best.score, job.prompt),
     }
     if result.losses:
-        pictures["loss"] = report.loss_curve(result.losses, result.scores, best.iteration)
+        pictures["loss"] = report.loss_curve(result.losses, result.scores, result.best_update)
     figures = {
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
         "seed": job.seed,
         "model": job.model,
         **values,
-        "sampler": sampler_name(values),
+        "sampler": result.sampler,
         "iterations_done": result.iterations,
-        "best_iteration": best.iteration,
+        "best_iteration": result.best_update,
         "score_before": first.score,
         "score_after": best.score,
         "scores": result.scores,
@@ -135,7 +142,12 @@ def write(job: Job, values: Mapping[str, Any], result: Result, device: torch.dev
     }
     for name, picture in pictures.items():
         report.save_png(job.out / f"{name}.png", picture)
-    (job.out / "result.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    try:
+        if "loss" not in pictures:
+            (job.out / "loss.png").unlink(missing_ok=True)  # of an earlier run
+        (job.out / "result.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise SgoolError(f"{job.out / 'result.json'} could not be written: {error.strerror or error}.") from error
     return figures
 
 
@@ -152,19 +164,27 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def read_image(path: Path) -> Tensor:
-    """An image file as float32 [1, 3, H, W], RGB in [0, 1]. Raises SgoolError when it cannot be read."""
+    """An image file as float32 [1, 3, H, W], RGB in [0, 1]; what is transparent is white, as on a page.
+
+    Raises SgoolError when it cannot be read.
+    """
     import cv2
     import numpy as np
 
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        whole = None if image is None else cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     except (OSError, cv2.error) as error:
         raise SgoolError(f"The initial image {path} cannot be read: {error}") from error
     if image is None:
         raise SgoolError(f"The initial image {path} is not a picture that can be read.")
-    rgb = np.ascontiguousarray(image[..., ::-1])
-    return torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255
+    colours = image.astype(np.float32) / 255
+    if whole is not None and whole.ndim == 3 and whole.shape[2] == 4:
+        whole = whole.astype(np.float32) / {"uint8": 255, "uint16": 65535}.get(whole.dtype.name, 1)
+        colours = 1 - whole[..., 3:] * (1 - whole[..., :3])
+    rgb = np.ascontiguousarray(colours[..., ::-1])
+    return torch.from_numpy(rgb).permute(2, 0, 1)[None]
 
 
 def fit(image: Tensor, size: tuple[int, int], multiple: int = 64) -> Tensor:

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from sgool.backends import Backend
-from sgool.errors import SgoolError
+from sgool.errors import SgoolError, out_of_memory
 from sgool.guidance.loss import SaliencyLoss
 from sgool.saliency import SaliencyFunction
 from sgool.saliency.regions import Region
 from sgool.samplers import Trajectory
 from sgool.update import Update
+
+INTERRUPTED = "Interrupted; this is the best image so far."
 
 Select = Callable[[Tensor], float]
 """An image [1, 3, H, W] in [0, 1] -> score, the higher the better."""
@@ -45,7 +47,7 @@ class Snapshot:
 class Result:
     """What a run has come to. losses and scores: one per image made.
 
-    best: of the images along the run the one with the highest score, `first` when none beats it.
+    best: of the images along the run the one with the highest score, `first` when none beats it. sampler: its name.
     ended: why the run ended early, one sentence; empty when it did all its iterations. error: what made it fail.
     """
 
@@ -55,6 +57,7 @@ class Result:
     scores: list[float] = field(default_factory=list)
     ended: str = ""
     error: Exception | None = None
+    sampler: str = ""
     unet_evals: int = 0
     seconds: float = 0.0
 
@@ -62,6 +65,12 @@ class Result:
     def iterations(self) -> int:
         """Updates that were rendered; 0 also for a run that ended while its starts were tried."""
         return max(0, len(self.losses) - 1)
+
+    @property
+    def best_update(self) -> int:
+        """Which of `scores` is the best image's; -1 where it comes from a start that was tried, but not improved."""
+        number = self.best.iteration
+        return number if self.scores[number : number + 1] == [self.best.score] else -1
 
     @property
     def failed(self) -> bool:
@@ -147,13 +156,14 @@ def optimise(
     except (Stop, KeyboardInterrupt):
         if result is None:
             raise
-        result.ended = "Interrupted; this is the best image so far."
-    except (SgoolError, torch.cuda.OutOfMemoryError) as error:
-        if result is None:
+        result.ended = INTERRUPTED
+    except (SgoolError, RuntimeError, MemoryError) as error:
+        if result is None or not (isinstance(error, SgoolError) or out_of_memory(error)):
             raise
         result.error = error
         result.ended = f"Ended at iteration {len(result.losses)}; this is the best image so far. {error}"
     assert result is not None
+    result.sampler = trajectory.sampler.name
     result.unet_evals = _evals(trajectory) - evals
     result.seconds = time.monotonic() - begun
     return result
@@ -162,7 +172,7 @@ def optimise(
 @torch.no_grad()
 def _plain(backend: Backend, latent: Tensor, regions: Regions, select: Select) -> Result:
     """A result of one image that was only rendered."""
-    image = backend.decode(latent.float()).clamp(0, 1)
+    image = _visible(backend.decode(latent.float()))
     saliency = regions.detect(image)
     only = Snapshot(0, image, latent, select(image), saliency, tuple(regions.find(saliency)))
     return Result(only, only)
@@ -187,9 +197,7 @@ def _look(
     with torch.set_grad_enabled(not last):
         decoded = backend.decode(leaf)
         pixels = decoded.detach().float().requires_grad_(not last)
-        image = pixels.detach().clamp(0, 1)
-        if not torch.isfinite(image).all():
-            raise SgoolError("The decoder returned NaN or infinite values; use a higher precision.")
+        image = _visible(pixels.detach())
         saliency, found = (None, ()) if previous is None else (previous.saliency, previous.regions)
         if saliency is None or (iteration % regions.refresh == 0 and not last):
             saliency = regions.detect(image)
@@ -197,6 +205,13 @@ def _look(
         value = loss(pixels.clamp(0, 1), found, generator)
         cotangent = torch.zeros_like(latent) if last else _pull(value, pixels, decoded, leaf)
     return Snapshot(iteration, image, latent, select(image), saliency, found), value.item(), cotangent
+
+
+def _visible(decoded: Tensor) -> Tensor:
+    """What the decoder returned, as an image with values in [0, 1]; SgoolError where it has none."""
+    if not torch.isfinite(decoded).all():
+        raise SgoolError("The decoder returned NaN or infinite values; use a higher precision.")
+    return decoded.clamp(0, 1)
 
 
 def _pull(value: Tensor, pixels: Tensor, decoded: Tensor, leaf: Tensor) -> Tensor:

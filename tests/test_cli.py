@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
+from sgool import tiny
 from sgool.cli import main
+from sgool.job import read_image
 
 FILES = {"before.png", "after.png", "saliency.png", "loss.png", "comparison.png", "result.json"}
 FAST = ["--steps", "3", "--iterations", "1", "--cutouts", "1"]
@@ -56,6 +59,10 @@ BAD = [
     (["demo", "--saliency", "eyes"], "saliency must be one of"),
     (["demo", "--method", "magic"], "method must be one of"),
     (["demo", "--prompt", "  "], "prompt is empty"),
+    (["demo", "--prompt", "<lora:x:1>, ,"], "prompt is empty"),
+    (["demo", "--prompt", "a caf\udce9"], "no text (UTF-8)"),
+    (["demo", "--seed", "-1"], "seed must lie between 0 and"),
+    (["demo", "--seed", str(2**63)], "seed must lie between 0 and"),
     (["generate"], "required: --prompt"),
     (["demo", "--steps", "1"], "steps must be at least 2"),
     (["demo", "--steps", "many"], "invalid int value"),
@@ -66,10 +73,14 @@ BAD = [
     (["demo", "--model", "no-such-model"], "There is no model 'no-such-model'"),
     (["demo", "--init-image", "no-such.png"], "no-such.png cannot be read"),
     (["demo", "--start", "image"], "initial image"),
+    (["demo", "--start", "noise", "--init-image", "x.png"], "initial image"),
     (["demo", "--device", "abacus"], "device 'abacus'"),
+    (["demo", "--device", "meta"], "device 'meta'"),
+    (["bench", "--device", "meta"], "device 'meta'"),
     (["demo", "--clip-model", "ViT-Z-99"], "no CLIP model named"),
     (["compare", "--captions", "no-such.csv"], "no-such.csv cannot be read"),
     (["compare", "--limit", "0"], "--limit"),
+    (["compare", "--jobs", "-1"], "--jobs"),
     (["--nonsense"], "required: command"),
 ]
 
@@ -82,7 +93,7 @@ def test_bad_input_gets_one_line_and_code_2(arguments, sentence, tmp_path, capsy
     except SystemExit as leaving:
         code = leaving.code
     printed, told = capsys.readouterr()
-    lines = [line for line in told.splitlines() if line.startswith("sgool:")]
+    lines = [line for line in told.splitlines() if line and not line.startswith("Loading")]
     assert code == 2 and not printed and "Traceback" not in told
     assert len(lines) == 1 and sentence in lines[0]
 
@@ -91,6 +102,53 @@ def test_a_picture_that_is_none(tmp_path, capsys):
     (tmp_path / "in.png").write_text("not a picture")
     assert main(["demo", "--init-image", str(tmp_path / "in.png"), "--out", str(tmp_path)]) == 2
     assert "not a picture" in capsys.readouterr().err
+
+
+def test_what_is_transparent_in_the_initial_image_is_white(tmp_path):
+    picture = np.zeros((2, 2, 4), np.uint8)
+    picture[0, 0] = 200, 0, 100, 255  # blue, green, red
+    picture[0, 1] = 200, 0, 100, 51
+    picture[1, 0] = 255, 0, 255, 0
+    cv2.imwrite(str(tmp_path / "in.png"), picture)
+    read = read_image(tmp_path / "in.png")[0].permute(1, 2, 0) * 255
+    expected = [[[100, 0, 200], [224, 204, 244]], [[255, 255, 255], [255, 255, 255]]]
+    assert np.allclose(read.numpy(), expected, atol=0.01)
+    cv2.imwrite(str(tmp_path / "deep.png"), picture.astype(np.uint16) * 257)
+    assert np.allclose(read_image(tmp_path / "deep.png")[0].permute(1, 2, 0).numpy() * 255, expected, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "change", [{"in_channels": 9}, {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}]
+)
+def test_models_for_inpainting_and_sdxl_are_refused(change, tmp_path, capsys):
+    from diffusers import UNet2DConditionModel
+
+    shutil.copytree(tiny.MODEL, tmp_path / "model")
+    config = dict(UNet2DConditionModel.load_config(tiny.MODEL, subfolder="unet"))
+    more = {"projection_class_embeddings_input_dim": 48} if "addition_embed_type" in change else {}
+    UNet2DConditionModel.from_config({**config, **change, **more}).save_pretrained(tmp_path / "model" / "unet")
+    assert main(["demo", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]) == 2
+    assert "is not a Stable Diffusion 1.x or 2.x model" in capsys.readouterr().err
+
+
+def test_a_result_that_cannot_be_written_and_a_curve_of_an_earlier_run(tmp_path, capsys):
+    (tmp_path / "loss.png").write_bytes(b"of an earlier run")
+    (tmp_path / "result.json").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sgool.job._Teller.step", _at_the_second_start)
+        assert main(["demo", *FAST, "--candidates", "2", "--out", str(tmp_path)]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("sgool: ") and "result.json could not be written" in told
+    assert {path.name for path in tmp_path.iterdir()} == FILES - {"loss.png"}
+
+
+def test_no_memory_before_the_first_image(tmp_path, capsys, monkeypatch):
+    def full(*args):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+    monkeypatch.setattr("sgool.backends.diffusers.DiffusersBackend.decode", full)
+    assert main(["demo", *FAST, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("sgool: There is not enough memory")
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path, capsys):
@@ -130,14 +188,15 @@ def test_ctrl_c_writes_the_best_image_so_far(tmp_path):
     assert "Interrupted" in json.loads((tmp_path / "out" / "result.json").read_text())["ended"]
 
 
-def test_stopped_between_the_starting_noises_it_writes_the_best_of_them(tmp_path, monkeypatch):
-    def second(self, done, total):
-        if (done, total) == (1, 3):
-            self.begun = getattr(self, "begun", 0) + 1
-            if self.begun == 2:
-                raise KeyboardInterrupt
+def _at_the_second_start(self, done, total):
+    if (done, total) == (1, 3):
+        self.begun = getattr(self, "begun", 0) + 1
+        if self.begun == 2:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr("sgool.job._Teller.step", second)
+
+def test_stopped_between_the_starting_noises_it_writes_the_best_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("sgool.job._Teller.step", _at_the_second_start)
     assert main(["demo", *FAST, "--candidates", "3", "--out", str(tmp_path)]) == 130
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"loss.png"}
     assert json.loads((tmp_path / "result.json").read_text())["iterations_done"] == 0

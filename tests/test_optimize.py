@@ -14,6 +14,7 @@ from sgool.guidance.loss import SaliencyLoss
 from sgool.optimize import Stop
 from sgool.samplers import Branch, Network, Trajectory, get_sampler, make_schedule
 from sgool.settings import settings
+from sgool.update import DoodlUpdate
 
 PROMPT = "a small penguin and a pizza on a green background"
 
@@ -83,7 +84,7 @@ class Scripted:
 def test_the_image_with_the_highest_score_is_kept_and_the_first_when_none_beats_it(backend, guides, scores, kept):
     scripted = replace(guides, selector=Scripted(scores))
     result = generate(backend, scripted, PROMPT, values(iterations=3), seed=1)
-    assert result.scores == scores and result.best.iteration == kept
+    assert result.scores == scores and result.best.iteration == result.best_update == kept
     assert (result.best is result.first) == (kept == 0)
 
 
@@ -115,6 +116,7 @@ def test_of_several_starts_the_one_that_guide_and_selector_like_best_is_improved
     chosen = trajectory.image(trajectory.run(trajectory.initial(noises[liked])))
     assert torch.allclose(seen[0], chosen, atol=1e-5)
     assert result.best is result.first and result.first.score == 0.9
+    assert result.best_update == -1  # none of the images that the run made from the chosen start
     assert result.unet_evals == 2 * 4 * (3 + 2)
 
 
@@ -224,12 +226,76 @@ def test_a_network_that_does_not_repeat_itself_is_optimised_with_stored_latents(
     own = values(steps=8)
     result = generate(Unsteady(backend, 1e-3), guides, PROMPT, own, seed=1)
     assert "does not repeat" in result.ended and not result.failed and len(result.scores) == 3
+    assert result.sampler == "ddim"
     assert torch.isfinite(result.best.image).all()
     steady = generate(backend, guides, PROMPT, {**own, "sampler": "ddim"}, seed=1)
     assert (result.first.image - steady.first.image).abs().mean() < 0.02
     image = backend.encode(steady.first.image)
     carried = generate(Unsteady(backend, 1e-3), guides, PROMPT, {**own, "start": "image"}, init_latent=image)
     assert carried.failed and "does not repeat" in carried.ended  # DDIM could not carry it back exactly
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, SgoolError])
+def test_what_fails_in_the_second_attempt_leaves_the_first_ones_images(backend, guides, how):
+    """A network that does not repeat itself fails at its second image; the run that begins again, at its first step."""
+    seen = []
+
+    def on_image(result, newest):
+        seen.append(newest)
+
+    def on_step(done, total):
+        if on_step.began and done == 1 and done_before[-1] != 0:
+            raise how("again")
+        done_before.append(done)
+
+    on_step.began, done_before = False, [0]
+    unsteady = Unsteady(backend, 1e-3)
+    network = unsteady.network
+
+    def once_more(*args):
+        on_step.began = hasattr(unsteady, "asked")
+        unsteady.asked = True
+        return network(*args)
+
+    unsteady.network = once_more
+    result = generate(unsteady, guides, PROMPT, values(steps=8), seed=1, on_image=on_image, on_step=on_step)
+    assert len(seen) == 1 and result.best.image is seen[0].image
+    assert result.failed == (how is SgoolError) and result.ended.startswith("Ended" if result.failed else "Interrupted")
+
+
+class Failing:
+    """A backend whose decoder does something else at its n-th image."""
+
+    def __init__(self, backend, number, decode):
+        self.backend, self.left, self.other = backend, number, decode
+
+    def __getattr__(self, name):
+        return getattr(self.backend, name)
+
+    def decode(self, latent):
+        self.left -= 1
+        return self.backend.decode(latent) if self.left else self.other(latent)
+
+
+def test_no_memory_left_on_the_cpu_ends_the_run_with_the_best_image_so_far(backend, guides):
+    def full(latent):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+    result = generate(Failing(backend, 3, full), guides, PROMPT, values(), seed=1)
+    assert result.failed and "can't allocate memory" in result.ended and len(result.scores) == 2
+
+    def broken(latent):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        generate(Failing(backend, 3, broken), guides, PROMPT, values(), seed=1)
+
+
+def test_a_start_whose_image_is_nan_is_not_the_best(backend, guides):
+    nan = Failing(backend, 2, lambda latent: backend.decode(latent) * torch.nan)
+    result = generate(nan, guides, PROMPT, values(candidates=3), seed=1)
+    assert result.failed and "NaN" in result.ended
+    assert result.best is result.first and torch.isfinite(result.best.image).all() and result.best.score > 0
 
 
 def test_patience_stops_a_run_that_does_not_improve(backend, guides):
@@ -262,6 +328,22 @@ def test_memory_does_not_grow_with_the_steps(backend, guides):
         return highest
 
     assert peak(12) <= 1.01 * peak(3)
+
+
+def test_doodl_is_perturbed_by_other_noise_than_it_starts_from(backend, guides, monkeypatch):
+    given = []
+
+    class Watched(DoodlUpdate):
+        def __init__(self, **options):
+            given.append(options["generator"].get_state())
+            super().__init__(**options)
+
+    monkeypatch.setattr("sgool.generate.DoodlUpdate", Watched)
+    generate(backend, guides, PROMPT, values(method="doodl", sampler="edict", iterations=0), seed=3)
+    generator, start = torch.Generator(), backend.noise(3)
+    generator.set_state(given[0])
+    first = torch.randn(start.shape, generator=generator, dtype=torch.float64)
+    assert abs(torch.corrcoef(torch.stack([first.flatten(), start.flatten()]))[0, 1]) < 0.1
 
 
 def test_doodl_runs_on_edict_with_its_own_loss(backend, guides):

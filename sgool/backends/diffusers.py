@@ -146,6 +146,8 @@ def load_backend(
     except Exception as error:  # diffusers, the hub, safetensors and pickle each raise their own
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise SgoolError(f"The model {model!r} could not be loaded: {reason}") from error
-    if not hasattr(pipeline, "unet") or not hasattr(pipeline, "tokenizer"):
-        raise SgoolError(f"The model {model!r} is not a Stable Diffusion 1.x or 2.x model.")
+    config: Any = pipeline.unet.config if hasattr(pipeline, "unet") else {}
+    # Those for inpainting and depth have more channels, SDXL has conditions besides the prompt.
+    if config.get("in_channels") != 4 or config.get("addition_embed_type") or not hasattr(pipeline, "tokenizer"):
+        raise SgoolError(f"The model {model!r} is not a Stable Diffusion 1.x or 2.x model that makes images from text.")
     return DiffusersBackend(pipeline, torch.device(device), dtype, memory)
