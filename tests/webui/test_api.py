@@ -130,6 +130,12 @@ def test_outside_the_inpainting_mask_nothing_moves(server):
     assert (moved[painted].max() > 0) == outcome(after).better
 
 
+def test_soft_inpainting_lays_the_original_over_what_sgool_has_made_of_it(server):
+    """Where it sees no change it lays the original over the image: so what SGOOL changes has to be there by then."""
+    order = server.get("/sgool-probe/order/img2img/post_sample")
+    assert order.index("sgool.py") < order.index("soft_inpainting.py")
+
+
 def test_inpainting_at_full_resolution(server):
     answer = make(server, {**INPAINT, "inpaint_full_res": True, "inpaint_full_res_padding": 8}, SGOOL)
     assert difference(answer.image(), picture())[np.asarray(mask()) == 0].max() == 0

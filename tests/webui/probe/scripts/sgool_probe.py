@@ -179,6 +179,12 @@ def extension_metadata() -> dict[str, Any]:
     }
 
 
+def order(hook: str, tab: str) -> list[str]:
+    """The files of the scripts that have a hook, as the WebUI calls them in a tab."""
+    runner = getattr(scripts, f"scripts_{tab}")
+    return [Path(each.callback.filename).name for each in runner.ordered_callbacks(hook)]
+
+
 def gpu_memory() -> dict[str, int]:
     """Bytes that tensors take on the GPU."""
     gc.collect()
@@ -195,6 +201,7 @@ def _add(_demo: Any, app: Any) -> None:
     app.add_api_route("/sgool-probe/last", last, methods=["GET"])
     app.add_api_route("/sgool-probe/hooks", hooks, methods=["GET"])
     app.add_api_route("/sgool-probe/extensions", extension_metadata, methods=["GET"])
+    app.add_api_route("/sgool-probe/order/{tab}/{hook}", order, methods=["GET"])
     app.add_api_route("/sgool-probe/arm", arm, methods=["POST"])
     app.add_api_route("/sgool-probe/starting", starting, methods=["GET"])
     app.add_api_route("/sgool-probe/random-model", random_model, methods=["POST"])
