@@ -152,9 +152,12 @@ set as text, never as HTML. The divider is a range input, so that mouse, touch a
             });
             // What was made before the page was opened is not this page's.
             withLastRun(view, (run) => { view.seen = run.id; });
-            // The WebUI writes its log line when a generation begins, and when it has ended, whichever way.
-            const refresh = () => ticked() && withLastRun(view, (run) => view.show(run));
-            new MutationObserver(refresh).observe(log, {childList: true, characterData: true, subtree: true});
+            // Gradio keeps a hidden timer in the log while a generation runs, and takes it away once, whichever way that
+            // ends. The log line itself may be the same as before.
+            const ended = (record) => [...record.removedNodes].some((node) => node.classList?.contains("progress-text"));
+            new MutationObserver((records) => {
+                if (records.some(ended) && ticked()) withLastRun(view, (run) => view.show(run));
+            }).observe(log, {childList: true, subtree: true});
         }
     });
 })();

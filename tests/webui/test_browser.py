@@ -30,6 +30,14 @@ FLAGS = [
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SLOW = 600_000
 """Milliseconds to wait for what takes a generation."""
+END = """() => {
+    const timer = document.createElement("p");
+    timer.className = "progress-text";
+    document.querySelector("#html_log_txt2img").append(timer);
+    timer.remove();
+}"""
+"""What the page sees of a generation's end: Gradio takes its timer away."""
+LAST = "**/sgool/v1/last?tab=txt2img"
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +209,31 @@ def test_interrupt_and_generate_again(open_page):
     playwright.expect(page.locator("#sgool_txt2img_view .sgool-frame")).to_be_hidden()  # that run has come to nothing
 
 
+def test_the_page_asks_for_the_run_once_when_it_has_ended(open_page):
+    """However it ends; and never while it runs, when what the server knows may be another user's run."""
+    page = open_page()
+    asked, timer = [], page.locator("#html_log_txt2img .progress-text")
+    page.on("request", lambda request: asked.append(request.url) if "/sgool/v1/last?" in request.url else None)
+
+    def ended(expected):
+        playwright.expect(timer).to_have_count(0, timeout=SLOW)
+        page.wait_for_timeout(500)
+        assert len(asked) == expected
+
+    prepare(page, iterations=100)
+    generate(page)
+    wait_for_progress(page, re.compile(r"SGOOL [2-9]/100"))
+    assert not asked
+    page.locator("#txt2img_interrupt").click()
+    ended(1)
+    number(page, "sgool_txt2img_iterations", 1)
+    for prompt, expected in ((PROMPT, 2), ("", 3)):
+        page.locator("#txt2img_prompt textarea").fill(prompt)
+        generate(page)
+        timer.wait_for(state="attached")
+        ended(expected)
+
+
 def test_the_view_shows_what_there_is(open_page):
     """Several images, none any more (another's run has begun), and more than are kept."""
     page = open_page()
@@ -211,9 +244,9 @@ def test_the_view_shows_what_there_is(open_page):
 
     def tell(number, count, kept=8):
         run = {"id": number, "images": [image] * count, "kept": kept}
-        page.unroute("**/sgool/v1/last?tab=txt2img")
-        page.route("**/sgool/v1/last?tab=txt2img", lambda route: route.fulfill(json=run))
-        page.evaluate("document.querySelector('#html_log_txt2img').append('ended')")
+        page.unroute(LAST)
+        page.route(LAST, lambda route: route.fulfill(json=run))
+        page.evaluate(END)
 
     tell(5, 3)
     playwright.expect(place).to_have_text("1 of 3")
