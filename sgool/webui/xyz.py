@@ -23,8 +23,13 @@ def add_axes() -> None:
             grid.axis_options.extend(option for option in options if option.label not in there)
 
 
+def _plain(value: Any) -> Any:
+    """A range of floats is added up step by step, and may so end a little beyond its last value."""
+    return round(value, 8) if isinstance(value, float) else value
+
+
 def _axis(
-    grid: Any, name: str, label: str, kind: type, choices: Sequence[str], read: Callable[[Any], Any] = lambda x: x
+    grid: Any, name: str, label: str, kind: type, choices: Sequence[str], read: Callable[[Any], Any] = _plain
 ) -> Any:
     def apply(p: Any, x: Any, xs: Any) -> None:
         # A new dict: the plot copies its processing object shallowly.
