@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import k_diffusion.sampling
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from fastapi import HTTPException
-from modules import devices, sd_samplers, sd_samplers_common, sd_unet, shared
+from modules import devices, sd_samplers, sd_samplers_cfg_denoiser, sd_samplers_common, sd_unet, shared
 
 from sgool.checkpointing import blocks
 from sgool.errors import SgoolError
@@ -26,6 +27,7 @@ def everything(model: torch.nn.Module) -> dict:
     return {
         "state": state,
         "options": dict(shared.opts.data),
+        "denoiser": sd_samplers_cfg_denoiser.shared,
         "free": [parameter.requires_grad for parameter in model.parameters()],
         "forwards": [vars(module).get("forward") for module in (*blocks(unet), *blocks(decoder))],
         "torch": torch.get_rng_state().tolist(),
@@ -110,6 +112,36 @@ def test_afterwards_everything_is_as_before(webui, monkeypatch, how):
     assert bool(webui.errors.reported) == (how == "bug")
 
 
+@pytest.mark.parametrize(("memory", "sequential"), [("fast", False), ("low", True)])
+def test_only_the_denoiser_sees_the_runs_settings(webui, monkeypatch, memory, sequential):
+    """A run takes minutes: meanwhile the WebUI may save the user's settings, and the user may change them."""
+    opts, forward, seen = shared.opts, sd_samplers_cfg_denoiser.CFGDenoiser.forward, []
+    names = ("skip_early_cond", "s_min_uncond_all", "batch_cond_uncond")
+
+    def watch(self, *args, **kwargs):
+        theirs = sd_samplers_cfg_denoiser.shared.opts
+        seen.append([tuple(getattr(each, name) for name in names) for each in (theirs, opts)])
+        if len(seen) == p_steps + 1:
+            opts.data["s_min_uncond_all"] = "as the user wants it"
+            theirs.samples_format = "jpg"
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(sd_samplers_cfg_denoiser.CFGDenoiser, "forward", watch)
+    opts.data.update(skip_early_cond=0.2, batch_cond_uncond=True)
+    p_steps = 4
+    _, processed = webui.make({"memory": memory}, steps=p_steps)
+    assert "SGOOL score after" in processed.infotexts[0]
+    assert {theirs for theirs, _ in seen[:p_steps]} == {(0.2, False, True)}
+    runs = {theirs for theirs, _ in seen[p_steps:]}
+    assert (
+        runs == {(0.0, True, False)}
+        if sequential
+        else runs <= {(0.0, False, True), (0.0, "as the user wants it", True)}
+    )
+    assert {saved[::2] for _, saved in seen} == {(0.2, True)}
+    assert opts.s_min_uncond_all == "as the user wants it" and opts.samples_format == "jpg"
+
+
 def test_the_generators_go_on_as_if_there_had_been_no_run(webui):
     drawn = []
     for args in ((), ({},)):
@@ -141,6 +173,21 @@ def test_out_of_memory_to_the_last_gives_the_original(webui, monkeypatch, memory
     assert torch.equal(torch.cat(p.latents), torch.cat(webui.make()[0].latents))
 
 
+def test_the_infotext_does_not_say_where_the_models_lie(webui, monkeypatch):
+    """Pictures are given away; the user is told all the same."""
+    folder = Path("/home/jane/webui/models/sgool")
+
+    def fail(values):
+        raise SgoolError(f"Cannot write {folder / 'x.pth'}: [Errno 13] Permission denied: {str(folder)!r}.")
+
+    monkeypatch.setattr(models, "models_dir", lambda: folder)
+    monkeypatch.setattr(models, "guides", fail)
+    p, processed = webui.make({})
+    assert any("/home/jane" in sentence for sentence in p.comments)
+    note = processed.infotexts[0]["SGOOL note"]
+    assert "jane" not in note and "Cannot write models/sgool/x.pth" in note
+
+
 def test_skip_is_for_this_batch_alone(webui, monkeypatch):
     break_(monkeypatch, "skipped")
     p, processed = webui.make({}, batch_size=2, n_iter=2)
@@ -158,6 +205,20 @@ def test_after_an_interrupt_this_batch_is_saved_and_no_other_begun(webui, monkey
     assert [suffix for suffix, _, _ in webui.images.saved] == ["-sgool-before"]
     assert "best image so far" in processed.infotexts[0]["SGOOL note"]
     assert "was interrupted" in processed.infotexts[1]["SGOOL note"]
+
+
+@pytest.mark.parametrize("selected", [0, 1])
+def test_a_selected_script_sees_the_interrupt_when_all_is_saved(webui, monkeypatch, selected):
+    """Loopback takes what is only about to stop for an image that has been made."""
+    break_(monkeypatch, "interrupted")
+    p, _ = webui.make({}, selected=selected)
+    assert p.saved == [True]
+    assert shared.state.stopping_generation and shared.state.interrupted == bool(selected)
+
+
+def test_a_selected_script_sees_no_interrupt_where_there_was_none(webui):
+    webui.make({}, selected=1)
+    assert not shared.state.interrupted
 
 
 def test_what_is_stopped_later_takes_no_picture_from_a_finished_image(webui):

@@ -122,6 +122,16 @@ def test_pictures_come_and_are_saved_where_the_settings_say(webui):
     assert [info["Seed"] for _, _, info in webui.images.saved] == ["1"] * 3 + ["2"] * 3
 
 
+def test_a_saved_picture_is_named_for_its_own_image(webui, monkeypatch):
+    """The WebUI's patterns [batch_number] and [generation_number] ask the processing object."""
+    shared.opts.data["sgool_save_before"] = True
+    named = []
+    monkeypatch.setattr(webui.images, "save_image", lambda *_, p, **__: named.append((p.iteration, p.batch_index)))
+    p, _ = webui.make({}, batch_size=2, n_iter=2)
+    assert named == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert (p.iteration, p.batch_index) == (1, 1)
+
+
 @pytest.fixture
 def client() -> TestClient:
     app = FastAPI()
@@ -233,6 +243,15 @@ def test_a_plots_cells_do_not_share_what_is_set(axes):
     first = copy.copy(p)
     switch.apply(p, "False", [])
     assert first.sgool_overrides["enabled"] is True
+
+
+def test_a_plots_range_of_floats_reaches_its_bound(axes):
+    """The plot adds up its steps."""
+    p, axis = SimpleNamespace(), axes[f"[SGOOL] {SETTINGS['saliency_weight'].label}"]
+    for value, meant in ((0.1 + 0.2, 0.3), (1.0000000000000002, 1.0)):
+        axis.confirm(p, [value])
+        axis.apply(p, value, [value])
+        assert p.sgool_overrides == {"saliency_weight": meant}
 
 
 @pytest.mark.parametrize(

@@ -282,6 +282,24 @@ def test_a_new_run_takes_the_last_one_off_the_page(webui):
     assert first > 1000 * (time.time() - 86400)
 
 
+@pytest.mark.parametrize(
+    ("args", "own", "there"),
+    [
+        (({"threshold": 7.0},), {}, False),
+        (({},), {"firstpass_image": object()}, False),
+        (({},), {"prompt": " "}, False),
+        ((False,), {}, True),
+        (({},), {"_ad_inner": True}, True),
+    ],
+    ids=["wrong", "only upscaled", "no prompt", "unticked", "After Detailer's own"],
+)
+def test_a_refused_run_shows_no_other_ones(webui, args, own, there):
+    """What an unticked run leaves on the page can still be looked at."""
+    webui.make({})
+    webui.make(*args, **own)
+    assert ("txt2img" in gallery.last) == there
+
+
 def test_the_script_is_always_there():
     script = SgoolScript()
     assert script.title() == "SGOOL" and script.show(False) is script.show(True) is scripts.AlwaysVisible

@@ -12,6 +12,7 @@ from modules import images, shared
 from PIL import Image
 
 from sgool import report
+from sgool.webui.guard import attributes
 from sgool.webui.run import Outcome, Run
 
 KEPT = 8
@@ -71,17 +72,20 @@ def show(p: Any, processed: Any, run: Run, tab: str) -> None:
                 continue
             picture = draw(outcome)
             if save:
-                images.save_image(
-                    picture,
-                    p.outpath_samples,
-                    "",
-                    processed.all_seeds[number],
-                    processed.all_prompts[number],
-                    shared.opts.samples_format,
-                    info=info,
-                    p=p,
-                    suffix=f"-sgool-{name}",
-                )
+                # The pattern of the file's name may ask p which image of which batch it is.
+                iteration, index = divmod(number, p.batch_size)
+                with attributes(p, {"iteration": iteration, "batch_index": index}):
+                    images.save_image(
+                        picture,
+                        p.outpath_samples,
+                        "",
+                        processed.all_seeds[number],
+                        processed.all_prompts[number],
+                        shared.opts.samples_format,
+                        info=info,
+                        p=p,
+                        suffix=f"-sgool-{name}",
+                    )
             if give:
                 if shared.opts.enable_pnginfo:
                     picture.info["parameters"] = info

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import k_diffusion.sampling
 import numpy as np
 import torch
-from modules import devices, sd_samplers_common, shared
+from modules import devices, sd_samplers_cfg_denoiser, sd_samplers_common, shared
 
 from sgool.checkpointing import Memory, blocks, checkpoint
 
@@ -27,16 +27,16 @@ def guarded(p: Any) -> Iterator[None]:
         stack.enter_context(_random_numbers())
         kept = {name: getattr(shared.state, name) for name in _STATE}
         # Without a latent the page's requests for a preview do not draw the first pass's over ours.
-        stack.enter_context(_attributes(shared.state, {**kept, "current_latent": None}))
+        stack.enter_context(attributes(shared.state, {**kept, "current_latent": None}))
         stack.enter_context(_infotext(p))
         # Sampler.initialize leaves its own random numbers in k-diffusion.
-        stack.enter_context(_attributes(k_diffusion.sampling, {"torch": k_diffusion.sampling.torch}))
+        stack.enter_context(attributes(k_diffusion.sampling, {"torch": k_diffusion.sampling.torch}))
         # The denoiser's previews would keep the graph alive, or decode in the middle of it.
-        stack.enter_context(_attributes(sd_samplers_common, {"store_latent": lambda decoded: None}))
+        stack.enter_context(attributes(sd_samplers_common, {"store_latent": lambda decoded: None}))
         stack.enter_context(_options(skip_early_cond=0.0))
         if "hypertile" in sys.modules:
             # Random tiles would make every evaluation another network, which nothing could undo.
-            stack.enter_context(_attributes(sys.modules["hypertile"], {"RNG_INSTANCE": _FirstTile()}))
+            stack.enter_context(attributes(sys.modules["hypertile"], {"RNG_INSTANCE": _FirstTile()}))
         stack.enter_context(_frozen(p.sd_model))
         yield
 
@@ -62,7 +62,7 @@ class _FirstTile:
 
 
 @contextmanager
-def _attributes(owner: Any, values: dict[str, Any]) -> Iterator[None]:
+def attributes(owner: Any, values: dict[str, Any]) -> Iterator[None]:
     """Set attributes, and put the previous ones back."""
     before = {name: getattr(owner, name) for name in values}
     try:
@@ -74,18 +74,25 @@ def _attributes(owner: Any, values: dict[str, Any]) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-@contextmanager
-def _options(**values: Any) -> Iterator[None]:
-    """Settings for the time of a run; not saved, no callbacks."""
-    data = shared.opts.data
-    before = {name: data[name] for name in values if name in data}
-    try:
-        data.update(values)
-        yield
-    finally:
-        for name in values:
-            data.pop(name, None)
-        data.update(before)
+def _options(**values: Any) -> AbstractContextManager[None]:
+    """Settings as the denoiser sees them. The user's own are not touched: a run takes minutes, in which the user may
+    change them, and the WebUI may save them.
+    """
+    seen = sd_samplers_cfg_denoiser.shared
+    return attributes(sd_samplers_cfg_denoiser, {"shared": _Overlay(seen, opts=_Overlay(seen.opts, **values))})
+
+
+class _Overlay:
+    """Another object, but for some attributes that are read here; all that is set is set on the other."""
+
+    def __init__(self, other: Any, **values: Any) -> None:
+        vars(self).update(values, _other=other)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["_other"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(vars(self)["_other"], name, value)
 
 
 @contextmanager

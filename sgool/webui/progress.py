@@ -82,3 +82,9 @@ def settle(p: Any) -> None:
     state.skipped = False
     if state.interrupted and not getattr(p, "enable_hr", False):
         state.stopping_generation, state.interrupted = True, False
+
+
+def resume_interrupt(p: Any) -> None:
+    """Once its images are saved, a selected script must see the Interrupt: Loopback would use an image it lacks."""
+    if p.script_args and p.script_args[0]:
+        shared.state.interrupted = True

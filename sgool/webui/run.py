@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sgool import report
 from sgool.checkpointing import MEMORY
-from sgool.errors import SgoolError
+from sgool.errors import SgoolError, out_of_memory
 from sgool.generate import Guides, generate, region_finder
 from sgool.optimize import Stop
 from sgool.saliency.regions import Region
@@ -46,7 +46,7 @@ class Outcome:
 @dataclass
 class Run:
     """What is known of one generation. owner: gives its processing object, while that lives; noise: of the batch at
-    hand; outcomes, notes: by the image's number.
+    hand; outcomes, notes: by the image's number; interrupted: whether the user has stopped it.
     """
 
     values: dict[str, Any]
@@ -54,6 +54,7 @@ class Run:
     noise: Tensor | None = None
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     notes: dict[int, str] = field(default_factory=dict)
+    interrupted: bool = False
 
 
 def improve(p: Any, run: Run, samples: Tensor) -> Tensor:
@@ -83,6 +84,7 @@ def improve(p: Any, run: Run, samples: Tensor) -> Tensor:
         word = "skipped" if shared.state.skipped else "interrupted"
         if left:
             _tell(p, run, left, f"SGOOL was {word}, so this is the image without it.")
+        run.interrupted = shared.state.interrupted
         progress.settle(p)
     return improved
 
@@ -96,7 +98,7 @@ def _told(p: Any, run: Run, numbers: list[int]) -> Iterator[None]:
         pass
     except Exception as error:
         _tell(p, run, numbers, _sentence(error, run.values["memory"]))
-        if not isinstance(error, SgoolError) and not _out_of_memory(error):
+        if not isinstance(error, SgoolError) and not out_of_memory(error):
             errors.report("SGOOL failed", exc_info=True)
 
 
@@ -110,7 +112,7 @@ def _one(
             return _attempt(p, run, values, guides, shown, sample, i, number)
         except Exception as error:
             lower = list(MEMORY)[list(MEMORY).index(values["memory"]) + 1 :]
-            if not _out_of_memory(error) or not lower or values["memory"] != run.values["memory"]:
+            if not out_of_memory(error) or not lower or values["memory"] != run.values["memory"]:
                 raise
             values["memory"] = lower[0]
         _tell(p, run, [], f"SGOOL ran out of memory and tries again with memory {values['memory']!r}.")
@@ -161,7 +163,7 @@ def _attempt(
             score_after=result.best.score if better else score,
             losses=result.losses,
             scores=result.scores,
-            best=result.best.iteration,
+            best=result.best_update,
             iterations=result.iterations,
             seed=seed,
             prompt=prompt,
@@ -179,15 +181,8 @@ def _full_precision() -> Any:
     return devices.without_autocast()
 
 
-def _out_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-    )
-
-
 def _sentence(error: Exception, memory: str) -> str:
-    if _out_of_memory(error):
+    if out_of_memory(error):
         less = "memory 'low' or " if memory == "fast" else ""  # the next lower one has been tried already
         return f"SGOOL ran out of memory, so this is the image without it; choose {less}a smaller picture."
     if isinstance(error, SgoolError):
@@ -201,4 +196,12 @@ def _tell(p: Any, run: Run, numbers: list[int], sentence: str) -> None:
     p.comment(sentence)
     print(sentence, file=sys.stderr)
     for number in numbers:
-        run.notes[number] = sentence
+        run.notes[number] = _without_folder(sentence)
+
+
+def _without_folder(sentence: str) -> str:
+    """Pictures are given away, and the path of the models' folder often names a person."""
+    folder = str(models.models_dir())
+    for written in (folder, repr(folder)[1:-1]):  # the system's own errors double Windows' backslashes
+        sentence = sentence.replace(written, "models/sgool")
+    return sentence

@@ -41,20 +41,23 @@ class SgoolScript(scripts.Script):
         p.extra_generation_params = infotext.without_ours(p.extra_generation_params)
         if getattr(p, "_ad_inner", False):  # After Detailer's own pass over a face: the image has had its turn
             return
+        values: dict[str, Any] | None = None
+        refusal = ""
         try:
             values = parse(args, getattr(p, OVERRIDES, None))
         except SgoolError as error:
-            _refuse(p, f"SGOOL is not used: {error}")
-            return
-        if values is None:
-            return
-        if getattr(p, "firstpass_image", None) is not None:
-            _refuse(p, "SGOOL leaves an image that is only upscaled as it is.")
+            refusal = f"SGOOL is not used: {error}"
+        if values is not None and getattr(p, "firstpass_image", None) is not None:
+            refusal = "SGOOL leaves an image that is only upscaled as it is."
+        if values is None and not refusal:
             return
         from sgool.webui import gallery
         from sgool.webui.run import Run
 
         gallery.last.pop(self.tabname, None)  # it may be another user's, and be taken for this one's
+        if values is None or refusal:
+            _refuse(p, refusal)
+            return
         if self.is_img2img:
             values["start"] = "image"
         run = Run(values, weakref.ref(p))
@@ -82,12 +85,14 @@ class SgoolScript(scripts.Script):
         run = _run(p)
         if run is None:
             return
-        from sgool.webui import gallery
+        from sgool.webui import gallery, progress
 
         try:
             gallery.show(p, processed, run, self.tabname)
         finally:
             infotext.settle(p, run)
+            if run.interrupted:
+                progress.resume_interrupt(p)
             vars(p).pop(_RUN, None)
 
 

@@ -18,7 +18,7 @@ OURS = Path(__file__).parents[2] / "sgool" / "webui"
 PLACES = {
     "shared.State": "shared.state",
     "shared.Options": "shared.opts",
-    "sd_samplers.CFGDenoiser": "denoiser",
+    "sd_samplers_cfg_denoiser.CFGDenoiser": "denoiser",
     "sd_samplers.DDIM": "sd_samplers_timesteps.CompVisSampler",
 }
 """Where the fake has a class, and where the real one has it or an object of it."""
@@ -34,7 +34,6 @@ OWN = {
     "processing.StableDiffusionProcessing.refiner_checkpoint_info",
     "script_callbacks.registered",
     "scripts.ScriptRunner.called",
-    "sd_samplers.CFGDenoiser.seen",
 }
 """What only the fake has, for the tests to look at or to build itself from."""
 

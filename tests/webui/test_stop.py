@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 
 import pytest
-from payloads import BASE, HIRES, SGOOL, differ, difference, make, outcome
+from payloads import BASE, HIRES, IMG2IMG, SGOOL, differ, difference, make, outcome
 
 from sgool.weights import WEIGHTS
 
 LONG = {**SGOOL, "iterations": 200, "patience": 0}
 
 
-def while_running(server, payload, at, action):
-    """Run with SGOOL in the background and call the action as soon as the progress says `at`: (answer, texts seen)."""
+def while_running(server, payload, at, action, sgool=LONG, first=lambda: None):
+    """Run with SGOOL in the background; as soon as the progress says `at`, call `first` and then the action.
+
+    Gives (answer, texts seen).
+    """
     answers, texts = [], []
-    thread = threading.Thread(target=lambda: answers.append(make(server, payload, LONG)))
+    thread = threading.Thread(target=lambda: answers.append(make(server, payload, sgool)))
     thread.start()
     deadline = time.monotonic() + 600
     try:
@@ -26,6 +30,7 @@ def while_running(server, payload, at, action):
             if text and (not texts or texts[-1][0] != text):
                 texts.append((text, progress["progress"], progress["current_image"]))
             if at in text:
+                first()
                 break
             time.sleep(0.1)
     finally:
@@ -89,6 +94,37 @@ def test_images_of_a_stopped_batch_are_whole_and_saved(server, saved, action, ba
     names = [name.partition("-sgool-")[2] for name in saved()]
     assert names.count("") == 2
     assert names.count("before.png") == (outcome(answer).iterations >= 0)
+
+
+def test_what_the_webui_saves_during_a_run_is_the_users(server):
+    """To change one setting saves all of them."""
+    saved = []
+
+    def change(**values):
+        server.options(**values)
+        saved.append(json.loads((server.home / "config.json").read_text()))
+
+    own = {"skip_early_cond": 0.0, "s_min_uncond_all": False, "batch_cond_uncond": True}
+    change(**own)
+    try:
+        low = {**LONG, "memory": "low"}
+        while_running(server, BASE, "SGOOL 1/200", "interrupt", low, lambda: change(skip_early_cond=0.25))
+        before, during = saved
+        assert during == {**before, "skip_early_cond": 0.25}
+        after = server.get("/sdapi/v1/options")
+        assert {name: after[name] for name in own} == {**own, "skip_early_cond": 0.25}
+    finally:
+        server.options(**own)
+
+
+def test_interrupt_in_a_loopback_of_several_batches(server):
+    """It gives back what it has, which is nothing; the image itself is saved."""
+    payload = {**IMG2IMG, "n_iter": 2, "script_name": "Loopback", "script_args": [2, 0.5, "Linear", "None"]}
+    folder = server.home / "outputs"
+    before = set(folder.rglob("*.png"))
+    answer, _ = while_running(server, {**payload, "save_images": True}, "SGOOL 1/200", "interrupt")
+    assert len(answer) == 0
+    assert len(set(folder.rglob("*.png")) - before) == 1
 
 
 def test_progress_does_not_fall_from_image_to_image(server):
@@ -185,7 +221,8 @@ def test_memory_does_not_grow(server):
     def used():
         return psutil.Process(server.process.pid).memory_info().rss / 2**20
 
-    make(server, BASE, SGOOL)
+    for _ in range(3):  # what was freed by the tests before is not at once given back, nor taken again
+        make(server, BASE, SGOOL)
     before = used()
     for _ in range(3):
         make(server, BASE, SGOOL)

@@ -180,6 +180,7 @@ def process_images(p):
             shared.state.nextjob()
             p.saved += [p.save_samples()] * len(samples)
             for i, sample in enumerate(samples):
+                p.batch_index = i
                 pictures.append(sample)
                 texts.append(create_infotext(p, p.prompts, p.seeds, None, None, index=i))
     processed = Processed(p, pictures, texts)

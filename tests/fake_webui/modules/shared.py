@@ -18,6 +18,7 @@ class Options:
             "show_progress_every_n_steps": 1,
             "skip_early_cond": 0.0,
             "s_min_uncond_all": False,
+            "batch_cond_uncond": True,
             "samples_format": "png",
             "samples_save": True,
             "save_incomplete_images": False,
@@ -25,6 +26,12 @@ class Options:
             "img2img_fix_steps": False,
         }
         vars(self)["data_labels"] = {}
+
+    def __setattr__(self, key, value):
+        if key in self.data:
+            self.data[key] = value
+        else:
+            super().__setattr__(key, value)
 
     def __getattr__(self, item):
         if item in self.data:
