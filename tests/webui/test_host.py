@@ -91,7 +91,10 @@ def restored_options(server):
     before = server.get("/sdapi/v1/options")
     yield
     after = server.get("/sdapi/v1/options")
-    server.options(**{name: value for name, value in before.items() if after.get(name) != value})
+    changed = {name: value for name, value in before.items() if after.get(name) != value}
+    server.options(**changed)
+    if "fp8_storage" in changed:  # the WebUI does not give back the precision that it has taken
+        server.post("/sgool-probe/reload", {})
 
 
 @pytest.mark.parametrize("name", ATTENTION)
@@ -229,6 +232,7 @@ def test_second_prompt_for_the_regions(server):
 @equal_on_cpus
 def test_sd_upscale_takes_none_of_our_pictures_for_a_tile(server, restored_options):
     payload = {**IMG2IMG, "width": 64, "height": 64, "script_name": "SD upscale", "script_args": ["", 0, "None", 2.0]}
+    make(server, IMG2IMG, ONCE)  # with SGOOL or without, the script's result depends a little on what was made before
     without = make(server, payload, ONCE)
     server.options(sgool_return_before=True)
     assert len(make(server, IMG2IMG, ONCE)) == 2

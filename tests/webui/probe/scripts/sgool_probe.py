@@ -120,6 +120,12 @@ def last() -> list[dict[str, Any]]:
     return [{**each, "first": first} for each, first in zip(kept, firsts[-len(kept) :], strict=True)]
 
 
+def reload() -> dict[str, Any]:
+    """Load the model from its file once more."""
+    sd_models.load_model()
+    return {}
+
+
 def random_model(body: dict[str, Any]) -> dict[str, Any]:
     """Write the checkpoint body["path"], of random weights, as the configuration beside it says."""
     path = Path(body["path"])
@@ -204,6 +210,7 @@ def _add(_demo: Any, app: Any) -> None:
     app.add_api_route("/sgool-probe/order/{tab}/{hook}", order, methods=["GET"])
     app.add_api_route("/sgool-probe/arm", arm, methods=["POST"])
     app.add_api_route("/sgool-probe/starting", starting, methods=["GET"])
+    app.add_api_route("/sgool-probe/reload", reload, methods=["POST"])
     app.add_api_route("/sgool-probe/random-model", random_model, methods=["POST"])
     app.add_api_route("/sgool-probe/gpu-memory", gpu_memory, methods=["GET"])
     app.add_api_route("/sgool-probe/describe", describe_all, methods=["POST"])
