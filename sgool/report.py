@@ -75,7 +75,7 @@ def overlay(image: np.ndarray, saliency: Tensor | np.ndarray, regions: Sequence[
 
 
 def loss_curve(losses: Sequence[float], scores: Sequence[float], best: int) -> np.ndarray:
-    """Loss and score per update, side by side, the update `best` marked in both; without scores the loss alone."""
+    """Loss and score per update, side by side, the update `best` (-1: none) marked in both; without scores the loss."""
     curves = ((losses, "Loss", BLUE), (scores, "Score", ORANGE))
     panels = [_plot(values, title, best, colour) for values, title, colour in curves if len(values)]
     if not panels:
