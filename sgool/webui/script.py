@@ -41,23 +41,19 @@ class SgoolScript(scripts.Script):
         p.extra_generation_params = infotext.without_ours(p.extra_generation_params)
         if getattr(p, "_ad_inner", False):  # After Detailer's own pass over a face: the image has had its turn
             return
-        values: dict[str, Any] | None = None
-        refusal = ""
         try:
             values = parse(args, getattr(p, OVERRIDES, None))
         except SgoolError as error:
-            refusal = f"SGOOL is not used: {error}"
-        if values is not None and getattr(p, "firstpass_image", None) is not None:
-            refusal = "SGOOL leaves an image that is only upscaled as it is."
-        if values is None and not refusal:
+            self._refuse(p, f"SGOOL is not used: {error}")
             return
-        from sgool.webui import gallery
+        if values is None:
+            return
+        if getattr(p, "firstpass_image", None) is not None:
+            self._refuse(p, "SGOOL leaves an image that is only upscaled as it is.")
+            return
         from sgool.webui.run import Run
 
-        gallery.last.pop(self.tabname, None)  # it may be another user's, and be taken for this one's
-        if values is None or refusal:
-            _refuse(p, refusal)
-            return
+        self._forget_last()
         if self.is_img2img:
             values["start"] = "image"
         run = Run(values, weakref.ref(p))
@@ -95,17 +91,23 @@ class SgoolScript(scripts.Script):
                 progress.resume_interrupt(p)
             vars(p).pop(_RUN, None)
 
+    def _refuse(self, p: Any, sentence: str) -> None:
+        """Below the gallery, in the infotext and in the console."""
+        self._forget_last()
+        p.comment(sentence)
+        p.extra_generation_params[infotext.NOTE] = sentence
+        print(sentence, file=sys.stderr)
+
+    def _forget_last(self) -> None:
+        """What the page would show may be another user's run, and be taken for this one's."""
+        from sgool.webui import gallery
+
+        gallery.last.pop(self.tabname, None)
+
 
 def _run(p: Any) -> Any:
     run = vars(p).get(_RUN)
     return run if run is not None and run.owner() is p else None
-
-
-def _refuse(p: Any, sentence: str) -> None:
-    """Below the gallery, in the infotext and in the console."""
-    p.comment(sentence)
-    p.extra_generation_params[infotext.NOTE] = sentence
-    print(sentence, file=sys.stderr)
 
 
 def _improve_after(p: Any, run: Any) -> None:
