@@ -61,6 +61,7 @@ SETTINGS: dict[str, Setting] = {
         "a sampler that runs backwards, too; auto: bdia from noise, o-belm from an image; ddim: takes more memory",
         choices=(*SAMPLERS, "auto"),
     ),
+    # With more, the schedule's whole numbers of timesteps would no longer reach the noise.
     "steps": Setting(20, "Steps", "steps of SGOOL's own sampler", 2, 250),
     "iterations": Setting(12, "Iterations", "how often the starting noise is improved; 0: never", 0, 1000),
     "guidance_scale": Setting(7.5, "Guidance scale", "how closely the prompt is followed (CFG); 1: no CFG", 1.0, 30.0),

@@ -65,6 +65,7 @@ BAD = [
     (["demo", "--seed", str(2**63)], "seed must lie between 0 and"),
     (["generate"], "required: --prompt"),
     (["demo", "--steps", "1"], "steps must be at least 2"),
+    (["demo", "--steps", "251"], "steps must be at most 250"),
     (["demo", "--steps", "many"], "invalid int value"),
     (["demo", "--iterations", "-1"], "iterations must be at least 0"),
     (["demo", "--strength", "0"], "strength must be above 0"),
