@@ -15,6 +15,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode, urljoin, urlsplit
 from urllib.request import Request, urlopen
 
+from tqdm import tqdm
+
 from sgool.errors import SgoolError
 
 _ATTEMPTS = 3
@@ -99,17 +101,13 @@ def _transfer(url: str, part: Path, progress: bool, label: str) -> bool:
         if response.status != 206:
             offset = 0
             _notes_file(part).write_text(json.dumps(fresh), encoding="utf-8")
-        arrived = _write(response, first, part, offset, size, progress, label)
+        bar = tqdm(total=size, initial=offset, unit="B", unit_scale=True, desc=label, disable=not progress)
+        arrived = _write(response, first, part, offset, bar)
     return size is None or arrived == size
 
 
-def _write(
-    response: HTTPResponse, block: bytes, part: Path, offset: int, size: int | None, progress: bool, label: str
-) -> int:
+def _write(response: HTTPResponse, block: bytes, part: Path, offset: int, bar: tqdm) -> int:
     """Append the body to the first `offset` bytes of `part`; return the size reached."""
-    from tqdm import tqdm
-
-    bar = tqdm(total=size, initial=offset, unit="B", unit_scale=True, desc=label, disable=not progress)
     with bar, open(part, "ab" if offset else "wb") as file:
         while block:
             file.write(block)

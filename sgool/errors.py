@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class SgoolError(ValueError):
-    """Something the user can understand and mend; its message is one full sentence."""
+    """Something the user can understand and fix; its message is one full sentence."""
 
 
 class NotRepeatable(SgoolError):

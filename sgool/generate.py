@@ -1,190 +1,225 @@
-"""From parameters to a run: which trajectory, loss, update and selector the settings ask for."""
+"""From settings to a run: which trajectory, loss, update and critics they ask for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sgool import tiny
 from sgool.backends import Backend
 from sgool.errors import NotRepeatable, SgoolError
-from sgool.guidance.clip import Clip, load_clip, load_clip_folder
-from sgool.guidance.loss import SaliencyLoss, doodl_loss
+from sgool.guidance import Critic, load_critic
+from sgool.guidance.loss import DOODL, SaliencyLoss, Whole
 from sgool.guidance.prompt import clean_prompt
-from sgool.optimize import INTERRUPTED, Regions, Result, Snapshot, Stop, optimise
+from sgool.optimize import Plan, Problem, Regions, Start, optimize
+from sgool.region import Region
+from sgool.result import Ending, Progress, Result, Stop
 from sgool.saliency import LoadedDetector, load_detector
-from sgool.saliency.regions import Region, find_regions
-from sgool.samplers import Trajectory, bdia, get_sampler, make_schedule
+from sgool.saliency.regions import find_regions
+from sgool.samplers import Sampler, Trajectory, bdia, get_sampler, make_schedule
+from sgool.settings import Settings
 from sgool.update import DoodlUpdate, Prior, SgoolUpdate, Update
 
 SEEDS = 2**63
 """Seeds lie below this."""
 
 CANDIDATE_STRIDE = 1_000_003
-"""Between the seeds of the candidates, so that those of neighbouring seeds differ."""
+"""Between the seeds of the candidates, so that those of neighboring seeds differ."""
 
-AUTO = {"noise": "bdia", "image": "o-belm"}
-"""The sampler that suits each start: what damps the way to the image would amplify the way back from one."""
+AUTO = {"seed": "bdia", "image": "o-belm"}
+"""The sampler that suits each start. Damping stabilizes sampling but amplifies inversion, so an image start uses an
+undamped sampler."""
 
 
 @dataclass(frozen=True)
-class Guides:
-    """The frozen networks of a run besides the diffusion model."""
+class Critics:
+    """The frozen networks of a run besides the diffusion model.
 
-    clip: Clip
-    selector: Clip
-    detect: LoadedDetector
+    guide: the critic that is optimized. selector: another one, which is not, and picks the best image. detector: finds
+    where people look.
+    """
 
-    def to(self, device: torch.device) -> Guides:
-        """The same, moved to another device."""
-        for network in (self.clip, self.selector, self.detect):
+    guide: Critic
+    selector: Critic
+    detector: LoadedDetector
+
+    def to(self, device: torch.device) -> Critics:
+        """The same networks, moved to another device."""
+        for network in (self.guide, self.selector, self.detector):
             network.to(device)
         return self
 
 
-def load_guides(values: Mapping[str, Any], models_dir: Path, device: torch.device | str = "cpu") -> Guides:
-    """The CLIPs and the detector that the settings name; weights that are missing are downloaded into models_dir.
+@dataclass(frozen=True)
+class Request:
+    """What an image is made from. init_latent: [1, 4, h, w], the latent to start from, for the start "image"."""
 
-    Without saliency in the loss (method doodl or none, or weight 0) no saliency weights are needed for the crops, but
-    the map is still drawn, by the detector that needs none.
-    """
+    prompt: str
+    negative_prompt: str = ""
+    seed: int = 0
+    init_latent: Tensor | None = None
 
-    def clip(model: str, tag: str, embedded: str) -> Clip:
-        if model == "embedded":
-            return load_clip_folder(tiny.CLIPS[embedded], device=device)
-        return load_clip(model, tag, models_dir=models_dir, device=device)
-
-    salient = values["method"] == "sgool" and values["saliency_weight"] > 0
-    return Guides(
-        clip(values["clip_model"], values["clip_tag"], "guide"),
-        clip(values["selector_model"], values["selector_tag"], "selector"),
-        load_detector(values["saliency"] if salient else "spectral", models_dir, device),
-    )
+    def check(self, settings: Settings) -> None:
+        """Raises SgoolError for prompts that cannot be read or say nothing, for a seed out of range, and where start
+        and init_latent do not fit.
+        """
+        check_prompts(self.prompt, self.negative_prompt)
+        check_seed(self.seed)
+        check_start(settings, self.init_latent is not None)
 
 
-def check(prompt: str, negative_prompt: str, values: Mapping[str, Any], image: bool) -> None:
-    """Raises SgoolError for prompts that cannot be read or say nothing, and where start and image do not fit.
-
-    image: whether there is one to start from.
-    """
+def check_prompts(prompt: str, negative_prompt: str) -> None:
+    """Raises SgoolError for prompts that cannot be read or say nothing."""
     try:
         (prompt + negative_prompt).encode()
     except UnicodeEncodeError as error:
-        raise SgoolError("The prompt holds bytes that are no text (UTF-8).") from error
+        raise SgoolError("The prompt holds bytes that are not text (UTF-8).") from error
     if not clean_prompt(prompt):
-        raise SgoolError("The prompt is empty: say what the image shall show.")
-    if (values["start"] == "image") != image:
+        raise SgoolError("The prompt is empty: say what the image should show.")
+
+
+def check_seed(seed: int) -> None:
+    """Raises SgoolError for a seed that is out of range."""
+    if not 0 <= seed < SEEDS:
+        raise SgoolError(f"The seed must lie between 0 and {SEEDS - 1}, not {seed}.")
+
+
+def check_start(settings: Settings, image: bool) -> None:
+    """Raises SgoolError where the start is an image and there is none, or the other way round."""
+    if (settings.start == "image") != image:
         raise SgoolError("The start from an image and an initial image go together: give both or neither.")
 
 
-def generate(
-    backend: Backend,
-    guides: Guides,
-    prompt: str,
-    values: Mapping[str, Any],
-    *,
-    negative_prompt: str = "",
-    seed: int = 0,
-    init_latent: Tensor | None = None,
-    on_image: Callable[[Result, Snapshot], None] | None = None,
-    on_step: Callable[[int, int], None] | None = None,
-) -> Result:
-    """One image from a prompt, its starting latent optimised as `values` (of `sgool.settings.settings`) say.
+def detector_name(settings: Settings) -> str:
+    """The detector that a run needs: without saliency in the loss only the map is drawn, by one without weights."""
+    salient = settings.method == "sgool" and settings.saliency_weight > 0
+    return settings.saliency if salient else "spectral"
 
-    init_latent: [1, 4, h, w], the latent of the image to start from, for the start "image". Where a network turns out
-    not to repeat its predictions, a run from noise begins again with DDIM and stored latents. Raises SgoolError for an
-    empty prompt and where the start does not fit; see `sgool.optimize.optimise` for failures on the way.
+
+def load_critics(settings: Settings, models_dir: Path, device: torch.device | str = "cpu") -> Critics:
+    """The critics and the detector that the settings name; missing weights are downloaded into models_dir.
+
+    Raises SgoolError where the weights cannot be had.
     """
-    attempt = partial(_attempt, backend, guides, prompt, negative_prompt, seed, init_latent, on_image, on_step)
-    result = attempt(values)
-    if isinstance(result.error, NotRepeatable) and values["start"] == "noise":
-        begun = result
-        try:
-            result = attempt({**values, "sampler": "ddim"})
-        except (Stop, KeyboardInterrupt):
-            begun.error, begun.ended = None, INTERRUPTED
-            return begun
-        except SgoolError:
-            return begun
-        result.unet_evals, result.seconds = result.unet_evals + begun.unet_evals, result.seconds + begun.seconds
-        told = "The network does not repeat its predictions exactly, so the latents of all steps were stored."
-        result.ended = f"{result.ended} {told}".strip()
+    return Critics(
+        load_critic(settings.guide, "guide", models_dir, device),
+        load_critic(settings.selector, "selector", models_dir, device),
+        load_detector(detector_name(settings), models_dir, device),
+    )
+
+
+def generate(
+    backend: Backend, critics: Critics, request: Request, settings: Settings, progress: Progress | None = None
+) -> Result:
+    """Make one image and optimize its starting latent as the settings say.
+
+    Where a network turns out not to repeat its predictions, a run from a seed begins again with DDIM and stored
+    latents. Raises SgoolError for a request that does not fit; see `sgool.optimize.optimize` for failures on the way.
+    """
+    request.check(settings)
+    attempt = partial(_attempt, backend, critics, request, progress)
+    result = attempt(settings)
+    if not isinstance(result.error, NotRepeatable) or request.init_latent is not None:
+        return result
+    begun = result
+    try:
+        result = attempt(settings.changed(sampler="ddim"))
+    except (Stop, KeyboardInterrupt):
+        begun.error, begun.ending = None, Ending.INTERRUPTED
+        return begun
+    except SgoolError:
+        return begun
+    result.unet_evals, result.seconds = result.unet_evals + begun.unet_evals, result.seconds + begun.seconds
+    result.stored_latents = True
     return result
 
 
 def _attempt(
-    backend: Backend,
-    guides: Guides,
-    prompt: str,
-    negative_prompt: str,
-    seed: int,
-    init_latent: Tensor | None,
-    on_image: Callable[[Result, Snapshot], None] | None,
-    on_step: Callable[[int, int], None] | None,
-    values: Mapping[str, Any],
+    backend: Backend, critics: Critics, request: Request, progress: Progress | None, settings: Settings
 ) -> Result:
-    check(prompt, negative_prompt, values, init_latent is not None)
-    method = values["method"]
-    network = backend.network(prompt, negative_prompt, values["guidance_scale"])
-    schedule = make_schedule(backend.alphas_cumprod, values["steps"])
-    sampler = get_sampler(sampler_name(values))
-    if sampler.name == "bdia" and init_latent is not None:
-        sampler = bdia.sampler(gamma=1.0)  # what damps the way to the image would amplify the way back from it
-    generator = torch.Generator().manual_seed(~seed)  # not the starting noise once more
-    trajectory = Trajectory(sampler, schedule, network, sampler.start_node(schedule, values["strength"]))
-    update: Update = SgoolUpdate(
-        Prior.gaussian() if init_latent is None and trajectory.start_node == 0 else None,
-        learning_rate=values["learning_rate"],
-        rule=values["rule"],
-        warmup=values["warmup"],
-        regularisation=values["regularisation"],
-    )
-    loss = SaliencyLoss(
-        guides.clip,
-        prompt,
-        region_prompts=values["region_prompt"],
-        match_phrases=values["region_match"] == "phrases",
-        saliency_weight=values["saliency_weight"],
-        cutouts=values["cutouts"],
-    )
-    if method == "doodl":
-        update = DoodlUpdate(renormalise=init_latent is None, generator=generator)
-        loss = doodl_loss(guides.clip, prompt)
-
-    def start(number: int) -> list[Tensor]:
-        if init_latent is not None:
-            return trajectory.invert(init_latent, on_step)
-        return trajectory.from_noise(backend.noise((seed + CANDIDATE_STRIDE * number) % SEEDS), on_step)
-
-    return optimise(
+    trajectory = make_trajectory(backend, request, settings)
+    problem = Problem(
         backend,
         trajectory,
-        [partial(start, number) for number in range(values["candidates"] if init_latent is None else 1)],
-        iterations=0 if method == "none" else values["iterations"],
-        loss=loss,
-        regions=Regions(guides.detect, region_finder(values), values["refresh"]),
-        select=lambda image: guides.selector.similarity(image, prompt),
-        guide=lambda image: guides.clip.similarity(image, prompt),
-        update=update,
-        patience=values["patience"],
-        seed=seed,
-        on_image=on_image,
-        on_step=on_step,
+        make_loss(critics.guide, request.prompt, settings),
+        Regions(critics.detector, region_finder(settings), settings.refresh),
+        critics.selector,
+    )
+    plan = Plan(
+        0 if settings.method == "none" else settings.iterations,
+        make_update(trajectory, request, settings),
+        settings.patience,
+        request.seed,
+    )
+    return optimize(problem, _starts(backend, trajectory, request, settings, progress or Progress()), plan, progress)
+
+
+def make_trajectory(backend: Backend, request: Request, settings: Settings) -> Trajectory:
+    """The sampler of the settings on the backend's network, from where the strength says."""
+    network = backend.network(request.prompt, request.negative_prompt, settings.guidance_scale)
+    schedule = make_schedule(backend.alphas_cumprod, settings.steps)
+    sampler = make_sampler(settings)
+    return Trajectory(sampler, schedule, network, sampler.start_node(schedule, settings.strength))
+
+
+def make_sampler(settings: Settings) -> Sampler:
+    """The sampler that the settings ask for, "auto" resolved; BDIA is undamped from an image (see `AUTO`)."""
+    name = AUTO[settings.start] if settings.sampler == "auto" else settings.sampler
+    return bdia.sampler(gamma=1.0) if (name, settings.start) == ("bdia", "image") else get_sampler(name)
+
+
+def make_loss(guide: Critic, prompt: str, settings: Settings) -> SaliencyLoss:
+    """The loss of the settings' method."""
+    if settings.method == "doodl":
+        return SaliencyLoss(guide, prompt, whole=DOODL, saliency_weight=0.0)
+    return SaliencyLoss(
+        guide,
+        prompt,
+        whole=Whole(settings.cutouts),
+        region_prompts=settings.region_prompt,
+        match_phrases=settings.region_match == "phrases",
+        saliency_weight=settings.saliency_weight,
     )
 
 
-def sampler_name(values: Mapping[str, Any]) -> str:
-    """The sampler that the settings ask for, "auto" resolved."""
-    return AUTO[values["start"]] if values["sampler"] == "auto" else values["sampler"]
+def make_update(trajectory: Trajectory, request: Request, settings: Settings) -> Update:
+    """The update of the settings' method. White noise is the prior only where the state is the seed's own noise."""
+    from_image = request.init_latent is not None
+    if settings.method == "doodl":
+        generator = torch.Generator().manual_seed(~request.seed)  # not the starting noise once more
+        return DoodlUpdate(renormalize=not from_image, generator=generator)
+    return SgoolUpdate(
+        None if from_image or trajectory.start_node else Prior.gaussian(),
+        learning_rate=settings.learning_rate,
+        rule=settings.rule,
+        warmup=settings.warmup,
+        regularization=settings.regularization,
+    )
 
 
-def region_finder(values: Mapping[str, Any]) -> Callable[[Tensor], Sequence[Region]]:
+def _starts(
+    backend: Backend, trajectory: Trajectory, request: Request, settings: Settings, progress: Progress
+) -> list[Start]:
+    if request.init_latent is not None:
+        return [partial(trajectory.invert, request.init_latent, progress.step)]
+
+    def from_seed(number: int) -> list[Tensor]:
+        noise = backend.noise((request.seed + CANDIDATE_STRIDE * number) % SEEDS)
+        return trajectory.from_noise(noise, progress.step)
+
+    return [partial(from_seed, number) for number in range(settings.candidates)]
+
+
+def region_finder(settings: Settings) -> Callable[[Tensor], Sequence[Region]]:
     """From a saliency map [H, W] to its regions, as the settings ask."""
-    names = ("max_regions", "threshold", "min_size", "padding")
-    return partial(find_regions, **{name: values[name] for name in names})
+    return partial(
+        find_regions,
+        max_regions=settings.max_regions,
+        threshold=settings.threshold,
+        min_size=settings.min_size,
+        padding=settings.padding,
+    )

@@ -1,168 +1,321 @@
-"""The one table of parameters, from which command-line flags and their checks are drawn."""
+"""Every setting of a run: typed, checked and described here, once.
+
+The command line's flags, the WebUI's controls, the API's schema, the infotext and the X/Y/Z axes are all drawn from
+`Settings`. Two contracts follow:
+
+* A label is the key of an infotext (`SGOOL candidate seeds: 4`). An image made earlier reads back only while its labels
+  stay as they are.
+* The order of the fields is the order of the API's positional arguments. A new field goes to the end.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import reprlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sgool.checkpointing import MEMORY
 from sgool.errors import SgoolError
-from sgool.guidance.clip import DEFAULT_MODEL, DEFAULT_TAG
+from sgool.guidance import CRITICS, check_critic
 from sgool.saliency import DETECTORS
 from sgool.samplers import SAMPLERS
 
+KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+class SettingError(SgoolError):
+    """A setting that is unknown, or a value that does not fit; `name` is the setting and `problem` what is wrong."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name} {problem}.")
+        self.name = name
+        self.problem = problem
+
 
 @dataclass(frozen=True)
-class Setting:
-    """A parameter: its type is its default's. low and high are inclusive bounds, above an exclusive one; choices are
-    all there are. The help is a phrase that holds on the command line and in the WebUI.
+class About:
+    """What a setting says about itself.
+
+    label: its name in the WebUI. help: a phrase that holds on the command line and in the WebUI. group: where the
+    accordion shows it; "" is at first sight. low, high: inclusive bounds; above: an exclusive one. choices: all there
+    are; suggestions: some of many. slider: from, to, step (bounds may be wider, for the API). webui: whether the WebUI
+    offers it. check: raises SgoolError for a text that does not fit.
     """
 
-    default: Any
     label: str
     help: str
+    group: str = ""
     low: float | None = None
     high: float | None = None
-    choices: tuple[str, ...] = ()
     above: float | None = None
-
-    def check(self, name: str, value: Any) -> Any:
-        """The value in the parameter's own type. Raises SgoolError, naming the parameter, when it does not fit."""
-        kind = type(self.default)
-        shown = reprlib.repr(value)
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise SgoolError(f"{name} must be {_KINDS[kind]}, not {shown}.")
-        if self.choices and value not in self.choices:
-            raise SgoolError(f"{name} must be one of {', '.join(self.choices)}, not {shown}.")
-        # Written so that NaN fails too.
-        if self.low is not None and not value >= self.low:
-            raise SgoolError(f"{name} must be at least {self.low}, not {shown}.")
-        if self.above is not None and not value > self.above:
-            raise SgoolError(f"{name} must be above {self.above}, not {shown}.")
-        if self.high is not None and not value <= self.high:
-            raise SgoolError(f"{name} must be at most {self.high}, not {shown}.")
-        return kind(value)
+    choices: tuple[str, ...] = ()
+    suggestions: tuple[str, ...] = ()
+    slider: tuple[float, float, float] | None = None
+    webui: bool = True
+    check: Callable[[str], None] | None = None
 
 
-_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+def setting(default: Any, label: str, help: str, **about: Any) -> Any:
+    """A field of `Settings`; see `About`."""
+    return field(default=default, metadata={"about": About(label, help, **about)})
 
-SETTINGS: dict[str, Setting] = {
-    "method": Setting(
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run. Every instance is valid: a wrong value raises SettingError, which names its field."""
+
+    method: str = setting(
         "sgool",
         "Method",
-        "sgool: the whole image and where people look; doodl: the whole image only, as DOODL does; none: no updates",
+        "sgool: the whole image and where people look; doodl: DOODL's own loss and update; none: sampling only",
+        group="Expert",
         choices=("sgool", "doodl", "none"),
-    ),
-    "sampler": Setting(
+    )
+    sampler: str = setting(
         "auto",
         "Sampler",
-        "a sampler that runs backwards, too; auto: bdia from noise, o-belm from an image; ddim: takes more memory",
+        "a sampler that also runs backwards; auto: bdia from a seed, o-belm from an image; ddim needs more memory",
+        group="Expert",
         choices=(*SAMPLERS, "auto"),
-    ),
-    # With more, the schedule's whole numbers of timesteps would no longer reach the noise.
-    "steps": Setting(20, "Steps", "steps of SGOOL's own sampler", 2, 250),
-    "iterations": Setting(12, "Iterations", "how often the starting noise is improved; 0: never", 0, 1000),
-    "guidance_scale": Setting(7.5, "Guidance scale", "how closely the prompt is followed (CFG); 1: no CFG", 1.0, 30.0),
-    "start": Setting(
-        "noise",
+    )
+    # With more steps, the schedule's whole numbers of timesteps no longer reach the noise.
+    steps: int = setting(
+        20, "Steps", "steps of SGOOL's own sampler", group="Sampling", low=2, high=250, slider=(2, 100, 1)
+    )
+    iterations: int = setting(
+        12,
+        "Iterations",
+        "how often the starting noise is improved; 0: never",
+        low=0,
+        high=1000,
+        slider=(0, 100, 1),
+    )
+    start: str = setting(
+        "seed",
         "Start from",
-        "noise: the seed's noise; image: the image as it is, carried back to noise exactly",
-        choices=("noise", "image"),
-    ),
-    "strength": Setting(
+        "seed: the seed's noise; image: the finished image, carried back to noise exactly",
+        choices=("seed", "image"),
+    )
+    strength: float = setting(
         0.8,
         "Start strength",
-        "how much of the way from the noise to the image is improved; less keeps more of the first image",
+        "share of the sampling steps that is optimized; less keeps more of the first image",
+        group="Sampling",
         above=0.0,
         high=1.0,
-    ),
-    "candidates": Setting(
+        slider=(0.05, 1, 0.05),
+    )
+    candidates: int = setting(
         1,
-        "Starting noises tried",
-        "how many starting noises are tried first; only the one that CLIP model and selector like best is improved",
-        1,
-        1000,
-    ),
-    "saliency": Setting(
+        "Candidate seeds",
+        "starting noises tried first; only the one whose image the critics like best is improved",
+        group="Sampling",
+        low=1,
+        high=1000,
+        slider=(1, 16, 1),
+    )
+    saliency: str = setting(
         "transalnet-res",
         "Saliency detector",
         "what finds where people look; spectral downloads nothing",
         choices=tuple(DETECTORS),
-    ),
-    "saliency_weight": Setting(
-        0.5, "Saliency weight", "0: only the whole image counts; 1: only the regions where people look", 0.0, 1.0
-    ),
-    "region_prompt": Setting(
+    )
+    saliency_weight: float = setting(
+        0.5,
+        "Saliency weight",
+        "0: only the whole image counts; 1: only the regions where people look",
+        low=0.0,
+        high=1.0,
+        slider=(0, 1, 0.05),
+    )
+    region_prompt: str = setting(
         "",
-        "Prompt of the regions",
-        "what shall be seen where people look; [SEP] between several gives each region its own; empty: the main prompt",
-    ),
-    "region_match": Setting(
+        "Region prompt",
+        "what the regions should show; [SEP] gives each region its own; empty: the main prompt",
+    )
+    region_match: str = setting(
         "phrases",
-        "Regions are compared with",
-        "phrases: the part of the prompt, between commas and 'and', that suits each region best; prompt: all of it",
+        "Match regions to",
+        "phrases: each region to the phrase of the prompt that suits it best; prompt: every region to the whole prompt",
+        group="Regions",
         choices=("phrases", "prompt"),
-    ),
-    "max_regions": Setting(3, "Regions", "at most so many places where people look", 1, 16),
-    "threshold": Setting(
-        0.5, "Region threshold", "how much a region must draw the eye, as a share of what draws it most", 0.01, 0.99
-    ),
-    "min_size": Setting(
-        0.2, "Smallest region", "smaller regions are grown to this share of the picture's shorter side", 0.05, 1.0
-    ),
-    "padding": Setting(0.15, "Region padding", "margin on each side, as a share of the region", 0.0, 1.0),
-    "refresh": Setting(3, "Find regions every", "look for the regions again after so many iterations", 1, 1000),
-    "cutouts": Setting(8, "Cutouts", "random crops of the whole image that CLIP judges as well", 0, 128),
-    "rule": Setting(
+    )
+    max_regions: int = setting(
+        3, "Regions", "most regions looked at", group="Regions", low=1, high=16, slider=(1, 16, 1)
+    )
+    threshold: float = setting(
+        0.5,
+        "Region threshold",
+        "how salient a region must be, as a share of the most salient one",
+        group="Regions",
+        low=0.01,
+        high=0.99,
+        slider=(0.05, 0.95, 0.05),
+    )
+    min_size: float = setting(
+        0.2,
+        "Smallest region",
+        "smaller regions grow to this share of the image's shorter side",
+        group="Regions",
+        low=0.05,
+        high=1.0,
+        slider=(0.05, 1, 0.05),
+    )
+    padding: float = setting(
+        0.15,
+        "Region padding",
+        "margin on each side, as a share of the region",
+        group="Regions",
+        low=0.0,
+        high=1.0,
+        slider=(0, 1, 0.05),
+    )
+    refresh: int = setting(
+        3,
+        "Region refresh interval",
+        "iterations between two searches for regions",
+        group="Regions",
+        low=1,
+        high=1000,
+        slider=(1, 50, 1),
+    )
+    cutouts: int = setting(
+        8,
+        "Cutouts",
+        "random crops of the whole image that the guide also sees",
+        group="Expert",
+        low=0,
+        high=128,
+        slider=(0, 64, 1),
+    )
+    rule: str = setting(
         "momentum",
         "Update rule",
-        "momentum: keeps going the way of the last iterations; adam: also evens out large and small changes",
+        "momentum: a running mean of the gradients; adam: also evens out large and small changes",
+        group="Expert",
         choices=("momentum", "adam"),
-    ),
-    "learning_rate": Setting(
-        0.05, "Learning rate", "how much an iteration changes the noise, as a share of its size", 0.0, 10.0
-    ),
-    "warmup": Setting(2, "Warm-up", "the learning rate is reached after so many iterations", 0, 1000),
-    "regularisation": Setting(
-        1.0, "Noise likeness", "how firmly the changed noise is kept like real noise; lower risks artefacts", 0.0, 1.0
-    ),
-    "patience": Setting(
-        8, "Stop early after", "stop after so many iterations without a better score; 0: never", 0, 1000
-    ),
-    "clip_model": Setting(DEFAULT_MODEL, "CLIP model", "open_clip model that says how to improve the image"),
-    "clip_tag": Setting(DEFAULT_TAG, "CLIP weights", "open_clip's name of that model's weights"),
-    "selector_model": Setting(
-        "ViT-B-16", "Selector", "another open_clip model, which only gives the score and picks the best image"
-    ),
-    "selector_tag": Setting("laion2b_s34b_b88k", "Selector weights", "open_clip's name of the selector's weights"),
-    "memory": Setting(
+    )
+    learning_rate: float = setting(
+        0.05,
+        "Learning rate",
+        "how far an iteration moves the noise, as a share of its size",
+        group="Expert",
+        low=0.0,
+        high=10.0,
+        slider=(0, 1, 0.01),
+    )
+    warmup: int = setting(
+        2,
+        "Warm-up",
+        "iterations until the full learning rate is reached",
+        group="Expert",
+        low=0,
+        high=1000,
+        slider=(0, 20, 1),
+    )
+    regularization: float = setting(
+        1.0,
+        "Noise regularization",
+        "how firmly the noise is kept like real noise; lower values risk artifacts",
+        group="Expert",
+        low=0.0,
+        high=1.0,
+        slider=(0, 1, 0.05),
+    )
+    patience: int = setting(
+        8,
+        "Patience",
+        "stop after this many iterations without a better score; 0: never",
+        group="Expert",
+        low=0,
+        high=1000,
+        slider=(0, 50, 1),
+    )
+    guide: str = setting(
+        "clip",
+        "Guide",
+        "the critic that SGOOL optimizes; clip:MODEL/WEIGHTS takes any model of open_clip; embedded downloads nothing",
+        group="Critics",
+        suggestions=tuple(CRITICS),
+        check=check_critic,
+    )
+    selector: str = setting(
+        "clip",
+        "Selector",
+        "another critic, never optimized, which gives the score and picks the best image",
+        group="Critics",
+        suggestions=tuple(CRITICS),
+        check=check_critic,
+    )
+    memory: str = setting(
         "balanced",
         "Memory",
-        "fast: all is kept; balanced: the decoder is computed twice; low: the UNet too, one prompt after the other",
+        "fast: keep everything; balanced: compute the decoder twice; low: also the UNet, one prompt at a time",
+        group="Sampling",
         choices=tuple(MEMORY),
-    ),
-}
+    )
+    guidance_scale: float = setting(
+        7.5,
+        "Guidance scale",
+        "how closely the prompt is followed (CFG); 1: no CFG",
+        group="Sampling",
+        low=1.0,
+        high=30.0,
+        webui=False,  # the WebUI has its own CFG scale
+    )
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "Quick": {"iterations": 5, "steps": 10, "cutouts": 4},
-    "Balanced": {},
-    "Paper": {"sampler": "edict", "strength": 1.0, "steps": 50, "iterations": 50, "patience": 0},
-}
-"""What a preset sets; all the rest of `PRESET_FIELDS` gets its default."""
+    def __post_init__(self) -> None:
+        for name, about in ABOUT.items():
+            object.__setattr__(self, name, _checked(name, about, getattr(self, name)))
 
-PRESET_FIELDS = tuple(dict.fromkeys(name for preset in PRESETS.values() for name in preset))
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Settings:
+        """The defaults, and over them these values. Raises SettingError for an unknown name or a wrong value."""
+        check_names(values)
+        return cls(**values)
+
+    def changed(self, **values: Any) -> Settings:
+        """The same settings but for these. Raises SettingError like `of`."""
+        return Settings.of({**self.as_dict(), **values})
+
+    def as_dict(self) -> dict[str, Any]:
+        """By name, in the order of the fields."""
+        return {name: getattr(self, name) for name in ABOUT}
 
 
-def settings(values: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """All parameters: the defaults, and over them the given values, checked.
+ABOUT: dict[str, About] = {each.name: each.metadata["about"] for each in dataclasses.fields(Settings)}
+"""What each setting says about itself, in the order of the fields."""
 
-    Raises SgoolError, naming the parameter, for one that is unknown or out of bounds.
-    """
-    merged = {name: setting.default for name, setting in SETTINGS.items()}
-    for name, value in (values or {}).items():
-        if name not in SETTINGS:
-            raise SgoolError(f"There is no parameter {name!r}; known are {', '.join(SETTINGS)}.")
-        merged[name] = SETTINGS[name].check(name, value)
-    return merged
+DEFAULTS: dict[str, Any] = {each.name: each.default for each in dataclasses.fields(Settings)}
+
+
+def check_names(values: Mapping[str, Any]) -> None:
+    """Raises SettingError where a name is none of `Settings`."""
+    for name in values:
+        if name not in ABOUT:
+            raise SettingError(repr(name), f"is no setting; the settings are {', '.join(ABOUT)}")
+
+
+def _checked(name: str, about: About, value: Any) -> Any:
+    """The value in the setting's own type."""
+    kind = type(DEFAULTS[name])
+    shown = reprlib.repr(value)
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise SettingError(name, f"must be {KINDS[kind]}, not {shown}")
+    if about.choices and value not in about.choices:
+        raise SettingError(name, f"must be one of {', '.join(about.choices)}, not {shown}")
+    # Written so that NaN fails too.
+    if about.low is not None and not value >= about.low:
+        raise SettingError(name, f"must be at least {about.low}, not {shown}")
+    if about.above is not None and not value > about.above:
+        raise SettingError(name, f"must be above {about.above}, not {shown}")
+    if about.high is not None and not value <= about.high:
+        raise SettingError(name, f"must be at most {about.high}, not {shown}")
+    if about.check is not None:
+        try:
+            about.check(value)
+        except SgoolError as error:
+            raise SettingError(name, f"does not fit: {str(error).rstrip('.')}") from error
+    return kind(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,13 +26,13 @@ class Prior:
     """What the latents should look like, per latent, sample and channel: four moments, and the power in octave bands.
 
     A latent far from Gaussian noise can please CLIP without pleasing anybody. Keeping its norm, as DOODL does, does not
-    stop that: an offset or a smooth pattern hides within the same norm. ReNO (arXiv 2406.04312) penalises the norm's
+    stop that: an offset or a smooth pattern hides within the same norm. ReNO (arXiv 2406.04312) penalizes the norm's
     likelihood, DNO (arXiv 2405.18881) moments of parts, MPGR (arXiv 2509.07027) moments and the power spectrum. Here
     each statistic is put in standard errors of Gaussian noise, and only what exceeds `tolerance` counts, so that true
     noise is left as it is.
 
     mean, std: [L, B, C, 1, 1] for L latents. skew_kurtosis: [2, L, B, C], means of the Hermite polynomials He3 and He4
-    of the standardised latent. power: [bands, L, B, C], 1 for white noise. Each may be one number for all.
+    of the standardized latent. power: [bands, L, B, C], 1 for white noise. Each may be one number for all.
     """
 
     mean: Tensor | float
@@ -84,7 +84,7 @@ class Prior:
         """One Gauss-Newton step on the penalty, times `weight` in [0, 1]: the share of the excess that is taken away.
 
         The plain gradient of a penalty needs a weight that depends on the size of the latent, and oscillates when it is
-        large; -J^T (J J^T)^-1 excess is the smallest change that mends the statistics, whatever their units.
+        large; -J^T (J J^T)^-1 excess is the smallest change that repairs the statistics, whatever their units.
         """
         with torch.inference_mode(False), torch.enable_grad():
             x = torch.stack(list(state)).detach().clone().requires_grad_(True)
@@ -106,7 +106,7 @@ class DoodlUpdate:
 
     With both latents of EDICT tied to one x and g = learning_rate * half of dloss/dx (their mean over the two):
     g is clipped elementwise to `clip`, then v <- momentum * v + g, then x <- x - v + perturbation * N(0, 1), then x is
-    scaled to its first norm (not where an image was the start: renormalise=False). Several latents in the state are
+    scaled to its first norm (not where an image was the start: renormalize=False). Several latents in the state are
     averaged into one after each step, as there. learning_rate: published as `grad_scale`, the factor of the loss.
     """
 
@@ -117,14 +117,14 @@ class DoodlUpdate:
         clip: float = 1e-3,
         momentum: float = 0.9,
         perturbation: float = 1e-4,
-        renormalise: bool = True,
+        renormalize: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
         self.learning_rate = learning_rate
         self.clip = clip
         self.momentum = momentum
         self.perturbation = perturbation
-        self.renormalise = renormalise
+        self.renormalize = renormalize
         self.generator = generator
         self._velocity: Tensor | float = 0.0
         self._norm: Tensor | None = None
@@ -139,7 +139,7 @@ class DoodlUpdate:
         device = self.generator.device if self.generator is not None else latents.device
         noise = torch.randn(latents.shape[1:], generator=self.generator, device=device, dtype=latents.dtype)
         x = latents.mean(0) - self._velocity + self.perturbation * noise.to(latents.device)
-        if self.renormalise:
+        if self.renormalize:
             x = x * (self._norm / _norm(x))
         return [x.clone() for _ in state]
 
@@ -151,7 +151,7 @@ class SgoolUpdate:
     partway, whose latents are not quite Gaussian. learning_rate: how far a
     latent moves per update against a steady gradient, in units of its own rms. rule: "momentum" (a running mean of the
     gradients, each scaled to unit rms) or "adam" (Kingma and Ba 2015, on the same). warmup: updates over which the
-    speed rises to the full. regularisation: `Prior.pull`'s weight; 0 keeps the norm only.
+    speed rises to the full. regularization: `Prior.pull`'s weight; 0 keeps the norm only.
     """
 
     def __init__(
@@ -159,13 +159,13 @@ class SgoolUpdate:
         prior: Prior | None = None,
         *,
         learning_rate: float = 0.02,
-        rule: Literal["momentum", "adam"] = "momentum",
+        rule: str = "momentum",
         momentum: float = 0.9,
         warmup: int = 3,
-        regularisation: float = 1.0,
+        regularization: float = 1.0,
     ) -> None:
-        if not 0 <= regularisation <= 1:
-            raise SgoolError(f"The regularisation must be between 0 and 1, not {regularisation}.")
+        if not 0 <= regularization <= 1:
+            raise SgoolError(f"The regularization must be between 0 and 1, not {regularization}.")
         if rule not in ("momentum", "adam"):
             raise SgoolError(f"The update rule must be momentum or adam, not {rule!r}.")
         self.prior = prior
@@ -173,7 +173,7 @@ class SgoolUpdate:
         self.rule = rule
         self.momentum = momentum
         self.warmup = warmup
-        self.regularisation = regularisation
+        self.regularization = regularization
         self._done = 0
         self._first: Tensor | float = 0.0
         self._second: Tensor | float = 0.0
@@ -191,7 +191,7 @@ class SgoolUpdate:
         self._done += 1
         speed = self.learning_rate * min(1.0, self._done / max(1, self.warmup))
         x = x - speed * self._norm / math.sqrt(x[0, 0].numel()) * self._direction(g)
-        x = torch.stack(self.prior.pull(list(x), self.regularisation))
+        x = torch.stack(self.prior.pull(list(x), self.regularization))
         x = x * (self._norm / _norm(x).clamp_min(torch.finfo(x.dtype).tiny))
         return list(x.unbind())
 
@@ -212,7 +212,7 @@ def _norm(x: Tensor) -> Tensor:
 def _checked(grads: Sequence[Tensor]) -> Tensor:
     stacked = torch.stack(list(grads))
     if not stacked.isfinite().all():
-        raise SgoolError("The gradient is not finite; a VAE or UNet in higher precision usually mends this.")
+        raise SgoolError("The gradient is not finite; a VAE or UNet in higher precision usually fixes this.")
     return stacked
 
 

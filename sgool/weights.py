@@ -20,8 +20,6 @@ from torch import Tensor
 
 from sgool.errors import SgoolError
 
-_DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
-
 
 @dataclass(frozen=True)
 class Weight:
@@ -32,17 +30,6 @@ class Weight:
     tensors: int
     key: str
     shape: tuple[int, ...]
-
-
-_KEY = "decoder.TransEncoder1.patch_embeddings.weight"
-WEIGHTS: dict[str, Weight] = {
-    "transalnet-res": Weight(
-        "TranSalNet_Res.pth", _DRIVE.format("14czAAQQcRLGeiddPOM6AaTJTieu6QiHy"), 473, _KEY, (768, 2048, 1, 1)
-    ),
-    "transalnet-dense": Weight(
-        "TranSalNet_Dense.pth", _DRIVE.format("1JVTYq5UE6Q0OHoOVoXWF5WW5w42jlM1T"), 1115, _KEY, (768, 2208, 1, 1)
-    ),
-}
 
 
 def default_models_dir() -> Path:
@@ -57,15 +44,12 @@ def safe_name(name: str) -> str:
     return name
 
 
-def ensure(name: str, models_dir: str | Path | None = None, *, progress: bool = True) -> Path:
-    """Return the path of the model file called `name` in WEIGHTS, downloading it first if it is not there.
+def ensure(weight: Weight, models_dir: str | Path | None = None, *, progress: bool = True) -> Path:
+    """Return the path of a model file, downloading it first if it is not there.
 
-    `models_dir` None means `default_models_dir()`; `progress` shows a bar on stderr. Raises SgoolError if the name is
-    unknown, the file cannot be had, is not what it should be, or has changed since its checksum was recorded.
+    `models_dir` None means `default_models_dir()`; `progress` shows a bar on stderr. Raises SgoolError if the file
+    cannot be had, is not what it should be, or has changed since its checksum was recorded.
     """
-    if name not in WEIGHTS:
-        raise SgoolError(f"There is no model file {name!r}; known are {', '.join(WEIGHTS)}.")
-    weight = WEIGHTS[name]
     folder = Path(models_dir) if models_dir is not None else default_models_dir()
     path = folder / safe_name(weight.file)
     if not path.is_file():

@@ -11,11 +11,9 @@ import pytest
 import torch
 from file_server import Server
 
-from sgool import tiny, weights
 from sgool.backends.diffusers import DiffusersBackend, load_backend
-from sgool.generate import Guides, load_guides
-from sgool.settings import settings
-from sgool.weights import Weight
+from sgool.generate import Critics, load_critics
+from sgool.presets import resolve
 
 sys.path.insert(0, str(Path(__file__).parent / "fake_webui"))  # where `modules`, gradio and k_diffusion come from
 
@@ -32,8 +30,8 @@ def backend() -> DiffusersBackend:
 
 
 @pytest.fixture(scope="session")
-def guides() -> Guides:
-    return load_guides(settings(tiny.DEFAULTS), Path("unused"))
+def critics() -> Critics:
+    return load_critics(resolve({}, model="tiny"), Path("unused"))
 
 
 @pytest.fixture
@@ -83,20 +81,19 @@ SMALL = {
     "steps": 2,
     "cutouts": 1,
     "saliency": "spectral",
-    "clip_model": "embedded",
-    "selector_model": "embedded",
+    "guide": "embedded",
+    "selector": "embedded",
 }
 """What the fake WebUI's tests run with where they say nothing else."""
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A file server, whose file is the weights called "tiny"."""
+    """A file server with a small model file."""
     server = Server()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setitem(weights.WEIGHTS, "tiny", Weight("Tiny.pth", server.url, 2, "a.weight", (400, 500)))
     yield server
     server.shutdown()
     server.server_close()

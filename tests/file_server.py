@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from sgool.weights import ensure
+from sgool.weights import Weight, ensure
 
 CUT = 300_000  # bytes after which a broken transfer ends: more than one read block
 
@@ -83,8 +83,13 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def fetch(folder: Path) -> Path:
-    return ensure("tiny", folder, progress=False)
+def weight(server: Server, columns: int = 500) -> Weight:
+    """The server's file, as what it is taken to be."""
+    return Weight("Tiny.pth", server.url, 2, "a.weight", (400, columns))
+
+
+def fetch(server: Server, folder: Path, columns: int = 500) -> Path:
+    return ensure(weight(server, columns), folder, progress=False)
 
 
 def ranges(server: Server) -> list[str | None]:

@@ -8,11 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgool import tiny
-from sgool.bench import ALL, autograd_gradient, bench, exactness, quality, render_tables, spectral_ratio, trajectory_of
-from sgool.bench_descent import descent
-from sgool.compare import read_captions
-from sgool.memory import PeakMemory
+from sgool import lab
+from sgool.lab.bench import (
+    ALL,
+    Subject,
+    autograd_gradient,
+    bench,
+    exactness,
+    quality,
+    render_tables,
+    spectral_ratio,
+    trajectory_of,
+)
+from sgool.lab.bench_descent import descent
+from sgool.lab.compare import read_captions
+from sgool.lab.peak_memory import PeakMemory
 from sgool.samplers import Branch, Network
 
 CPU = torch.device("cpu")
@@ -56,7 +66,7 @@ class Seeds:
 
 
 class Pixels:
-    """A guide whose embedding of a picture is the picture, and of any text a grey one."""
+    """A guide whose embedding of a picture is the picture, and of any text a gray one."""
 
     def encode_text(self, prompt: str) -> Tensor:
         return torch.nn.functional.normalize(torch.ones(3 * 64), dim=0)
@@ -73,9 +83,9 @@ def test_descent_along_a_smooth_loss_goes_down_and_at_random_nowhere() -> None:
         assert change < -0.1 * rate and abs(random) < -0.3 * change
 
 
-def test_without_guidance_a_step_lowers_the_embedded_models_loss_further(backend, guides) -> None:
-    captions = [row["caption"] for row in read_captions(tiny.CAPTIONS)[:16]]
-    whole, none = (descent(backend, guides.clip, captions, scale)["gradient"][2] for scale in (4.0, 1.0))
+def test_without_guidance_a_step_lowers_the_embedded_models_loss_further(backend, critics) -> None:
+    captions = [row["caption"] for row in read_captions(lab.CAPTIONS)[:16]]
+    whole, none = (descent(backend, critics.guide, captions, scale)["gradient"][2] for scale in (4.0, 1.0))
     assert none < min(0.0, whole) - 0.01
 
 
@@ -117,7 +127,7 @@ def test_full_autograd_knows_a_linear_sampler(name: str, prediction: str) -> Non
 
 
 def test_quality_counts_scores_and_right_captions() -> None:
-    row = quality(Linear(), Seeds(), CAPTIONS, CAPTIONS[:4], "ddim", 5, 4.0)
+    row = quality(Subject(Linear(), Seeds(), Pixels(), CAPTIONS), CAPTIONS[:4], "ddim", 5, 4.0)
     assert row["accuracy"] == row["score_mean"] == 0.75
     low, high = row["ci95"]
     assert high - 0.75 == pytest.approx(0.75 - low) == pytest.approx(1.96 * 0.5 / 2)
@@ -140,7 +150,8 @@ def test_the_embedded_model_is_sampled_exactly_in_flat_memory(backend) -> None:
 
 
 def test_all_figures_are_json_and_tables() -> None:
-    figures = bench(Linear(), Seeds(), CAPTIONS, guide=Pixels(), half=Linear(0.2), count=5, quick=True, progress=False)
+    subject = Subject(Linear(), Seeds(), Pixels(), CAPTIONS, half=Linear(0.2), count=5)
+    figures = bench(subject, quick=True, progress=False)
     assert json.loads(json.dumps(figures)) == figures
     keys = ("samplers", "sampler_quality", "inverted_latents", "descent")
     assert [len(figures[key]) for key in keys] == [16, 5, 4, 3]

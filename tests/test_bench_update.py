@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgool.backends.random import SIZES, RandomBackend, random_clip
-from sgool.bench_doodl import Doodl
-from sgool.bench_update import PROMPT, SCALE, bench_update, measure, our_work, random_guides, render_tables
+from sgool.lab.random_backend import SIZES, RandomBackend, random_clip
+from sgool.lab.bench_doodl import Doodl
+from sgool.lab.bench_update import PROMPT, SCALE, bench_update, measure, our_work, random_critics, render_tables
 from sgool.checkpointing import MEMORY
-from sgool.cli import main
-from sgool.counting import Flops
+from sgool.__main__ import main
+from sgool.lab.counting import Flops
 
 counts_on_shapes = pytest.mark.skipif(
     not hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"), reason="needs torch 2.2 or newer"
@@ -51,7 +51,7 @@ def test_counting_on_shapes_alone_gives_what_the_work_takes() -> None:
     rows = []
     for device in (CPU, META):
         backend = RandomBackend(SIZES["small"], device, torch.float32)
-        rows.append(measure(our_work(backend, random_guides(SIZES["small"], device), 2), device, True, 1))
+        rows.append(measure(our_work(backend, random_critics(SIZES["small"], device), 2), device, True, 1))
     real, counted = rows
     assert counted["seconds"] is None
     assert counted["teraflop"] == pytest.approx(real["teraflop"], rel=0.01)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from sgool.backends.diffusers import load_backend
 from sgool.checkpointing import blocks, checkpoint
-from sgool.memory import PeakMemory
+from sgool.lab.peak_memory import PeakMemory
 
 
 def gradient(network: nn.Module, x: Tensor) -> tuple[Tensor, int]:

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from sgool import tiny
-from sgool.cli import main
-from sgool.job import read_image
+from sgool.__main__ import main
+from sgool.cli import main as product
+from sgool.images import read_image
 
 FILES = {"before.png", "after.png", "saliency.png", "loss.png", "comparison.png", "result.json"}
 FAST = ["--steps", "3", "--iterations", "1", "--cutouts", "1"]
@@ -60,7 +61,7 @@ BAD = [
     (["demo", "--method", "magic"], "method must be one of"),
     (["demo", "--prompt", "  "], "prompt is empty"),
     (["demo", "--prompt", "<lora:x:1>, ,"], "prompt is empty"),
-    (["demo", "--prompt", "a caf\udce9"], "no text (UTF-8)"),
+    (["demo", "--prompt", "a caf\udce9"], "not text (UTF-8)"),
     (["demo", "--seed", "-1"], "seed must lie between 0 and"),
     (["demo", "--seed", str(2**63)], "seed must lie between 0 and"),
     (["generate"], "required: --prompt"),
@@ -74,11 +75,15 @@ BAD = [
     (["demo", "--model", "no-such-model"], "There is no model 'no-such-model'"),
     (["demo", "--init-image", "no-such.png"], "no-such.png cannot be read"),
     (["demo", "--start", "image"], "initial image"),
-    (["demo", "--start", "noise", "--init-image", "x.png"], "initial image"),
+    (["demo", "--start", "seed", "--init-image", "x.png"], "initial image"),
+    (["demo", "--start", "noise"], "start must be one of seed, image"),
     (["demo", "--device", "abacus"], "device 'abacus'"),
     (["demo", "--device", "meta"], "device 'meta'"),
     (["bench", "--device", "meta"], "device 'meta'"),
-    (["demo", "--clip-model", "ViT-Z-99"], "no CLIP model named"),
+    (["demo", "--guide", "clip:ViT-Z-99/openai"], "no CLIP model named"),
+    (["demo", "--guide", "clip:ViT-B-32/weights"], "no pretrained weights 'weights'"),
+    (["demo", "--guide", "clip:../../x"], "guide does not fit: A CLIP is named clip:MODEL/WEIGHTS"),
+    (["demo", "--selector", "nobody"], "selector does not fit: There is no critic 'nobody'"),
     (["compare", "--captions", "no-such.csv"], "no-such.csv cannot be read"),
     (["compare", "--limit", "0"], "--limit"),
     (["compare", "--jobs", "-1"], "--jobs"),
@@ -97,6 +102,16 @@ def test_bad_input_gets_one_line_and_code_2(arguments, sentence, tmp_path, capsy
     lines = [line for line in told.splitlines() if line and not line.startswith("Loading")]
     assert code == 2 and not printed and "Traceback" not in told
     assert len(lines) == 1 and sentence in lines[0]
+
+
+def test_what_is_installed_has_no_laboratory(capsys):
+    with pytest.raises(SystemExit):
+        product(["bench"])
+    assert "invalid choice: 'bench'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        product(["--help"])
+    told = capsys.readouterr().out
+    assert all(name in told for name in ("demo", "generate", "export-webui")) and "compare" not in told
 
 
 def test_a_picture_that_is_none(tmp_path, capsys):
@@ -136,7 +151,7 @@ def test_a_result_that_cannot_be_written_and_a_curve_of_an_earlier_run(tmp_path,
     (tmp_path / "loss.png").write_bytes(b"of an earlier run")
     (tmp_path / "result.json").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sgool.job._Teller.step", _at_the_second_start)
+        patch.setattr("sgool.job.Bar.step", _at_the_second_start)
         assert main(["demo", *FAST, "--candidates", "2", "--out", str(tmp_path)]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith("sgool: ") and "result.json could not be written" in told
@@ -197,7 +212,7 @@ def _at_the_second_start(self, done, total):
 
 
 def test_stopped_between_the_starting_noises_it_writes_the_best_of_them(tmp_path, monkeypatch):
-    monkeypatch.setattr("sgool.job._Teller.step", _at_the_second_start)
+    monkeypatch.setattr("sgool.job.Bar.step", _at_the_second_start)
     assert main(["demo", *FAST, "--candidates", "3", "--out", str(tmp_path)]) == 130
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"loss.png"}
     assert json.loads((tmp_path / "result.json").read_text())["iterations_done"] == 0

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sgool import tiny
-from sgool.cli import main
-from sgool.compare import METHODS, compare, paired, read_captions, rivals, updates_within
+from sgool import lab
+from sgool.__main__ import main
+from sgool.lab.compare import METHODS, Plan, compare, paired, read_captions, rivals, updates_within
 from sgool.errors import SgoolError
-from sgool.tiny import world
+from sgool.lab import world
 
 
 @pytest.mark.parametrize(
@@ -44,11 +44,11 @@ def test_paired_interval_covers_the_mean_as_often_as_it_says():
 
 def test_the_held_out_captions_are_held_out_and_stratified():
     held_out = {scene.caption: scene for scene in world.all_scenes() if scene.held_out}
-    rows = read_captions(tiny.CAPTIONS)
+    rows = read_captions(lab.CAPTIONS)
     assert len({row["caption"] for row in rows}) == len(rows) == 200
     assert all(held_out[row["caption"]].size == row["size"] for row in rows)
     assert {row["size"] for row in rows[:60]} == {"small", "mixed", "large"}
-    hard = read_captions(tiny.HARD)
+    hard = read_captions(lab.HARD)
     assert len({row["caption"] for row in hard}) == len(hard) == 60
     assert all(held_out[row["caption"]].size == row["size"] for row in hard)
     assert all(held_out[row["caption"]].busy == (row["background"] == "busy") for row in hard)
@@ -66,7 +66,7 @@ def test_compare_runs_all_methods_within_the_budget(capsys):
         assert all(set(row[gains]) == set(METHODS) - {name} for name, row in figures["methods"].items())
         assert ours[gains]["none"]["mean"] == pytest.approx(ours[mean] - plain[mean])
     trials = [trial for trial in figures["trials"] if trial["method"] == "sgool"]
-    assert [trial["caption"] for trial in trials] == [row["caption"] for row in read_captions(tiny.CAPTIONS)[:2]]
+    assert [trial["caption"] for trial in trials] == [row["caption"] for row in read_captions(lab.CAPTIONS)[:2]]
     assert np.mean([trial["score"] for trial in trials]) == pytest.approx(ours["score_mean"])
 
 
@@ -86,10 +86,10 @@ def test_ctrl_c_ends_a_comparison_without_making_the_rest(monkeypatch):
         stop.wait(1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sgool.compare.trial", slow)
-    monkeypatch.setattr("sgool.compare.ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr("sgool.lab.compare.trial", slow)
+    monkeypatch.setattr("sgool.lab.compare.ProcessPoolExecutor", lambda jobs, mp_context: ThreadPoolExecutor(jobs))
     with pytest.raises(KeyboardInterrupt):
-        compare(limit=9, jobs=1, methods=["none"], progress=False)
+        compare(None, Plan(limit=9, methods=("none",), jobs=1), progress=False)
     assert len(made) <= 2
 
 

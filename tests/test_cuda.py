@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgool import tiny
 from sgool.backends.diffusers import load_backend
-from sgool.backends.random import SIZES, RandomBackend
-from sgool.bench import ALL, exactness, trajectory_of
-from sgool.bench_update import our_work, random_guides
-from sgool.generate import generate, load_guides
+from sgool.lab.random_backend import SIZES, RandomBackend
+from sgool.lab.bench import ALL, exactness, trajectory_of
+from sgool.lab.bench_update import our_work, random_critics
+from sgool.generate import Request, generate, load_critics
 from sgool.job import Job, run
-from sgool.memory import PeakMemory
+from sgool.presets import resolve
+from sgool.result import Ending, Progress
+from sgool.lab.peak_memory import PeakMemory
 from sgool.saliency import LoadedDetector, load_detector
 from sgool.saliency.transalnet import Predictor, TranSalNet
-from sgool.settings import settings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -36,8 +36,8 @@ def model(request):
 
 
 @pytest.fixture(scope="module")
-def cuda_guides():
-    return load_guides(settings(tiny.DEFAULTS), Path("unused"), CUDA)
+def cuda_critics():
+    return load_critics(resolve({}, model="tiny"), Path("unused"), CUDA)
 
 
 @pytest.mark.parametrize("name", ["bdia", "o-belm", "edict", "ddim"])
@@ -53,10 +53,10 @@ def test_memory_does_not_grow_with_the_steps(model) -> None:
     assert rows[1]["autograd_memory_mb"] > 4 * rows[0]["autograd_memory_mb"]
 
 
-def test_a_run_is_much_the_same_twice_and_needs_no_stored_latents(model, cuda_guides) -> None:
-    values = settings({**tiny.DEFAULTS, "iterations": 4, "steps": 10, "candidates": 2})
-    first, second = (generate(model, cuda_guides, PROMPT, values, seed=3) for _ in range(2))
-    assert first.error is None and first.ended == ""
+def test_a_run_is_much_the_same_twice_and_needs_no_stored_latents(model, cuda_critics) -> None:
+    settings = resolve({"iterations": 4, "steps": 10, "candidates": 2}, model="tiny")
+    first, second = (generate(model, cuda_critics, Request(PROMPT, seed=3), settings) for _ in range(2))
+    assert first.error is None and first.ending is Ending.DONE and not first.stored_latents
     assert len(first.losses) == 5 and torch.tensor(first.losses).isfinite().all()
     assert first.losses == pytest.approx(second.losses, abs=0.01)  # a GPU adds up gradients in any order
 
@@ -84,31 +84,32 @@ def test_each_choice_of_memory_takes_less_than_the_one_before() -> None:
     for memory in ("fast", "balanced", "low"):
         backend = RandomBackend(SIZES["sd15"], CUDA, torch.float16, memory)
         with PeakMemory(CUDA) as peak:
-            our_work(backend, random_guides(SIZES["sd15"], CUDA), 4)(1, lambda: None)
+            our_work(backend, random_critics(SIZES["sd15"], CUDA), 4)(1, lambda: None)
         peaks.append(peak.bytes)
     assert peaks[0] > peaks[1] > peaks[2]
 
 
-def test_a_gpu_without_memory_left_gives_the_best_image_so_far(cuda_guides) -> None:
+def test_a_gpu_without_memory_left_gives_the_best_image_so_far(cuda_critics) -> None:
     """A real failure to allocate, in the middle of a run."""
     backend = load_backend("tiny", device=CUDA, dtype=torch.float16)
-    values = settings({**tiny.DEFAULTS, "iterations": 4, "steps": 4})
+    settings = resolve({"iterations": 4, "steps": 4}, model="tiny")
     total = torch.cuda.get_device_properties(CUDA).total_memory
     taken = []
 
-    def fill(result, newest) -> None:
-        if newest.iteration == 1:
-            torch.cuda.empty_cache()
-            torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 2**20) / total)
-            taken.append(newest)
+    class Fill(Progress):
+        def image(self, result, newest) -> None:
+            if newest.iteration == 1:
+                torch.cuda.empty_cache()
+                torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 2**20) / total)
+                taken.append(newest)
 
     try:
-        result = generate(backend, cuda_guides, PROMPT, values, seed=3, on_image=fill)
+        result = generate(backend, cuda_critics, Request(PROMPT, seed=3), settings, Fill())
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert taken and isinstance(result.error, torch.cuda.OutOfMemoryError)
     assert len(result.losses) == 2 and result.best.image.isfinite().all() and "best image so far" in result.ended
-    again = generate(backend, cuda_guides, PROMPT, values, seed=3)
+    again = generate(backend, cuda_critics, Request(PROMPT, seed=3), settings)
     assert again.error is None
 
 

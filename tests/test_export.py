@@ -25,9 +25,9 @@ def models(tmp_path_factory):
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from sgool.tiny.training.assemble import INDEX
-    from sgool.tiny.training.autoencoder import CONFIG
-    from sgool.tiny.training.diffusion import SCHEDULE, TEXT, UNET
+    from sgool.lab.training.assemble import INDEX
+    from sgool.lab.training.autoencoder import CONFIG
+    from sgool.lab.training.diffusion import SCHEDULE, TEXT, UNET
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
@@ -42,7 +42,7 @@ def models(tmp_path_factory):
     }
     for name, part in parts.items():
         if name != "scheduler":
-            with torch.no_grad():  # biases and normalisations are zeros and ones at first, which would hide mistakes
+            with torch.no_grad():  # biases and normalizations are zeros and ones at first, which would hide mistakes
                 for parameter in part.parameters():
                     parameter.add_(0.3 * parameter.abs().mean().clamp(min=0.1) * torch.randn_like(parameter))
         part.save_pretrained(folder / name, safe_serialization=True)

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import math
-from dataclasses import dataclass
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from sgool.errors import SgoolError
-from sgool.guidance.clip import OPENAI_MEAN, OPENAI_STD, Clip, load_clip, load_clip_folder, shifted
-from sgool.guidance.loss import SaliencyLoss, assign, crop, doodl_loss, random_cutouts, spherical_distance
+from sgool.guidance import clip as clip_module
+from sgool.guidance import critic as critic_module
+from sgool.guidance.clip import OPENAI_MEAN, OPENAI_STD, VARIANTS, Clip, load_clip, load_clip_folder
+from sgool.guidance.critic import shifted, spherical_distance
+from sgool.guidance.loss import DOODL, SaliencyLoss, Whole, assign, crop, random_cutouts
+from sgool.region import Region
 
 CONFIG = {
     "embed_dim": 16,
@@ -23,15 +28,6 @@ CONFIG = {
 }
 RESNET = {**CONFIG, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}}
 MERGES = "#version: 0.2\nr e\nre d</w>\nc a"
-
-
-@dataclass(frozen=True)
-class Box:
-    top: int
-    left: int
-    height: int
-    width: int
-    mass: float
 
 
 def write_clip(folder: Path, config: dict = CONFIG, *, shared: bool = False) -> Path:
@@ -52,8 +48,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
 
 def test_image_encoder_matches_the_model_on_pictures_of_its_own_size(clip: Clip) -> None:
     images = torch.rand(2, 3, 32, 32)
-    normalised = (images - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
-    expected = clip.model.visual(normalised)
+    normalized = (images - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
+    expected = clip.model.visual(normalized)
     expected = expected / expected.norm(dim=1, keepdim=True)
     torch.testing.assert_close(clip.encode_image(images), expected)
 
@@ -63,8 +59,8 @@ def test_image_gradient_matches_finite_differences(tmp_path: Path, config: dict)
     clip = load_clip_folder(write_clip(tmp_path / "clip", config, shared=True))
     assert clip.encode_text("red").norm() == pytest.approx(1, abs=1e-5)
     image = torch.rand(1, 3, 50, 40, requires_grad=True)
-    loss = SaliencyLoss(clip, "a red car", cutouts=3)
-    regions = [Box(4, 5, 30, 20, 1.0)]
+    loss = SaliencyLoss(clip, "a red car", whole=Whole(cutouts=3))
+    regions = [Region(4, 5, 30, 20, 1.0)]
 
     def value(x: torch.Tensor) -> torch.Tensor:
         return loss(x, regions, torch.Generator().manual_seed(1))
@@ -123,7 +119,7 @@ def test_missing_and_unfit_files_are_named(tmp_path: Path) -> None:
 
 def test_unknown_models_and_failed_downloads_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SgoolError, match="ViT-B-32"):
-        load_clip("ViT-B32", models_dir=tmp_path)
+        load_clip("ViT-B32", "openai", models_dir=tmp_path)
     with pytest.raises(SgoolError, match="laion2b_s34b_b79k"):
         load_clip("ViT-B-32", "laion2b", models_dir=tmp_path)
 
@@ -132,18 +128,17 @@ def test_unknown_models_and_failed_downloads_are_explained(tmp_path: Path, monke
 
     monkeypatch.setattr(open_clip, "create_model", offline)
     with pytest.raises(SgoolError, match=r"huggingface\.co/laion.*no route to host") as error:
-        load_clip(models_dir=tmp_path)
+        load_clip(*VARIANTS["guide"].split("/"), models_dir=tmp_path)
     assert str(tmp_path) in str(error.value)
 
 
-def test_named_models_load_once_from_a_checkpoint(tmp_path: Path) -> None:
+def test_named_models_load_from_a_checkpoint_and_none_stays_in_memory(tmp_path: Path) -> None:
     config = {**CONFIG, "text_cfg": {"width": 64, "heads": 1, "layers": 1}}
     (tmp_path / "sgool-test.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "sgool-test.json")
     checkpoint = str(tmp_path / "weights.pt")
     torch.save(open_clip.create_model("sgool-test").state_dict(), checkpoint)
     clip = load_clip("sgool-test", checkpoint, models_dir=tmp_path)
-    assert load_clip("sgool-test", checkpoint, models_dir=tmp_path) is clip
     assert clip.image_size == (32, 32) and clip.context_length == 77
     assert clip._mean.flatten().tolist() == pytest.approx(OPENAI_MEAN)
     assert clip._std.flatten().tolist() == pytest.approx(OPENAI_STD)
@@ -152,6 +147,12 @@ def test_named_models_load_once_from_a_checkpoint(tmp_path: Path) -> None:
     torch.testing.assert_close(clip.encode_text("a photo of a (red:1.2) car"), expected / expected.norm())
     halves = [clip.encode_text("word " * n) for n in (75, 25)]
     torch.testing.assert_close(clip.encode_text("word " * 100), torch.stack(halves).mean(0) / sum(halves).div(2).norm())
+    for module in (clip_module, critic_module):
+        assert not [name for name, value in vars(module).items() if hasattr(value, "cache_clear")]
+    kept = weakref.ref(clip.model)
+    del clip
+    gc.collect()
+    assert kept() is None
 
 
 def test_openai_weights_get_their_activation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,8 +203,9 @@ def test_small_images_still_give_different_cutouts() -> None:
 
 def test_loss_is_the_weighted_sum_of_single_distances(clip: Clip) -> None:
     image = torch.rand(1, 3, 64, 48)
-    regions = [Box(0, 0, 20, 20, 0.1), Box(1, 1, 9, 9, 0.0), Box(10, 8, 40, 32, 0.9)]  # roots of 1 to 3
-    loss = SaliencyLoss(clip, "a red car", region_prompts=" [SEP] a dog [SEP] a tree", saliency_weight=0.3, cutouts=5)
+    regions = [Region(0, 0, 20, 20, 0.1), Region(1, 1, 9, 9, 0.0), Region(10, 8, 40, 32, 0.9)]  # roots of 1 to 3
+    texts = " [SEP] a dog [SEP] a tree"
+    loss = SaliencyLoss(clip, "a red car", whole=Whole(cutouts=5), region_prompts=texts, saliency_weight=0.3)
 
     def distance(picture: torch.Tensor, prompt: str) -> float:
         cosine = (clip.encode_image(picture)[0] @ clip.encode_text(prompt)).item()
@@ -216,24 +218,24 @@ def test_loss_is_the_weighted_sum_of_single_distances(clip: Clip) -> None:
     expected = 0.7 * np.mean(overall) + 0.3 * (0.25 * first + 0.75 * second)
     assert float(loss(image, regions, torch.Generator().manual_seed(7))) == pytest.approx(expected, rel=1e-4)
 
-    def at(weight: float, regions: list[Box]) -> torch.Tensor:
-        one = SaliencyLoss(clip, "a red car", saliency_weight=weight, cutouts=5)
+    def at(weight: float, regions: list[Region]) -> torch.Tensor:
+        one = SaliencyLoss(clip, "a red car", whole=Whole(cutouts=5), saliency_weight=weight)
         return one(image, regions, torch.Generator().manual_seed(7))
 
     assert torch.equal(at(0.0, regions), at(0.0, [])) and torch.equal(at(0.5, []), at(0.0, regions))
     assert float(at(0.0, regions)) == pytest.approx(np.mean(overall), rel=1e-4)
     published = random_cutouts(image, 16, 32, torch.Generator().manual_seed(7), 0.3)
     smallest = min(distance(cut[None], "a red car") for cut in published)
-    assert float(doodl_loss(clip, "a red car")(image, regions, torch.Generator().manual_seed(7))) == pytest.approx(
-        smallest, rel=1e-4
-    )
+    doodl = SaliencyLoss(clip, "a red car", whole=DOODL, saliency_weight=0.0)
+    assert float(doodl(image, regions, torch.Generator().manual_seed(7))) == pytest.approx(smallest, rel=1e-4)
 
 
 def test_each_region_is_compared_with_the_phrase_that_suits_it(clip: Clip) -> None:
     image = torch.rand(1, 3, 64, 64)
-    regions = [Box(0, 0, 30, 30, 0.5), Box(34, 34, 30, 30, 0.5)]
+    regions = [Region(0, 0, 30, 30, 0.5), Region(34, 34, 30, 30, 0.5)]
     prompt = "a (red:1.2) car, a dog and a tree <lora:x:1>"
-    loss = SaliencyLoss(clip, prompt, match_phrases=True, saliency_weight=1.0, cutouts=0)
+    alone = {"whole": Whole(cutouts=0), "match_phrases": True, "saliency_weight": 1.0}
+    loss = SaliencyLoss(clip, prompt, **alone)
     assert loss.phrases == ["a red car", "a dog", "a tree"]
     crops = [clip.encode_image(image[..., r.top : r.top + 30, r.left : r.left + 30])[0] for r in regions]
     cosines = [[float(c @ clip.encode_text(phrase)) for phrase in loss.phrases] for c in crops]
@@ -243,13 +245,11 @@ def test_each_region_is_compared_with_the_phrase_that_suits_it(clip: Clip) -> No
     expected = (math.acos(value) ** 2 + math.acos(other) ** 2) / 4
     assert float(loss(image, regions)) == pytest.approx(expected, rel=1e-4)
     # More regions than phrases: the last do not count, however heavy, unless they have a text of their own.
-    few = SaliencyLoss(clip, "a red car and a dog", match_phrases=True, saliency_weight=1.0, cutouts=0)
-    assert torch.equal(few(image, regions), few(image, [*regions, Box(20, 0, 20, 20, 0.9)]))
-    last = SaliencyLoss(
-        clip, "a car and a dog", region_prompts=["", "", "sea"], match_phrases=True, saliency_weight=1.0, cutouts=0
-    )
-    assert last(image, [*regions, Box(20, 0, 20, 20, 0.9)]) != last(image, regions)
-    told = SaliencyLoss(clip, prompt, region_prompts="sea [SEP]", match_phrases=True, saliency_weight=1.0, cutouts=0)
+    few = SaliencyLoss(clip, "a red car and a dog", **alone)
+    assert torch.equal(few(image, regions), few(image, [*regions, Region(20, 0, 20, 20, 0.9)]))
+    last = SaliencyLoss(clip, "a car and a dog", region_prompts="[SEP][SEP]sea", **alone)
+    assert last(image, [*regions, Region(20, 0, 20, 20, 0.9)]) != last(image, regions)
+    told = SaliencyLoss(clip, prompt, region_prompts="sea [SEP]", **alone)
     sea = math.acos(float(crops[0] @ clip.encode_text("sea"))) ** 2 / 4
     assert float(told(image, regions)) == pytest.approx(sea + math.acos(max(cosines[1])) ** 2 / 4, rel=1e-4)
 
@@ -276,29 +276,29 @@ def test_one_batch_goes_through_clip_and_every_cutout_has_gradient(clip: Clip, m
         return encode(images)
 
     monkeypatch.setattr(clip, "encode_image", watched)
-    loss = SaliencyLoss(clip, "a red car", cutouts=4)
+    loss = SaliencyLoss(clip, "a red car", whole=Whole(cutouts=4))
     image = torch.rand(1, 3, 48, 48, requires_grad=True)
-    loss(image, [Box(0, 0, 24, 24, 1.0)], torch.Generator().manual_seed(0)).backward()
+    loss(image, [Region(0, 0, 24, 24, 1.0)], torch.Generator().manual_seed(0)).backward()
     assert [len(b) for b in batches] == [1 + 4 + 1]
     assert batches[0].grad is not None and batches[0].grad.abs().amax((1, 2, 3)).min() > 0
 
 
 def test_bad_regions_and_weights_are_refused(clip: Clip) -> None:
     image = torch.rand(1, 3, 32, 32)
-    for box in (Box(0, 0, 0, 5, 1.0), Box(20, 0, 20, 5, 1.0), Box(0, -1, 5, 5, 1.0)):
+    for box in (Region(0, 0, 0, 5, 1.0), Region(20, 0, 20, 5, 1.0), Region(0, -1, 5, 5, 1.0)):
         with pytest.raises(SgoolError, match="region"):
             crop(image, box)
     with pytest.raises(SgoolError, match="between 0 and 1"):
         SaliencyLoss(clip, "x", saliency_weight=1.5)
     with pytest.raises(SgoolError, match="at least one cutout"):
-        SaliencyLoss(clip, "x", cutouts=0, whole=False)
+        Whole(cutouts=0, itself=False)
 
 
-def test_similarity_is_the_mean_over_shifted_copies(clip: Clip) -> None:
+def test_an_image_is_judged_by_the_mean_over_shifted_copies(clip: Clip) -> None:
     image = torch.rand(1, 3, 64, 96)
     copies = shifted(image)
     assert copies.shape == (5, 3, 64, 96) and torch.equal(copies[0], image[0])
     assert torch.equal(copies[1][:, 2:, 3:], image[0][:, :-2, :-3])  # down and to the right by a 32nd
     assert torch.equal(copies[4][:, :-2, :-3], image[0][:, 2:, 3:])
     single = [float(clip.encode_image(copy[None])[0] @ clip.encode_text("a red car")) for copy in copies]
-    assert clip.similarity(image, "a red car") == pytest.approx(np.mean(single), abs=1e-5)
+    assert clip.judge(image, "a red car") == pytest.approx(np.mean(single), abs=1e-5)

@@ -11,29 +11,30 @@ from torch import Tensor
 from toys import SD, Toy, error, guided, latent, toys
 
 from sgool.errors import SgoolError
-from sgool.samplers import Branch, Network, words
+from sgool.samplers import Branch, Network, double_double
+from sgool.samplers.double_double import DoubleDouble
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.93, -1.0 / 3, 1.7e5])
-def test_words_are_twice_as_precise(factor: float) -> None:
-    def value(x: words.Words) -> list[Fraction]:
+def test_double_doubles_are_twice_as_precise(factor: float) -> None:
+    def value(x: DoubleDouble) -> list[Fraction]:
         pairs = zip(*torch.broadcast_tensors(*x), strict=True)
         return [Fraction(high.item()) + Fraction(low.item()) for high, low in pairs]
 
-    def deviation(result: words.Words, expected: list[Fraction]) -> float:
+    def deviation(result: DoubleDouble, expected: list[Fraction]) -> float:
         assert torch.equal(result.high + result.low, result.high)
         assert any(result.low != 0)
         return max(float(abs(a / b - 1)) for a, b in zip(value(result), expected, strict=True))
 
     high, low, other = torch.randn(3, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     pair = high.tolist(), low.tolist()
-    x = words.add(words.exact(high), 2.0**-54 * low)
+    x = double_double.add(double_double.exact(high), 2.0**-54 * low)
     assert deviation(x, [Fraction(a) + Fraction(b) / 2**54 for a, b in zip(*pair, strict=True)]) == 0
     scale = Fraction(factor)
-    assert deviation(words.multiply(x, factor), [scale * a for a in value(x)]) < 2.0**-103
-    assert deviation(words.divide(x, factor), [a / scale for a in value(x)]) < 2.0**-103
+    assert deviation(double_double.multiply(x, factor), [scale * a for a in value(x)]) < 2.0**-103
+    assert deviation(double_double.divide(x, factor), [a / scale for a in value(x)]) < 2.0**-103
     added = [a + Fraction(b) for a, b in zip(value(x), other.tolist(), strict=True)]
-    assert deviation(words.add(x, other), added) < 2.0**-100  # Relative to a sum that cancels a few bits.
+    assert deviation(double_double.add(x, other), added) < 2.0**-100  # Relative to a sum that cancels a few bits.
 
 
 def test_a_combined_denoiser_equals_sequential_guidance() -> None:

@@ -9,28 +9,42 @@ import torch
 
 from sgool import tiny
 from sgool.errors import SgoolError
-from sgool.generate import CANDIDATE_STRIDE, generate
-from sgool.guidance.loss import SaliencyLoss
-from sgool.optimize import Stop
+from sgool.generate import CANDIDATE_STRIDE, Request, generate
+from sgool.guidance.loss import SaliencyLoss, Whole
+from sgool.presets import resolve
+from sgool.result import TRIED, Ending, Progress, Stop
 from sgool.samplers import Branch, Network, Trajectory, get_sampler, make_schedule
-from sgool.settings import settings
 from sgool.update import DoodlUpdate
 
 PROMPT = "a small penguin and a pizza on a green background"
 
 
-def values(**changes):
-    return settings(
-        {**tiny.DEFAULTS, "steps": 4, "strength": 1.0, "iterations": 2, "cutouts": 2, "patience": 0, **changes}
-    )
+def small(**changes):
+    """Settings of a short run, and over them these."""
+    few = {"steps": 4, "strength": 1.0, "iterations": 2, "cutouts": 2, "patience": 0}
+    return resolve({**few, **changes}, model="tiny")
 
 
-def test_gradient_of_the_whole_chain_is_that_of_full_autograd(backend, guides):
+def asked(seed=0, latent=None):
+    return Request(PROMPT, seed=seed, init_latent=latent)
+
+
+class Hear(Progress):
+    """Passes on what it hears."""
+
+    def __init__(self, image=None, step=None):
+        if image:
+            self.image = image
+        if step:
+            self.step = step
+
+
+def test_gradient_of_the_whole_chain_is_that_of_full_autograd(backend, critics):
     """CLIP, decoder and every sampling step, against one graph through all of it."""
     network = backend.network(PROMPT, "", 4.0)
     schedule = make_schedule(backend.alphas_cumprod, 4)
     trajectory = Trajectory(get_sampler("bdia"), schedule, network)
-    loss = SaliencyLoss(guides.clip, PROMPT, cutouts=0)
+    loss = SaliencyLoss(critics.guide, PROMPT, whole=Whole(cutouts=0))
     noise = backend.noise(3)
 
     final = trajectory.run(trajectory.initial(noise))
@@ -49,27 +63,28 @@ def test_gradient_of_the_whole_chain_is_that_of_full_autograd(backend, guides):
     assert (ours - reference).norm() / reference.norm() < 1e-4
 
 
-def test_a_run_returns_the_best_image_and_counts_its_work(backend, guides):
-    result = generate(backend, guides, PROMPT, values(), seed=1)
+def test_a_run_returns_the_best_image_and_counts_its_work(backend, critics):
+    result = generate(backend, critics, asked(1), small())
     assert len(result.losses) == len(result.scores) == 3
     assert result.best.score in result.scores and result.best.score >= result.first.score == result.scores[0]
     assert result.unet_evals == 2 * 4 * (3 + 2)  # both halves of guidance, 4 steps, 3 ways there and 2 back
     assert result.best.image.shape == (1, 3, 128, 128)
     assert result.best.image.min() >= 0 and result.best.image.max() <= 1
-    again = generate(backend, guides, PROMPT, values(), seed=1)
+    again = generate(backend, critics, asked(1), small())
     assert again.losses == result.losses and torch.equal(again.best.image, result.best.image)
 
 
 class Scripted:
-    """A CLIP with given scores, one for each image in turn; all else is that of a real one, where it is given."""
+    """A critic with given scores, one for each image in turn; all else is that of a real one, where it is given."""
 
-    def __init__(self, scores, clip=None):
-        self.scores, self.clip = iter(scores), clip
+    def __init__(self, scores, critic=None):
+        self.scores, self.critic = iter(scores), critic
 
     def __getattr__(self, name):
-        return getattr(self.clip, name)
+        return getattr(self.critic, name)
 
-    def similarity(self, image, prompt):
+    def judge(self, image, text):
+        assert text == PROMPT
         return next(self.scores)
 
 
@@ -81,9 +96,9 @@ class Scripted:
         ([0.5, 0.4, 0.5, 0.3], 0),
     ],
 )
-def test_the_image_with_the_highest_score_is_kept_and_the_first_when_none_beats_it(backend, guides, scores, kept):
-    scripted = replace(guides, selector=Scripted(scores))
-    result = generate(backend, scripted, PROMPT, values(iterations=3), seed=1)
+def test_the_image_with_the_highest_score_is_kept_and_the_first_when_none_beats_it(backend, critics, scores, kept):
+    scripted = replace(critics, selector=Scripted(scores))
+    result = generate(backend, scripted, asked(1), small(iterations=3))
     assert result.scores == scores and result.best.iteration == result.best_update == kept
     assert (result.best is result.first) == (kept == 0)
 
@@ -92,66 +107,63 @@ def test_the_image_with_the_highest_score_is_kept_and_the_first_when_none_beats_
     ("guide", "selector", "liked"),
     [
         ([0.5, 0.6, 0.9], [0.9, 0.7, 0.2], 0),
-        ([0.5, 0.8, 0.9], [0.9, 0.7, 0.2], 1),  # neither's favourite
+        ([0.5, 0.8, 0.9], [0.9, 0.7, 0.2], 1),  # neither's favorite
         ([0.5, 0.8, 1.5], [0.9, 0.7, 0.2], 2),
     ],
 )
 def test_of_several_starts_the_one_that_guide_and_selector_like_best_is_improved(
-    backend, guides, guide, selector, liked
+    backend, critics, guide, selector, liked
 ):
     """The first start's image, which the selector alone likes best, is kept if nothing beats it there."""
     noises = [backend.noise(1 + CANDIDATE_STRIDE * i) for i in range(3)]
-    scripted = replace(guides, clip=Scripted(guide, guides.clip), selector=Scripted([*selector, 0.5, 0.6]))
+    scripted = replace(critics, guide=Scripted(guide, critics.guide), selector=Scripted([*selector, 0.5, 0.6]))
     seen = []
-    result = generate(
-        backend,
-        scripted,
-        PROMPT,
-        values(iterations=1, candidates=3, learning_rate=0.0),
-        seed=1,
-        on_image=lambda _, newest: seen.append(newest.latent),
-    )
+    own = small(iterations=1, candidates=3, learning_rate=0.0)
+    hear = Hear(image=lambda _, newest: seen.append(newest.latent))
+    result = generate(backend, scripted, asked(1), own, hear)
     schedule = make_schedule(backend.alphas_cumprod, 4)
     trajectory = Trajectory(get_sampler("bdia"), schedule, backend.network(PROMPT, "", 4.0))
     chosen = trajectory.image(trajectory.run(trajectory.initial(noises[liked])))
     assert torch.allclose(seen[0], chosen, atol=1e-5)
     assert result.best is result.first and result.first.score == 0.9
-    assert result.best_update == -1  # none of the images that the run made from the chosen start
+    # Where another start was chosen, the best image is none of those that the run made.
+    assert result.best_update == result.first.iteration == (0 if liked == 0 else TRIED)
+    assert result.scores == [0.5, 0.6] and result.iterations == 1
     assert result.unet_evals == 2 * 4 * (3 + 2)
 
 
-def test_without_updates_the_best_of_several_starts_comes_out(backend, guides):
-    """Method none with candidates is best-of-N: the plain image of the start that both CLIPs like best."""
-    scripted = replace(guides, clip=Scripted([0.5, 0.8, 0.9], guides.clip), selector=Scripted([0.6, 0.7, 0.2, 0.7]))
-    own = values(method="none", sampler="ddim", candidates=3)
-    result = generate(backend, scripted, PROMPT, own, seed=1)
-    plain = generate(backend, guides, PROMPT, {**own, "candidates": 1}, seed=1 + CANDIDATE_STRIDE)
+def test_without_updates_the_best_of_several_starts_comes_out(backend, critics):
+    """Method none with candidates is best-of-N: the plain image of the start that both critics like best."""
+    scripted = replace(critics, guide=Scripted([0.5, 0.8, 0.9], critics.guide), selector=Scripted([0.6, 0.7, 0.2, 0.7]))
+    own = small(method="none", sampler="ddim", candidates=3)
+    result = generate(backend, scripted, asked(1), own)
+    plain = generate(backend, critics, asked(1 + CANDIDATE_STRIDE), own.changed(candidates=1))
     assert torch.allclose(result.best.latent, plain.first.latent, atol=1e-6)
     assert result.unet_evals == 2 * 4 * 3
 
 
 @pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])
-def test_from_partway_only_the_rest_of_the_sampling_is_gone_back_through(backend, guides, strength):
-    own = values(steps=8, strength=strength, sampler="ddim", learning_rate=0.0, iterations=1)
-    result = generate(backend, guides, PROMPT, own, seed=6)
-    plain = generate(backend, guides, PROMPT, values(method="none", sampler="ddim", steps=8), seed=6)
+def test_from_partway_only_the_rest_of_the_sampling_is_gone_back_through(backend, critics, strength):
+    own = small(steps=8, strength=strength, sampler="ddim", learning_rate=0.0, iterations=1)
+    result = generate(backend, critics, asked(6), own)
+    plain = generate(backend, critics, asked(6), small(method="none", sampler="ddim", steps=8))
     assert torch.allclose(result.first.latent, plain.first.latent, atol=1e-6)
     assert result.unet_evals == 2 * 8 * (1 + 2 * strength)
-    with_update = generate(backend, guides, PROMPT, {**own, "learning_rate": 0.05}, seed=6)
+    with_update = generate(backend, critics, asked(6), own.changed(learning_rate=0.05))
     assert with_update.losses[1] != result.losses[1]
 
 
-def test_without_saliency_the_loss_falls(backend, guides):
+def test_without_saliency_the_loss_falls(backend, critics):
     """Small steps against a fixed loss (no random cutouts, no moving crops) must lower it."""
-    own = values(saliency_weight=0.0, cutouts=0, learning_rate=1e-4, regularisation=0.0)
-    losses = generate(backend, guides, PROMPT, own, seed=2).losses
+    own = small(saliency_weight=0.0, cutouts=0, learning_rate=1e-4, regularization=0.0)
+    losses = generate(backend, critics, asked(2), own).losses
     assert losses[2] < losses[1] < losses[0]
 
 
-def test_method_none_is_plain_ddim(backend, guides):
+def test_method_none_is_plain_ddim(backend, critics):
     from diffusers import DDIMScheduler
 
-    result = generate(backend, guides, PROMPT, values(method="none", sampler="ddim", steps=5), seed=4)
+    result = generate(backend, critics, asked(4), small(method="none", sampler="ddim", steps=5))
     scheduler = DDIMScheduler.from_pretrained(tiny.MODEL / "scheduler")
     scheduler.set_timesteps(5)
     network = backend.network(PROMPT, "", 4.0)
@@ -164,25 +176,48 @@ def test_method_none_is_plain_ddim(backend, guides):
 
 @pytest.mark.parametrize("sampler", ["bdia", "o-belm", "edict"])
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_image_start_begins_with_the_image_itself(backend, guides, sampler, strength):
-    image = generate(backend, guides, PROMPT, values(method="none", sampler="ddim", steps=8), seed=5).first.image
-    own = values(start="image", strength=strength, sampler=sampler, steps=8, iterations=1)
-    result = generate(backend, guides, PROMPT, own, init_latent=backend.encode(image))
+def test_image_start_begins_with_the_image_itself(backend, critics, sampler, strength):
+    image = generate(backend, critics, asked(5), small(method="none", sampler="ddim", steps=8)).first.image
+    own = small(start="image", strength=strength, sampler=sampler, steps=8, iterations=1)
+    result = generate(backend, critics, asked(latent=backend.encode(image)), own)
     assert (result.first.latent - backend.encode(image)).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("how", [Stop, KeyboardInterrupt])
-def test_stopping_keeps_the_best_so_far(backend, guides, how):
+def test_stopping_keeps_the_best_so_far(backend, critics, how):
     def stop(result, newest):
         if newest.iteration == 1:
             raise how
 
-    result = generate(backend, guides, PROMPT, values(iterations=5), on_image=stop)
+    result = generate(backend, critics, asked(), small(iterations=5), Hear(image=stop))
     assert len(result.scores) == 2 and result.best.score == max(result.scores)
-    assert "Interrupted" in result.ended and not result.failed
+    assert result.ending is Ending.INTERRUPTED and "Interrupted" in result.ended and not result.failed
 
 
-def test_nan_from_the_network_keeps_the_image_so_far(backend, guides, monkeypatch):
+@pytest.mark.parametrize("how", [Stop, KeyboardInterrupt])
+def test_stopping_before_the_first_image_gives_none(backend, critics, how):
+    def stop(done, total):
+        raise how
+
+    with pytest.raises(how):
+        generate(backend, critics, asked(), small(), Hear(step=stop))
+
+
+def test_stopping_between_the_starts_keeps_the_best_of_those_tried(backend, critics):
+    scripted = replace(critics, guide=Scripted([0.5, 0.9]), selector=Scripted([0.5, 0.6]))
+    begun = []
+
+    def stop(done, total):
+        begun.extend([done] * (done == 1))
+        if len(begun) == 3:
+            raise Stop
+
+    result = generate(backend, scripted, asked(1), small(candidates=3), Hear(step=stop))
+    assert result.ending is Ending.INTERRUPTED and result.losses == [] and result.iterations == 0
+    assert result.best.score == 0.6 and result.first.score == 0.5 and result.best_update == TRIED
+
+
+def test_nan_from_the_network_keeps_the_image_so_far(backend, critics, monkeypatch):
     calls = 0
 
     def network(prompt, negative_prompt, guidance_scale):
@@ -196,10 +231,10 @@ def test_nan_from_the_network_keeps_the_image_so_far(backend, guides, monkeypatc
         return Network([Branch(1.0, breaking, evals=2)], backend.alphas_cumprod)
 
     monkeypatch.setattr(backend, "network", network)
-    result = generate(backend, guides, PROMPT, values())
+    result = generate(backend, critics, asked(), small())
     assert result.failed and "NaN" in result.ended and torch.isfinite(result.best.image).all()
     with pytest.raises(SgoolError, match="NaN"):
-        generate(backend, guides, PROMPT, values())
+        generate(backend, critics, asked(), small())
 
 
 class Unsteady:
@@ -222,21 +257,22 @@ class Unsteady:
         return Network([Branch(1.0, function, branch.evals)], self.backend.alphas_cumprod)
 
 
-def test_a_network_that_does_not_repeat_itself_is_optimised_with_stored_latents(backend, guides):
-    own = values(steps=8)
-    result = generate(Unsteady(backend, 1e-3), guides, PROMPT, own, seed=1)
+def test_a_network_that_does_not_repeat_itself_is_optimized_with_stored_latents(backend, critics):
+    own = small(steps=8)
+    result = generate(Unsteady(backend, 1e-3), critics, asked(1), own)
     assert "does not repeat" in result.ended and not result.failed and len(result.scores) == 3
-    assert result.sampler == "ddim"
+    assert result.ending is Ending.DONE and result.stored_latents and result.sampler == "ddim"
     assert torch.isfinite(result.best.image).all()
-    steady = generate(backend, guides, PROMPT, {**own, "sampler": "ddim"}, seed=1)
+    steady = generate(backend, critics, asked(1), own.changed(sampler="ddim"))
     assert (result.first.image - steady.first.image).abs().mean() < 0.02
     image = backend.encode(steady.first.image)
-    carried = generate(Unsteady(backend, 1e-3), guides, PROMPT, {**own, "start": "image"}, init_latent=image)
+    carried = generate(Unsteady(backend, 1e-3), critics, asked(latent=image), own.changed(start="image"))
     assert carried.failed and "does not repeat" in carried.ended  # DDIM could not carry it back exactly
+    assert carried.ending is Ending.FAILED and not carried.stored_latents
 
 
 @pytest.mark.parametrize("how", [KeyboardInterrupt, SgoolError])
-def test_what_fails_in_the_second_attempt_leaves_the_first_ones_images(backend, guides, how):
+def test_what_fails_in_the_second_attempt_leaves_the_first_ones_images(backend, critics, how):
     """A network that does not repeat itself fails at its second image; the run that begins again, at its first step."""
     seen = []
 
@@ -258,7 +294,7 @@ def test_what_fails_in_the_second_attempt_leaves_the_first_ones_images(backend, 
         return network(*args)
 
     unsteady.network = once_more
-    result = generate(unsteady, guides, PROMPT, values(steps=8), seed=1, on_image=on_image, on_step=on_step)
+    result = generate(unsteady, critics, asked(1), small(steps=8), Hear(on_image, on_step))
     assert len(seen) == 1 and result.best.image is seen[0].image
     assert result.failed == (how is SgoolError) and result.ended.startswith("Ended" if result.failed else "Interrupted")
 
@@ -277,36 +313,73 @@ class Failing:
         return self.backend.decode(latent) if self.left else self.other(latent)
 
 
-def test_no_memory_left_on_the_cpu_ends_the_run_with_the_best_image_so_far(backend, guides):
+def test_no_memory_left_on_the_cpu_ends_the_run_with_the_best_image_so_far(backend, critics):
     def full(latent):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
 
-    result = generate(Failing(backend, 3, full), guides, PROMPT, values(), seed=1)
+    result = generate(Failing(backend, 3, full), critics, asked(1), small())
     assert result.failed and "can't allocate memory" in result.ended and len(result.scores) == 2
 
     def broken(latent):
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        generate(Failing(backend, 3, broken), guides, PROMPT, values(), seed=1)
+        generate(Failing(backend, 3, broken), critics, asked(1), small())
 
 
-def test_a_start_whose_image_is_nan_is_not_the_best(backend, guides):
+def test_a_start_whose_image_is_nan_is_not_the_best(backend, critics):
     nan = Failing(backend, 2, lambda latent: backend.decode(latent) * torch.nan)
-    result = generate(nan, guides, PROMPT, values(candidates=3), seed=1)
+    result = generate(nan, critics, asked(1), small(candidates=3))
     assert result.failed and "NaN" in result.ended
     assert result.best is result.first and torch.isfinite(result.best.image).all() and result.best.score > 0
 
 
-def test_patience_stops_a_run_that_does_not_improve(backend, guides):
-    result = generate(backend, guides, PROMPT, values(iterations=6, learning_rate=0.0, patience=2, cutouts=0))
-    assert len(result.scores) == 3 and "Stopped early" in result.ended
-    scripted = replace(guides, selector=Scripted([0.5, 0.9, 0.89, 0.88, 0.87]))
-    result = generate(backend, scripted, PROMPT, values(iterations=6, patience=2))
+def test_patience_stops_a_run_that_does_not_improve(backend, critics):
+    result = generate(backend, critics, asked(), small(iterations=6, learning_rate=0.0, patience=2, cutouts=0))
+    assert len(result.scores) == 3 and result.ending is Ending.PATIENCE and "Stopped early" in result.ended
+    scripted = replace(critics, selector=Scripted([0.5, 0.9, 0.89, 0.88, 0.87]))
+    result = generate(backend, scripted, asked(), small(iterations=6, patience=2))
     assert len(result.scores) == 4 and result.best.iteration == 1
+    assert "no better image in 2 iterations" in result.ended
 
 
-def test_memory_does_not_grow_with_the_steps(backend, guides):
+def test_patience_counts_the_iterations_of_a_run_whose_best_image_is_a_start_only_tried(backend, critics):
+    scripted = replace(
+        critics, guide=Scripted([0.1, 0.9], critics.guide), selector=Scripted([0.9, 0.5, 0.5, 0.4, 0.4, 0.4])
+    )
+    result = generate(backend, scripted, asked(), small(iterations=6, patience=2, candidates=2))
+    assert len(result.scores) == 3 and result.best_update == TRIED
+    assert "no better image in 2 iterations" in result.ended
+
+
+@pytest.mark.parametrize(
+    ("changes", "latent", "sentence"),
+    [
+        ({"start": "image"}, None, "go together"),
+        ({}, torch.zeros(1, 4, 16, 16), "go together"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused_before_anything_is_computed(changes, latent, sentence):
+    with pytest.raises(SgoolError, match=sentence):
+        generate(None, None, asked(latent=latent), small(**changes))
+
+
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        (Request(" <lora:x:1> ,"), "prompt is empty"),
+        (Request("a caf\udce9"), "not text"),
+        (Request("a car", "\udce9"), "not text"),
+        (Request("a car", seed=-1), "seed must lie"),
+        (Request("a car", seed=2**63), "seed must lie"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_refused(wish, sentence):
+    with pytest.raises(SgoolError, match=sentence):
+        generate(None, None, wish, small())
+
+
+def test_memory_does_not_grow_with_the_steps(backend, critics):
     """Tensors saved for backward, at most alive at once, during a whole run."""
 
     def peak(steps: int) -> int:
@@ -324,13 +397,13 @@ def test_memory_does_not_grow_with_the_steps(backend, guides):
                 alive -= self.tensor.numel()
 
         with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
-            generate(backend, guides, PROMPT, values(steps=steps, iterations=1))
+            generate(backend, critics, asked(), small(steps=steps, iterations=1))
         return highest
 
     assert peak(12) <= 1.01 * peak(3)
 
 
-def test_doodl_is_perturbed_by_other_noise_than_it_starts_from(backend, guides, monkeypatch):
+def test_doodl_is_perturbed_by_other_noise_than_it_starts_from(backend, critics, monkeypatch):
     given = []
 
     class Watched(DoodlUpdate):
@@ -339,14 +412,14 @@ def test_doodl_is_perturbed_by_other_noise_than_it_starts_from(backend, guides, 
             super().__init__(**options)
 
     monkeypatch.setattr("sgool.generate.DoodlUpdate", Watched)
-    generate(backend, guides, PROMPT, values(method="doodl", sampler="edict", iterations=0), seed=3)
+    generate(backend, critics, asked(3), small(method="doodl", sampler="edict", iterations=0))
     generator, start = torch.Generator(), backend.noise(3)
     generator.set_state(given[0])
     first = torch.randn(start.shape, generator=generator, dtype=torch.float64)
     assert abs(torch.corrcoef(torch.stack([first.flatten(), start.flatten()]))[0, 1]) < 0.1
 
 
-def test_doodl_runs_on_edict_with_its_own_loss(backend, guides):
-    own = values(method="doodl", sampler="edict", iterations=1)
-    result = generate(backend, guides, PROMPT, own)
+def test_doodl_runs_on_edict_with_its_own_loss(backend, critics):
+    own = small(method="doodl", sampler="edict", iterations=1)
+    result = generate(backend, critics, asked(), own)
     assert result.unet_evals == 2 * 2 * 4 * (2 + 1) and len(result.losses) == 2

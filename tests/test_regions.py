@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sgool.errors import SgoolError
-from sgool.saliency.regions import MAX_INSIDE, MAX_IOU, Region, find_regions
+from sgool.region import Region
+from sgool.saliency.regions import MAX_INSIDE, MAX_IOU, find_regions
 
 
 def blobs(height: int, width: int, *spots: tuple[float, float, float, float]) -> Tensor:
@@ -27,7 +28,7 @@ def pixels(region: Region) -> set[tuple[int, int]]:
 
 
 def peaks(values: np.ndarray, least: float) -> list[tuple[int, int]]:
-    """Places at least as high as all their neighbours and as `least`."""
+    """Places at least as high as all their neighbors and as `least`."""
     wide = np.pad(values, 1, constant_values=-1)
     return [
         (y, x)

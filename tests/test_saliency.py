@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgool import weights
 from sgool.errors import SgoolError
 from sgool.saliency import DETECTORS, load_detector
 from sgool.saliency.regions import find_regions
 from sgool.saliency.spectral import opponent
-from sgool.saliency.transalnet import build, letterbox, predict, unletterbox
+from sgool.saliency.transalnet import WEIGHTS, build, letterbox, predict, unletterbox
 
 DATA = Path(__file__).parent / "data" / "transalnet"
 
@@ -55,7 +54,7 @@ def stimulus() -> Tensor:
 
 
 def test_transalnet_res_matches_the_reference(tmp_path: Path) -> None:
-    file = tmp_path / weights.WEIGHTS["transalnet-res"].file
+    file = tmp_path / WEIGHTS["res"].file
     torch.save(reference_state("res"), file)
     saliency = load_detector("transalnet-res", tmp_path)(stimulus().requires_grad_())
     file.unlink()  # 290 MB
@@ -111,14 +110,14 @@ def test_padding_is_cut_away_and_nothing_else(height: int, width: int) -> None:
     assert torch.equal(predict(lambda canvas: canvas[:, :1], image), image[0, 0])
 
 
-def disc_image(row: int, column: int, radius: int, colour: tuple, ground: Tensor) -> Tensor:
+def disc_image(row: int, column: int, radius: int, color: tuple, ground: Tensor) -> Tensor:
     yy, xx = torch.meshgrid(torch.arange(ground.shape[-2]), torch.arange(ground.shape[-1]), indexing="ij")
     disc = (yy - row) ** 2 + (xx - column) ** 2 <= radius**2
-    return torch.where(disc, torch.tensor(colour)[:, None, None], ground)[None]
+    return torch.where(disc, torch.tensor(color)[:, None, None], ground)[None]
 
 
-def plain(height: int, width: int, colour: tuple[float, float, float]) -> Tensor:
-    return torch.tensor(colour)[:, None, None].expand(3, height, width)
+def plain(height: int, width: int, color: tuple[float, float, float]) -> Tensor:
+    return torch.tensor(color)[:, None, None].expand(3, height, width)
 
 
 def stripes(height: int, width: int) -> Tensor:
@@ -131,9 +130,9 @@ def confetti(height: int, width: int) -> Tensor:
     rng = np.random.default_rng(0)
     image = np.full((height, width, 3), (0.3, 0.4, 0.7), np.float32)
     for _ in range(60):
-        centre = (int(rng.integers(width)), int(rng.integers(height)))
-        colour = np.clip(np.array([0.3, 0.4, 0.7]) + rng.normal(0, 0.08, 3), 0, 1)
-        cv2.circle(image, centre, int(rng.integers(4, 12)), colour.tolist(), -1)
+        center = (int(rng.integers(width)), int(rng.integers(height)))
+        color = np.clip(np.array([0.3, 0.4, 0.7]) + rng.normal(0, 0.08, 3), 0, 1)
+        cv2.circle(image, center, int(rng.integers(4, 12)), color.tolist(), -1)
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
@@ -155,19 +154,19 @@ def test_spectral_finds_a_small_subject(row: int, column: int, ground: Tensor) -
     assert region.top <= row < region.top + region.height and region.left <= column < region.left + region.width
 
 
-def test_spectral_sees_colour_of_equal_brightness() -> None:
+def test_spectral_sees_color_of_equal_brightness() -> None:
     image = disc_image(60, 200, 20, (0.7, 0.2, 0.3), plain(256, 256, (0.2, 0.6, 0.4)))
-    grey = image.mean(1, keepdim=True).expand_as(image)
+    gray = image.mean(1, keepdim=True).expand_as(image)
     detect = load_detector("spectral")
-    assert not detect(grey).any()
+    assert not detect(gray).any()
     peak = divmod(int(detect(image).argmax()), 256)
     assert (peak[0] - 60) ** 2 + (peak[1] - 200) ** 2 <= 26**2
 
 
-def test_opponent_channels_of_grey_and_primaries() -> None:
-    colours = torch.tensor([[0.5, 0.5, 0.5], [1, 0, 0], [0, 1, 0], [0, 0, 1]])[:, :, None, None]
+def test_opponent_channels_of_gray_and_primaries() -> None:
+    colors = torch.tensor([[0.5, 0.5, 0.5], [1, 0, 0], [0, 1, 0], [0, 0, 1]])[:, :, None, None]
     expected = torch.tensor([[0.5, 0, 0], [1 / 3, 1, -0.5], [1 / 3, -1, -0.5], [1 / 3, 0, 1]])
-    assert torch.allclose(opponent(colours)[:, :, 0, 0], expected)
+    assert torch.allclose(opponent(colors)[:, :, 0, 0], expected)
 
 
 def test_spectral_follows_a_mirrored_image_and_not_its_contrast() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,8 +15,17 @@ from sgool.errors import SgoolError
 from sgool.samplers import SAMPLERS, Branch, Network, Schedule, Trajectory, bdia, edict, get_sampler, make_schedule
 
 
-def textbook(name: str, schedule: Schedule, eps, latents: list[Tensor], start: int, p=0.93, gamma=None) -> Tensor:
+class Method(NamedTuple):
+    """A method and its parameter: EDICT's p, or BDIA's gamma (None: the damping that suits the steps)."""
+
+    name: str
+    p: float = 0.93
+    gamma: float | None = None
+
+
+def textbook(method: Method, schedule: Schedule, eps, latents: list[Tensor], start: int = 0) -> Tensor:
     """Each method as its paper states it, step by step and differentiable. `latents`: one, or the pair given."""
+    name, p, gamma = method
     a, sigma, t = schedule.a, schedule.sigma, schedule.timesteps
     nu = [s / b for s, b in zip(sigma, a, strict=True)]
 
@@ -92,7 +102,7 @@ def test_run_and_adjoint_agree_with_the_textbook_under_autograd(name: str, start
     trajectory = Trajectory(get_sampler(name), schedule, network, start)
     noise, cotangent = latent(batch=2), latent(2, batch=2)
     variable = noise.clone().requires_grad_()
-    expected = textbook(name, schedule, brute(network), [variable], start)
+    expected = textbook(Method(name), schedule, brute(network), [variable], start)
     (gradient,) = torch.autograd.grad(expected, variable, cotangent)
 
     final = trajectory.run(trajectory.initial(noise))
@@ -113,7 +123,7 @@ def test_gradient_of_a_whole_state_agrees_with_autograd(name: str) -> None:
     trajectory = Trajectory(sampler, schedule, network, start)
     pair = [latent(5), latent(6)]
     variables = [x.clone().requires_grad_() for x in pair]
-    expected = textbook(name, schedule, brute(network), variables, start)
+    expected = textbook(Method(name), schedule, brute(network), variables, start)
     wanted = torch.autograd.grad(expected, variables, latent(2))
 
     final = trajectory.run(pair)
@@ -128,7 +138,7 @@ def test_gradient_of_a_whole_state_agrees_with_autograd(name: str) -> None:
 def test_options_reach_the_coefficients(option) -> None:
     network, schedule = guided(), make_schedule(SD, 6)
     trajectory = Trajectory(option, schedule, network)
-    expected = textbook(option.name, schedule, brute(network), [latent()], 0, p=0.6, gamma=1.0)
+    expected = textbook(Method(option.name, p=0.6, gamma=1.0), schedule, brute(network), [latent()])
     assert error(trajectory.image(trajectory.run(trajectory.initial(latent()))), expected) < 1e-5
 
 

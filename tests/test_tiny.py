@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 
 from sgool import tiny
 from sgool.guidance.clip import Clip, load_clip_folder
-from sgool.job import read_image
+from sgool.images import read_image
 from sgool.samplers import Trajectory, get_sampler, make_schedule
 
 SCENES = Path(__file__).parent / "data" / "scenes"

@@ -36,13 +36,13 @@ def wave() -> torch.Tensor:
 
 @pytest.mark.parametrize("rule", ["momentum", "adam"])
 @pytest.mark.parametrize("push", ["shift", "wave", "peaks"])
-def test_regularisation_keeps_the_statistics_of_real_noise(push: str, rule: str) -> None:
+def test_regularization_keeps_the_statistics_of_real_noise(push: str, rule: str) -> None:
     samples = np.stack([statistics(noise(1000 + i)) for i in range(100)])
     low, high = samples.min((0, 2)), samples.max((0, 2))
 
-    def run(regularisation: float) -> np.ndarray:
+    def run(regularization: float) -> np.ndarray:
         state = [noise(0)]
-        update = SgoolUpdate(Prior.gaussian(), rule=rule, regularisation=regularisation)  # type: ignore[arg-type]
+        update = SgoolUpdate(Prior.gaussian(), rule=rule, regularization=regularization)  # type: ignore[arg-type]
         for _ in range(100):
             gradient = {"shift": torch.ones(SHAPE).double(), "wave": wave(), "peaks": -(state[0] ** 3)}[push]
             state = update.step(state, [gradient])
@@ -96,7 +96,7 @@ def test_steps_descend_a_quadratic(rule: str) -> None:
 
 def test_speed_is_the_learning_rate_in_units_of_the_latent_after_a_warm_up() -> None:
     start = [3 * noise(8)]
-    update = SgoolUpdate(Prior.gaussian(), learning_rate=1e-3, warmup=4, regularisation=0.0)
+    update = SgoolUpdate(Prior.gaussian(), learning_rate=1e-3, warmup=4, regularization=0.0)
     state, gradient = start, noise(9)
     moved = []
     for _ in range(6):
@@ -155,5 +155,5 @@ def test_doodl_perturbs_by_its_generator_alone() -> None:
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(SgoolError, match="rule"):
         SgoolUpdate(Prior.gaussian(), rule="sgd")  # type: ignore[arg-type]
-    with pytest.raises(SgoolError, match="regularisation"):
-        SgoolUpdate(Prior.gaussian(), regularisation=2)
+    with pytest.raises(SgoolError, match="regularization"):
+        SgoolUpdate(Prior.gaussian(), regularization=2)

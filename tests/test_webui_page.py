@@ -20,22 +20,19 @@ from modules import script_callbacks, scripts, shared
 
 from sgool import __version__
 from sgool.errors import SgoolError
-from sgool.settings import PRESET_FIELDS, PRESETS, SETTINGS, settings
+from sgool.presets import METHODS, PRESET_FIELDS, PRESETS
+from sgool.settings import ABOUT, DEFAULTS, Settings
 from sgool.webui import api, controls, gallery, infotext, options, register, xyz
-from sgool.webui.arguments import WEBUI_SETTINGS, parse
+from sgool.webui.arguments import WEBUI, parse
 from sgool.webui.script import SgoolScript
 
 ROOT = Path(__file__).parents[1]
 OTHER = {
-    **{
-        name: next(x for x in each.choices if x != each.default)
-        for name, each in WEBUI_SETTINGS.items()
-        if each.choices
-    },
+    **{name: next(x for x in each.choices if x != DEFAULTS[name]) for name, each in WEBUI.items() if each.choices},
     **{"iterations": 7, "steps": 9, "strength": 0.7, "candidates": 2, "saliency_weight": 0.35, "max_regions": 2},
     **{"threshold": 0.4, "min_size": 0.3, "padding": 0.1, "refresh": 2, "cutouts": 3, "learning_rate": 0.25},
-    **{"warmup": 1, "regularisation": 0.5, "patience": 5, "region_prompt": 'a "red" car, big: [SEP] sea'},
-    **{"clip_model": "RN50", "clip_tag": "openai", "selector_model": "RN101", "selector_tag": "openai"},
+    **{"warmup": 1, "regularization": 0.5, "patience": 5, "region_prompt": 'a "red" car, big: [SEP] sea'},
+    **{"guide": "clip:RN50/openai", "selector": "embedded"},
 }
 """No parameter at its default."""
 
@@ -45,23 +42,23 @@ def test_every_parameter_has_a_control_with_name_tooltip_and_default(webui):
     gradio.made.clear()
     again = SgoolScript().ui(True)
     assert [type(x) for x in again] == [type(x) for x in inputs]
-    assert len(inputs) == 1 + len(WEBUI_SETTINGS)
+    assert len(inputs) == 1 + len(WEBUI)
     assert inputs[0].value is False and inputs[0].elem_id == "sgool_txt2img"
-    for control, (name, setting) in zip(again[1:], WEBUI_SETTINGS.items(), strict=True):
+    for control, (name, about) in zip(again[1:], WEBUI.items(), strict=True):
         assert control.elem_id == f"sgool_img2img_{name}"
-        assert control.label == setting.label and control.value == setting.default
-        assert control.options["tooltip"] == setting.help
+        assert control.label == about.label and control.value == DEFAULTS[name]
+        assert control.options["tooltip"] == about.help
         for bound in {"minimum", "maximum"} & set(control.options):
-            setting.check(name, control.options[bound])
+            Settings.of({name: control.options[bound]})
     ids = [block.elem_id for block in gradio.made if block.elem_id]
     assert len(ids) == len(set(ids))
-    assert parse([True, *(control.value for control in inputs[1:])]) == settings()
+    assert parse([True, *(control.value for control in inputs[1:])]) == Settings()
 
 
 def test_few_controls_at_first_sight():
-    assert len(controls.FIRST) <= 5
-    folded = [name for names in controls.FOLDED.values() for name in names]
-    assert sorted([*controls.FIRST, *folded]) == sorted(WEBUI_SETTINGS)
+    groups = [about.group for about in WEBUI.values()]
+    assert groups.count("") <= 5
+    assert set(groups) == {"", *controls.FOLDED}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -70,39 +67,51 @@ def test_a_presets_button_sets_what_the_api_sets(webui, preset):
     SgoolScript().ui(False)
     (button,) = [b for b in gradio.made if b.elem_id == f"sgool_txt2img_preset_{preset.lower()}"]
     labels = [control.label for control in button.clicked["outputs"]]
-    assert labels == [SETTINGS[name].label for name in PRESET_FIELDS]
+    assert labels == [ABOUT[name].label for name in PRESET_FIELDS]
     values = dict(zip(PRESET_FIELDS, button.clicked["fn"](), strict=True))
-    assert settings(values) == parse(({"preset": preset},))
+    assert Settings(**values) == parse(({"preset": preset},))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_choosing_a_method_sets_what_the_api_sets(webui, method):
+    made = dict(zip(["enabled", *WEBUI], SgoolScript().ui(False), strict=True))
+    wiring = made["method"].chosen
+    labels = [control.label for control in wiring["outputs"]]
+    values = dict(
+        zip([next(n for n in WEBUI if WEBUI[n].label == x) for x in labels], wiring["fn"](method), strict=True)
+    )
+    by_name = parse(({"method": method},)).changed(guidance_scale=DEFAULTS["guidance_scale"])
+    assert Settings(method=method, **values) == by_name
 
 
 def test_infotext_brings_every_control_back():
-    assert set(OTHER) == set(WEBUI_SETTINGS)
-    assert all(OTHER[name] != setting.default for name, setting in WEBUI_SETTINGS.items())
+    assert set(OTHER) == set(WEBUI)
+    assert all(OTHER[name] != DEFAULTS[name] for name in WEBUI)
     p = SimpleNamespace(extra_generation_params={})
-    infotext.write(p, SimpleNamespace(values=settings(OTHER), outcomes={}, notes={}))
+    infotext.write(p, SimpleNamespace(settings=Settings(**OTHER), outcomes={}, notes={}))
     written = {key: str(value) for key, value in p.extra_generation_params.items() if not callable(value)}
     assert written["SGOOL version"] == __version__
     assert infotext.paste_enabled(written) is True
-    assert {name: infotext.paste(name)(written) for name in WEBUI_SETTINGS} == OTHER
+    assert {name: infotext.paste(name)(written) for name in WEBUI} == OTHER
 
 
 def test_infotext_names_only_what_differs_and_the_rest_comes_back_to_its_default():
     p = SimpleNamespace(extra_generation_params={})
-    infotext.write(p, SimpleNamespace(values=settings({"steps": 9}), outcomes={}, notes={}))
+    infotext.write(p, SimpleNamespace(settings=Settings(steps=9), outcomes={}, notes={}))
     written = {key: str(value) for key, value in p.extra_generation_params.items() if not callable(value)}
     assert written == {"SGOOL steps": "9", "SGOOL version": __version__}
-    assert {name: infotext.paste(name)(written) for name in WEBUI_SETTINGS} == {
-        name: 9 if name == "steps" else setting.default for name, setting in WEBUI_SETTINGS.items()
+    assert {name: infotext.paste(name)(written) for name in WEBUI} == {
+        name: 9 if name == "steps" else DEFAULTS[name] for name in WEBUI
     }
 
 
 def test_an_infotext_without_sgool_unticks_it_and_leaves_the_controls():
     assert infotext.paste_enabled({"Steps": "20"}) is False
-    assert all(infotext.paste(name)({"Steps": "20"}) is None for name in WEBUI_SETTINGS)
+    assert all(infotext.paste(name)({"Steps": "20"}) is None for name in WEBUI)
 
 
 def test_infotext_keys_are_such_as_the_webui_reads():
-    keys = [infotext.key(name) for name in WEBUI_SETTINGS]
+    keys = [infotext.key(name) for name in WEBUI]
     assert len(set(keys)) == len(keys)
     assert all(re.fullmatch(r"\w[\w \-/]+", key) for key in (*keys, "SGOOL score before", infotext.VERSION))
 
@@ -141,9 +150,9 @@ def client() -> TestClient:
 
 def test_the_schema_describes_what_is_taken(client):
     schema = client.get("/sgool/v1/schema").json()
-    assert schema["positional"] == ["enabled", *WEBUI_SETTINGS]
+    assert schema["positional"] == ["enabled", *WEBUI]
     defaults = {name: entry["default"] for name, entry in schema["properties"].items() if "default" in entry}
-    assert parse((defaults,)) == settings()
+    assert parse((defaults,)) == Settings()
     for name, entry in schema["properties"].items():
         for bound in ("minimum", "maximum"):
             if bound in entry:
@@ -212,19 +221,22 @@ def axes(monkeypatch):
     monkeypatch.setattr(scripts, "scripts_data", [SimpleNamespace(script_class=script_class, module=grid)])
     xyz.add_axes()
     xyz.add_axes()
-    assert len(grid.axis_options) == 1 + len(WEBUI_SETTINGS)
+    assert len(grid.axis_options) == 1 + len(WEBUI)
     return {option.label: option for option in grid.axis_options}
 
 
 def test_plot_axes_are_added_once_and_set_what_they_say(axes):
     p = SimpleNamespace()
-    for name, setting in WEBUI_SETTINGS.items():
-        axis = axes[f"[SGOOL] {setting.label}"]
+    for name, about in WEBUI.items():
+        axis = axes[f"[SGOOL] {about.label}"]
         value = axis.type(OTHER[name])
-        assert (value in axis.choices()) if setting.choices else axis.choices is None
+        if about.choices:
+            assert value in axis.choices()
+        else:
+            assert (axis.choices is None) == (not about.suggestions)
         axis.confirm(p, [value])
         axis.apply(p, value, [value])
-    assert parse(({},), p.sgool_overrides) == settings(OTHER)
+    assert parse(({},), p.sgool_overrides) == Settings(**OTHER)
 
 
 def test_a_plot_switches_in_upper_and_lower_case(axes):
@@ -247,7 +259,7 @@ def test_a_plots_cells_do_not_share_what_is_set(axes):
 
 def test_a_plots_range_of_floats_reaches_its_bound(axes):
     """The plot adds up its steps."""
-    p, axis = SimpleNamespace(), axes[f"[SGOOL] {SETTINGS['saliency_weight'].label}"]
+    p, axis = SimpleNamespace(), axes[f"[SGOOL] {ABOUT['saliency_weight'].label}"]
     for value, meant in ((0.1 + 0.2, 0.3), (1.0000000000000002, 1.0)):
         axis.confirm(p, [value])
         axis.apply(p, value, [value])

@@ -12,10 +12,11 @@ import pytest
 import torch
 from modules import processing, scripts
 
-from sgool.generate import Guides
+from sgool.generate import Critics
 from sgool.guidance.clip import Clip
 from sgool.saliency import LoadedDetector
-from sgool.webui import gallery, host, models
+from sgool.webui import backend as webui_backend
+from sgool.webui import gallery, models
 from sgool.webui.script import SgoolScript
 
 SCORES = ("SGOOL score before", "SGOOL score after")
@@ -40,18 +41,18 @@ def test_off_or_with_nothing_to_do_the_image_is_the_webuis_own(webui, args):
         assert processed.infotexts == webui.make()[1].infotexts
 
 
-def test_images_get_better_by_the_score_that_is_written_down(webui, guides):
+def test_images_get_better_by_the_score_that_is_written_down(webui, critics):
     """Two steps of the WebUI's sampler make poor images, which five of SGOOL's own, improved, will beat."""
     prompt = "a red car"
     batch = {"prompt": prompt, "batch_size": 3, "steps": 2}
     plain, originals = webui.make(**batch)
-    p, processed = webui.make({"start": "noise", "steps": 5}, **batch)
+    p, processed = webui.make({"start": "seed", "steps": 5}, **batch)
     better = 0
     for i, text in enumerate(processed.infotexts):
         before, after = scores(text)
         for image, score in ((originals.images[i], before), (processed.images[i], after)):
             pixels = (image / 2 + 0.5).clamp(0, 1)[None]
-            assert guides.selector.similarity(pixels, prompt) == pytest.approx(score, abs=1e-3)
+            assert critics.selector.judge(pixels, prompt) == pytest.approx(score, abs=1e-3)
         assert after >= before
         assert (after > before) == (not torch.equal(latents(p)[i], latents(plain)[i]))
         better += after > before
@@ -64,7 +65,7 @@ def test_images_get_better_by_the_score_that_is_written_down(webui, guides):
 )
 def test_from_the_seeds_noise_the_first_image_is_that_of_the_first_pass(webui, prompt, negative):
     """The same sampler, DDIM, at the same steps: prompt schedules, AND and negative prompt act as they did there."""
-    values = {"sampler": "ddim", "steps": 4, "learning_rate": 0.0, "start": "noise"}
+    values = {"sampler": "ddim", "steps": 4, "learning_rate": 0.0, "start": "seed"}
     _, processed = webui.make(values, prompt=prompt, negative_prompt=negative)
     (run,) = _outcomes()
     assert run.scores[0] == pytest.approx(run.score_before, abs=1e-4)
@@ -74,8 +75,8 @@ def test_from_the_seeds_noise_the_first_image_is_that_of_the_first_pass(webui, p
 def test_what_an_image_gains_is_counted_from_the_webuis_own(webui, monkeypatch):
     """0.83 keeps most of what 0.9 gains over the run's first image, but not over the original."""
     told = iter([0.7, 0.5, 0.9, 0.83, 0.6])
-    monkeypatch.setattr(Clip, "similarity", lambda self, image, prompt: next(told))
-    webui.make({"start": "noise", "steps": 4, "iterations": 3})
+    monkeypatch.setattr(Clip, "judge", lambda self, image, prompt: next(told))
+    webui.make({"start": "seed", "steps": 4, "iterations": 3})
     (run,) = _outcomes()
     assert (run.score_before, run.score_after, run.best) == (0.7, 0.9, 1)
 
@@ -104,8 +105,8 @@ def test_every_image_of_a_batch_is_what_it_is_alone(webui):
 def test_hires_fix_goes_on_from_the_improved_first_pass(webui):
     batch = {"batch_size": 3, "steps": 2}
     plain, _ = webui.make(**batch)
-    alone, _ = webui.make({"start": "noise"}, **batch)
-    p, processed = webui.make({"start": "noise"}, enable_hr=True, **batch)
+    alone, _ = webui.make({"start": "seed"}, **batch)
+    p, processed = webui.make({"start": "seed"}, enable_hr=True, **batch)
     assert torch.equal(p.first_pass, latents(alone)) and not torch.equal(p.first_pass, latents(plain))
     assert processed.images[0].shape[-1] == 128
     assert all(SCORES[1] in text for text in processed.infotexts)
@@ -132,7 +133,7 @@ def test_outside_an_inpainting_mask_nothing_moves(webui, backend):
 
 def test_img2img_begins_with_what_img2img_made(webui, backend):
     own = {"init_latent": backend.noise(3)[..., :8, :8].float() * 0.5, "denoising_strength": 0.5}
-    webui.make({"learning_rate": 0.0, "start": "noise"}, kind="Img2Img", **own)
+    webui.make({"learning_rate": 0.0, "start": "seed"}, kind="Img2Img", **own)
     (run,) = _outcomes("img2img")
     assert run.scores[0] == pytest.approx(run.score_before, abs=1e-4)
 
@@ -192,7 +193,7 @@ def test_bad_arguments_are_said_and_the_image_comes(webui):
 
 def test_other_candidates_come_from_the_webuis_own_random_numbers(webui, backend):
     p, _ = webui.make(seed=9)
-    own = host.Host(p, 0, latents(p), backend.noise(1), host.Memory(False, False, False))
+    own = webui_backend.WebuiBackend(p, 0, latents(p), backend.noise(1), webui_backend.Memory(False, False, False))
     assert torch.equal(own.noise(9), backend.noise(1))
     made = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(77))
     assert torch.equal(own.noise(77).float(), made)
@@ -210,13 +211,13 @@ def test_an_inpainting_model_sees_the_tensor_that_the_first_pass_gave_it(webui, 
     assert len(_outcomes()) == 2 and made == [2]
 
 
-def test_guides_are_kept_for_the_next_run(webui):
+def test_critics_are_kept_for_the_next_run(webui):
     """But not all the prompts that they have seen."""
     webui.make({})
     kept = models._last
     webui.make({"learning_rate": 0.3})
     assert models._last is kept
-    assert not kept[1].clip._texts and not kept[1].selector._texts
+    assert not kept[1].guide._texts and not kept[1].selector._texts
 
 
 class HalfGelu(torch.nn.GELU):
@@ -231,14 +232,14 @@ def test_the_webuis_own_gelu_in_half_precision_is_none_of_ours(webui, monkeypatc
     init = block.__init__
     monkeypatch.setattr(block, "__init__", lambda *args, **kwargs: init(*args, **{**kwargs, "act_layer": HalfGelu}))
     monkeypatch.setattr(models, "_last", None)
-    p, processed = webui.make({"start": "noise"})
+    p, processed = webui.make({"start": "seed"})
     assert not p.comments
     assert scores(processed.infotexts[0])
 
 
-def test_guides_move_once_for_a_batch(webui, monkeypatch):
-    moved, to = [], Guides.to
-    monkeypatch.setattr(Guides, "to", lambda self, device: moved.append(device) or to(self, device))
+def test_critics_move_once_for_a_batch(webui, monkeypatch):
+    moved, to = [], Critics.to
+    monkeypatch.setattr(Critics, "to", lambda self, device: moved.append(device) or to(self, device))
     webui.make({}, batch_size=3)
     assert len(moved) == 2
 
@@ -246,7 +247,7 @@ def test_guides_move_once_for_a_batch(webui, monkeypatch):
 def test_the_map_that_is_shown_is_of_the_image_after(webui, monkeypatch):
     """The run itself looks again only every `refresh` images."""
     monkeypatch.setattr(LoadedDetector, "__call__", lambda self, image: image.mean((0, 1)))
-    webui.make({"start": "noise", "steps": 5, "iterations": 2, "refresh": 100}, batch_size=3, steps=2)
+    webui.make({"start": "seed", "steps": 5, "iterations": 2, "refresh": 100}, batch_size=3, steps=2)
     improved = [each for each in _outcomes() if each.score_after > each.score_before]
     assert improved
     for each in improved:

@@ -12,22 +12,22 @@ import torch
 from file_server import CUT, Server, checkpoint, fetch, ranges
 
 from sgool.errors import SgoolError
-from sgool.weights import default_models_dir, ensure, load_state_dict, safe_name
+from sgool.weights import Weight, default_models_dir, ensure, load_state_dict, safe_name
 
 
 def test_changed_file_is_refused(server: Server, tmp_path: Path) -> None:
-    path = fetch(tmp_path)
+    path = fetch(server, tmp_path)
     path.write_bytes(checkpoint(seed=1))
     with pytest.raises(SgoolError, match="has changed since it was first used"):
-        fetch(tmp_path)
+        fetch(server, tmp_path)
     (tmp_path / "Tiny.pth.sha256").unlink()  # as the message says
-    assert fetch(tmp_path) == path
+    assert fetch(server, tmp_path) == path
 
 
 def test_file_put_there_by_hand_is_taken(server: Server, tmp_path: Path) -> None:
     body = checkpoint(seed=5)
     (tmp_path / "Tiny.pth").write_bytes(body)
-    fetch(tmp_path)
+    fetch(server, tmp_path)
     assert server.requests == []
     assert (tmp_path / "Tiny.pth.sha256").read_text().split()[0] == hashlib.sha256(body).hexdigest()
 
@@ -36,7 +36,7 @@ def test_file_put_there_by_hand_is_taken(server: Server, tmp_path: Path) -> None
 def test_unusable_file_put_there_by_hand_is_refused(server: Server, tmp_path: Path, body: bytes) -> None:
     (tmp_path / "Tiny.pth").write_bytes(body)
     with pytest.raises(SgoolError, match=r"Tiny\.pth"):
-        fetch(tmp_path)
+        fetch(server, tmp_path)
     assert not (tmp_path / "Tiny.pth.sha256").exists()
 
 
@@ -44,16 +44,16 @@ def test_unusable_file_put_there_by_hand_is_refused(server: Server, tmp_path: Pa
 def test_unusable_download_never_gets_the_name(server: Server, tmp_path: Path, body: bytes) -> None:
     good, server.body = server.body, body
     with pytest.raises(SgoolError, match="did not give a usable"):
-        fetch(tmp_path)
+        fetch(server, tmp_path)
     assert not (tmp_path / "Tiny.pth").exists()
     server.body = good
-    assert fetch(tmp_path).read_bytes() == good
+    assert fetch(server, tmp_path).read_bytes() == good
 
 
 def test_concurrent_calls_download_once(server: Server, tmp_path: Path) -> None:
     server.breaks = 2
     results: list[bytes] = []
-    threads = [threading.Thread(target=lambda: results.append(fetch(tmp_path).read_bytes())) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: results.append(fetch(server, tmp_path).read_bytes())) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -65,7 +65,7 @@ def test_concurrent_calls_download_once(server: Server, tmp_path: Path) -> None:
 def test_folder_that_cannot_be_made_is_told(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(SgoolError, match="Cannot write"):
-        fetch(tmp_path / "file" / "models")
+        fetch(server, tmp_path / "file" / "models")
 
 
 class Evil:
@@ -113,9 +113,11 @@ def test_names_that_could_leave_the_folder_are_refused(name: str) -> None:
         safe_name(name)
 
 
-def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(SgoolError, match="transalnet-res"):
-        ensure("transalnet-vit")
+def test_a_file_outside_the_folder_is_neither_read_nor_fetched(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "outside.pth").write_bytes(server.body)
+    with pytest.raises(SgoolError, match="not the plain name of a model file"):
+        ensure(Weight("../outside.pth", server.url, 2, "a.weight", (400, 500)), tmp_path / "models")
+    assert server.requests == [] and not (tmp_path / "models").exists()
 
 
 def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

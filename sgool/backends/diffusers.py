@@ -1,14 +1,14 @@
-"""Stable Diffusion 1.x and 2.x through diffusers: the backend of the command line."""
+"""Stable Diffusion 1.x and 2.x through diffusers: the backend of the command line and of `sgool.improve`."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgool import tiny
 from sgool.checkpointing import MEMORY, blocks, checkpoint
@@ -19,30 +19,20 @@ log = logging.getLogger(__name__)
 
 
 class DiffusersBackend:
-    """A StableDiffusionPipeline's parts, frozen. The UNet works in `dtype`, the text encoder in float32.
+    """A StableDiffusionPipeline as a backend. Its parts are used as they are: on their device, in their precision.
 
-    memory: see `sgool.checkpointing.MEMORY`.
+    memory: see `sgool.checkpointing.MEMORY`. Call `prepare` before a run.
     """
 
-    def __init__(
-        self,
-        pipeline: Any,
-        device: torch.device,
-        dtype: torch.dtype,
-        memory: str = "fast",
-        vae_dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.device = device
-        self.dtype = dtype
-        self.sequential = MEMORY[memory].sequential
+    def __init__(self, pipeline: Any, memory: str = "fast") -> None:
+        self.memory = MEMORY[memory]
         self.tokenizer = pipeline.tokenizer
-        self.text_encoder = pipeline.text_encoder.to(device, torch.float32).eval().requires_grad_(False)
-        self.vae = pipeline.vae.to(device, vae_dtype).eval().requires_grad_(False)
-        self.unet = pipeline.unet.to(device, dtype).eval().requires_grad_(False)
-        if MEMORY[memory].decoder:
-            checkpoint(blocks(self.vae.decoder))
-        if MEMORY[memory].network:
-            checkpoint(blocks(self.unet))
+        self.text_encoder = pipeline.text_encoder
+        self.vae = pipeline.vae
+        self.unet = pipeline.unet
+        weight = next(self.unet.parameters())
+        self.device: torch.device = weight.device
+        self.dtype: torch.dtype = weight.dtype
         self.alphas_cumprod = pipeline.scheduler.alphas_cumprod.double().cpu()
         self.prediction = pipeline.scheduler.config.prediction_type
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -52,6 +42,20 @@ class DiffusersBackend:
     @property
     def size(self) -> tuple[int, int]:
         return self.latent_size[0] * self.factor, self.latent_size[1] * self.factor
+
+    def prepare(self) -> Callable[[], None]:
+        """Freeze the networks and have them recompute what `memory` says; returns what undoes all of it."""
+        undo = [_freeze(part) for part in (self.text_encoder, self.vae, self.unet)]
+        if self.memory.decoder:
+            undo.append(checkpoint(blocks(self.vae.decoder)))
+        if self.memory.network:
+            undo.append(checkpoint(blocks(self.unet)))
+
+        def restore() -> None:
+            for each in reversed(undo):
+                each()
+
+        return restore
 
     def network(self, prompt: str | Sequence[str], negative_prompt: str = "", guidance_scale: float = 7.5) -> Network:
         """See Backend. At guidance scale 1 there is one branch; else two, batched into one unless memory is low."""
@@ -68,7 +72,7 @@ class DiffusersBackend:
                 return without + guidance_scale * (with_prompt - without)
 
             branches = [Branch(1.0, guided, evals=2)]
-            if self.sequential:
+            if self.memory.sequential:
                 branches = [
                     Branch(1 - guidance_scale, lambda x, t: self._predict(x, t, negative)),
                     Branch(guidance_scale, lambda x, t: self._predict(x, t, positive)),
@@ -105,6 +109,29 @@ class DiffusersBackend:
         return self.vae.decode(z).sample.float() / 2 + 0.5
 
 
+def _freeze(part: nn.Module) -> Callable[[], None]:
+    """Evaluation mode and no gradients of the weights; returns what undoes it."""
+    free = [weight for weight in part.parameters() if weight.requires_grad]
+    training = [module for module in part.modules() if module.training]
+    part.eval().requires_grad_(False)
+
+    def undo() -> None:
+        for weight in free:
+            weight.requires_grad_(True)
+        for module in training:
+            module.training = True
+
+    return undo
+
+
+def check_pipeline(pipeline: Any, name: str) -> None:
+    """Raises SgoolError unless the pipeline is a Stable Diffusion 1.x or 2.x that makes images from text."""
+    config: Any = pipeline.unet.config if hasattr(pipeline, "unet") else {}
+    # Those for inpainting and depth have more channels, SDXL has conditions besides the prompt.
+    if config.get("in_channels") != 4 or config.get("addition_embed_type") or not hasattr(pipeline, "tokenizer"):
+        raise SgoolError(f"{name} is not a Stable Diffusion 1.x or 2.x model that makes images from text.")
+
+
 def load_backend(
     model: str = "tiny",
     *,
@@ -112,7 +139,9 @@ def load_backend(
     dtype: torch.dtype = torch.float32,
     memory: str = "fast",
 ) -> DiffusersBackend:
-    """Load `tiny` (embedded), a diffusers folder, a single checkpoint file, or a model of the hub by its name
+    """A backend ready to run, its UNet in `dtype`, its other networks in float32.
+
+    model: `tiny` (embedded), a diffusers folder, a single checkpoint file, or a model of the hub by its name
     (`owner/name`), which diffusers downloads. A checkpoint's configuration is taken from a diffusers folder of the same
     name beside it (`x/` for `x.safetensors`); without one, diffusers downloads Stable Diffusion's own.
 
@@ -146,8 +175,10 @@ def load_backend(
     except Exception as error:  # diffusers, the hub, safetensors and pickle each raise their own
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise SgoolError(f"The model {model!r} could not be loaded: {reason}") from error
-    config: Any = pipeline.unet.config if hasattr(pipeline, "unet") else {}
-    # Those for inpainting and depth have more channels, SDXL has conditions besides the prompt.
-    if config.get("in_channels") != 4 or config.get("addition_embed_type") or not hasattr(pipeline, "tokenizer"):
-        raise SgoolError(f"The model {model!r} is not a Stable Diffusion 1.x or 2.x model that makes images from text.")
-    return DiffusersBackend(pipeline, torch.device(device), dtype, memory)
+    check_pipeline(pipeline, f"The model {model!r}")
+    pipeline.text_encoder.to(device, torch.float32)
+    pipeline.vae.to(device, torch.float32)
+    pipeline.unet.to(device, dtype)
+    backend = DiffusersBackend(pipeline, memory)
+    backend.prepare()
+    return backend

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgool.errors import SgoolError
+from sgool.guidance.critic import CriticKind, EmbeddingCritic, Role
 from sgool.guidance.prompt import clean_prompt, split_prompt
 
-DEFAULT_MODEL = "ViT-B-32"
-DEFAULT_TAG = "laion2b_s34b_b79k"
+VARIANTS: dict[Role, str] = {"guide": "ViT-B-32/laion2b_s34b_b79k", "selector": "ViT-B-16/laion2b_s34b_b88k"}
+"""The model and the weights that suit each role: two architectures, so their errors differ."""
+
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -48,13 +50,13 @@ class BpeTokenizer:
         return tokens
 
 
-class Clip:
+class Clip(EmbeddingCritic):
     """A CLIP model of open_clip, its parameters frozen; embeddings are float32 of unit length.
 
     Only its image encoder goes to `device`: a run asks the text encoder once, and a GPU has better use for the memory.
 
     model: has `encode_image` by its `visual`, `encode_text`, `logit_scale` and `visual.image_size`.
-    tokenizer: `list of str -> int64 [N, context]`. mean, std: normalisation per colour channel; by default the model's
+    tokenizer: `list of str -> int64 [N, context]`. mean, std: normalization per color channel; by default the model's
     own, else OpenAI's.
     """
 
@@ -111,38 +113,16 @@ class Clip:
             return lambda text: len(self.tokenizer.encode(text))
         return lambda text: len(self.tokenizer.tokenizer(text, add_special_tokens=False).input_ids)
 
-    def resize(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W] at the model's own image size (antialiased bicubic, stretched where the shapes differ)."""
-        if tuple(images.shape[-2:]) == self.image_size:
-            return images
-        return F.interpolate(images, self.image_size, mode="bicubic", align_corners=False, antialias=True)
-
     def encode_image(self, images: Tensor) -> Tensor:
         """Embeddings [N, D] of images [N, 3, H, W] in [0, 1], differentiable with respect to the images."""
         pixels = self.resize(images.to(self.device, torch.float32))
         pixels = ((pixels - self._mean) / self._std).to(self.dtype)
         return F.normalize(self.model.encode_image(pixels).float(), dim=-1)  # type: ignore[operator]
 
-    @torch.no_grad()
-    def similarity(self, image: Tensor, prompt: str) -> float:
-        """Cosine between the image [1, 3, H, W] in [0, 1] and the prompt, in [-1, 1], the mean over `shifted` ones."""
-        return float((self.encode_image(shifted(image)) @ self.encode_text(prompt)).mean())
-
-
-def shifted(image: Tensor, share: float = 1 / 32) -> Tensor:
-    """[1, 3, H, W] -> [5, 3, H, W]: the image, and it moved to the four diagonals by a share of its sides, the border
-    repeated. One score of a transformer also says where the borders of its patches fall; the mean of five says it less.
-    """
-    height, width = image.shape[-2:]
-    down, right = max(1, round(share * height)), max(1, round(share * width))
-    wide = F.pad(image, (right, right, down, down), mode="replicate")
-    corners = [(down, right), (0, 0), (0, 2 * right), (2 * down, 0), (2 * down, 2 * right)]
-    return torch.cat([wide[..., top : top + height, left : left + width] for top, left in corners])
-
 
 def load_clip(
-    name: str = DEFAULT_MODEL,
-    tag: str = DEFAULT_TAG,
+    name: str,
+    tag: str,
     *,
     models_dir: str | Path,
     device: torch.device | str = "cpu",
@@ -150,14 +130,9 @@ def load_clip(
 ) -> Clip:
     """The open_clip model `name` with pretrained weights `tag` (or a checkpoint's path), downloaded into `models_dir`.
 
-    The two models used last stay in memory. Raises SgoolError for an unknown name or tag (naming close ones), and when
-    the weights can be neither downloaded nor read.
+    Raises SgoolError for an unknown name or tag (naming close ones), and when the weights can be neither downloaded nor
+    read.
     """
-    return _load_clip(name.replace("/", "-"), tag, str(models_dir), str(device), dtype)
-
-
-@lru_cache(maxsize=2)
-def _load_clip(name: str, tag: str, models_dir: str, device: str, dtype: torch.dtype) -> Clip:
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
     from open_clip.tokenizer import SimpleTokenizer
@@ -172,7 +147,7 @@ def _load_clip(name: str, tag: str, models_dir: str, device: str, dtype: torch.d
     quick = {"force_quick_gelu": True} if known.get("quick_gelu") else {}
     try:
         with torch.inference_mode(False):
-            model = open_clip.create_model(name, pretrained=tag, cache_dir=models_dir, **quick)
+            model = open_clip.create_model(name, pretrained=tag, cache_dir=str(models_dir), **quick)
             tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # network, disk, and hub libraries each raise their own
         hub = known.get("hf_hub", "").strip("/")
@@ -226,5 +201,29 @@ def load_clip_folder(
             f"The merges of {merges} make {len(tokenizer.bpe.encoder)} tokens, but the CLIP in {folder} knows only "
             f"{model.vocab_size}."
         )
-    normalise = config.get("preprocess_cfg", {})
-    return Clip(model, tokenizer, device=device, dtype=dtype, mean=normalise.get("mean"), std=normalise.get("std"))
+    normalize = config.get("preprocess_cfg", {})
+    return Clip(model, tokenizer, device=device, dtype=dtype, mean=normalize.get("mean"), std=normalize.get("std"))
+
+
+def check_variant(variant: str) -> None:
+    """Raises SgoolError unless the variant is empty or MODEL/WEIGHTS in plain names, which no path can be."""
+    if variant and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*", variant):
+        raise SgoolError(
+            f"A CLIP is named clip:MODEL/WEIGHTS (letters, digits and . _ - only), such as clip:ViT-L-14/openai, "
+            f"not clip:{variant}."
+        )
+
+
+def load(variant: str, role: Role, models_dir: Path, device: torch.device) -> Clip:
+    """See CriticKind. Weights must be among open_clip's own: a name it does not know would be taken for a file."""
+    import open_clip
+
+    check_variant(variant)
+    name, tag = (variant or VARIANTS[role]).split("/")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if name in open_clip.list_models() and tag not in tags:
+        raise SgoolError(f"The CLIP model {name} has no pretrained weights {tag!r}{_closest(tag, tags)}.")
+    return load_clip(name, tag, models_dir=models_dir, device=device)
+
+
+KIND = CriticKind("CLIP, how well the image fits the prompt; any model of open_clip", load, check_variant)

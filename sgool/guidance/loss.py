@@ -1,44 +1,22 @@
 """How far an image is from its prompt: as a whole, in random cutouts, and where people look.
 
-SGOOL (arXiv 2410.10257) adds the salient regions to the loss of DOODL (arXiv 2303.13703), which sees cutouts alone.
+SGOOL (arXiv 2410.10257) adds the salient regions to the loss of DOODL (arXiv 2303.13703), which sees cutouts only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sgool.errors import SgoolError
-from sgool.guidance.clip import Clip
+from sgool.guidance.critic import Critic
 from sgool.guidance.prompt import clean_prompt, phrases
-
-
-class Region(Protocol):
-    """A rectangle of the image in pixels, and how much of the saliency lies in it."""
-
-    @property
-    def top(self) -> int: ...
-    @property
-    def left(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def mass(self) -> float: ...
-
-
-def spherical_distance(x: Tensor, y: Tensor) -> Tensor:
-    """2 arcsin(|x - y| / 2)^2 over the last dimension: half the squared angle between unit vectors, in [0, pi^2 / 2].
-
-    From the square of the chord, clamped off the two points where the derivative of arcsin(sqrt(s)) is not finite.
-    """
-    s = (x - y).square().sum(-1) / 4
-    return 2 * s.clamp(1e-12, 1 - 1e-6).sqrt().arcsin().square()
+from sgool.region import Region
 
 
 def random_cutouts(
@@ -80,67 +58,86 @@ def crop(image: Tensor, region: Region) -> Tensor:
     return image[..., region.top : bottom, region.left : right]
 
 
-class SaliencyLoss:
-    """(1 - w) * global + w * sum_r v_r * distance(crop_r), where v_r is the root of the region's share of the saliency,
-    scaled so that they sum to one: what is faint draws the eye less, and is in more need of mending.
+@dataclass(frozen=True)
+class Whole:
+    """How the image as a whole is compared with the prompt.
 
-    prompt: what the image shall show. region_prompts: one per region, a list or one text separated by `[SEP]`; where
-    empty or missing it is, with match_phrases and a prompt of several, the phrase that suits the region best, each
-    going to one region (see `assign`; what is left over when all are given does not count, or things would be drawn
-    twice), else the prompt itself.
-    saliency_weight: w in [0, 1].
-    cutouts, power: see `random_cutouts`. whole: the image itself counts as one more cutout. reduce: the global distance
-    is the mean over these, so that every one has a gradient, or DOODL's minimum. All go through CLIP in one batch.
+    cutouts, power: see `random_cutouts`. itself: the image itself counts as one more cutout. reduce: the distance is
+    the mean over all of them, which gives each a gradient, or DOODL's minimum.
+    """
+
+    cutouts: int = 8
+    power: float = 0.3
+    itself: bool = True
+    reduce: Literal["mean", "min"] = "mean"
+
+    def __post_init__(self) -> None:
+        if not self.itself and self.cutouts < 1:
+            raise SgoolError("The loss needs at least one cutout, or the whole image.")
+
+
+DOODL = Whole(cutouts=16, itself=False, reduce="min")
+"""DOODL's published loss: the smallest distance among 16 cutouts. It goes with a saliency weight of 0."""
+
+
+class SaliencyLoss:
+    """(1 - w) * whole + w * sum_r v_r * distance(crop_r), the distances as the critic measures them.
+
+    v_r is the root of the region's share of the saliency, scaled to sum to one: a faint region draws the eye less, and
+    needs the help more.
+
+    prompt: what the image should show. region_prompts: one for each region, as one text separated by `[SEP]`. Where a
+    region's own is empty or missing, its text is the prompt itself; or, with match_phrases and a prompt of several
+    phrases, the phrase that suits the region best (see `assign`). Regions beyond the number of phrases do not count,
+    because comparing two regions with one phrase draws its subject twice. saliency_weight: w in [0, 1].
+
+    All views and crops go through the critic in one batch.
     """
 
     def __init__(
         self,
-        clip: Clip,
+        critic: Critic,
         prompt: str,
         *,
-        region_prompts: str | Sequence[str] | None = None,
+        whole: Whole = Whole(),
+        region_prompts: str = "",
         match_phrases: bool = False,
         saliency_weight: float = 0.5,
-        cutouts: int = 8,
-        power: float = 0.3,
-        whole: bool = True,
-        reduce: Literal["mean", "min"] = "mean",
     ) -> None:
         if not 0 <= saliency_weight <= 1:
             raise SgoolError(f"The saliency weight must be between 0 and 1, not {saliency_weight}.")
-        if not whole and cutouts < 1:
-            raise SgoolError("The loss needs at least one cutout, or the whole image.")
-        self.clip = clip
+        self.critic = critic
         self.prompt = prompt
-        texts = region_prompts.split("[SEP]") if isinstance(region_prompts, str) else region_prompts or ()
-        self.region_prompts = {number: text for number, text in enumerate(texts) if text.strip()}
+        self.whole = whole
+        self.region_prompts = {i: text for i, text in enumerate(region_prompts.split("[SEP]")) if text.strip()}
         self.phrases = phrases(clean_prompt(prompt)) if match_phrases else []
         self.saliency_weight = saliency_weight
-        self.cutouts = cutouts
-        self.power = power
-        self.whole = whole
-        self.reduce = reduce
 
     def __call__(
         self, image: Tensor, regions: Sequence[Region] = (), generator: torch.Generator | None = None
     ) -> Tensor:
-        """The scalar loss of one image [1, 3, H, W] in [0, 1], at least 0; without regions the global part alone."""
+        """The scalar loss of one image [1, 3, H, W] in [0, 1]; without regions, of the whole image alone."""
         salient = self._compared(regions)
-        views = [self.clip.resize(image)] if self.whole else []
-        if self.cutouts:
-            cutouts = random_cutouts(image, self.cutouts, min(self.clip.image_size), generator, self.power)
-            views.append(self.clip.resize(cutouts))
-        crops = [self.clip.resize(crop(image, regions[number])) for number in salient]
-        embeddings = self.clip.encode_image(torch.cat(views + crops))
-        seen = len(embeddings) - len(crops)
-        distances = spherical_distance(embeddings[:seen], self.clip.encode_text(self.prompt))
-        loss = distances.min() if self.reduce == "min" else distances.mean()
+        views = self._views(image, generator)
+        crops = [self.critic.resize(crop(image, regions[number])) for number in salient]
+        features = self.critic.encode_image(torch.cat(views + crops))
+        seen = len(features) - len(crops)
+        distances = self.critic.distance(features[:seen], [self.prompt] * seen)
+        loss = distances.min() if self.whole.reduce == "min" else distances.mean()
         if not crops:
             return loss
-        targets = self._targets(embeddings[seen:].detach(), salient)
+        texts = self._texts(features[seen:].detach(), salient)
         weights = loss.new_tensor([regions[number].mass for number in salient]).sqrt()
-        local = (weights / weights.sum() * spherical_distance(embeddings[seen:], targets)).sum()
+        local = (weights / weights.sum() * self.critic.distance(features[seen:], texts)).sum()
         return (1 - self.saliency_weight) * loss + self.saliency_weight * local
+
+    def _views(self, image: Tensor, generator: torch.Generator | None) -> list[Tensor]:
+        views = [self.critic.resize(image)] if self.whole.itself else []
+        if self.whole.cutouts:
+            size = min(self.critic.image_size)
+            cutouts = random_cutouts(image, self.whole.cutouts, size, generator, self.whole.power)
+            views.append(self.critic.resize(cutouts))
+        return views
 
     def _compared(self, regions: Sequence[Region]) -> list[int]:
         """The numbers of the regions that count: the first ones for which there is something to compare them with."""
@@ -151,15 +148,14 @@ class SaliencyLoss:
         left_over = free[len(self.phrases) :] if len(self.phrases) > 1 else []
         return [number for number in salient if number not in left_over]
 
-    def _targets(self, embeddings: Tensor, numbers: Sequence[int]) -> Tensor:
-        """What each region is compared with, [N, D]; embeddings [N, D] are those of the crops."""
+    def _texts(self, features: Tensor, numbers: Sequence[int]) -> list[str]:
+        """What each region is compared with; features are those of the crops."""
         free = [row for row, number in enumerate(numbers) if number not in self.region_prompts]
-        targets = [self.clip.encode_text(self.region_prompts.get(number, self.prompt)) for number in numbers]
+        texts = [self.region_prompts.get(number, self.prompt) for number in numbers]
         if free and len(self.phrases) > 1:
-            offered = torch.stack([self.clip.encode_text(phrase) for phrase in self.phrases])
-            for row, phrase in zip(free, assign(embeddings[free] @ offered.T), strict=True):
-                targets[row] = offered[phrase]
-        return torch.stack(targets)
+            for row, phrase in zip(free, assign(self.critic.table(features[free], self.phrases)), strict=True):
+                texts[row] = self.phrases[phrase]
+        return texts
 
 
 def assign(similarity: Tensor) -> list[int]:
@@ -175,8 +171,3 @@ def assign(similarity: Tensor) -> list[int]:
         chosen[region] = phrase
         left[region], left[:, phrase] = -torch.inf, -torch.inf
     return chosen
-
-
-def doodl_loss(clip: Clip, prompt: str) -> SaliencyLoss:
-    """DOODL's published loss: the smallest distance among 16 cutouts, no saliency, not the image as a whole."""
-    return SaliencyLoss(clip, prompt, saliency_weight=0.0, cutouts=16, whole=False, reduce="min")

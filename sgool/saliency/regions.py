@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from sgool.errors import SgoolError
+from sgool.region import Region
 
 EXTENT = 0.5  # a place reaches as far as what is at least this share of its own peak
 SPECK = 0.05  # a place with less than this share of the heaviest one's saliency is dropped
@@ -17,17 +18,6 @@ LOOKS = 16  # so many places are looked at, before the heaviest are chosen
 MAX_IOU = 0.3  # two regions that share more than this of their union become one,
 MAX_INSIDE = 0.6  # and so do two where the smaller one lies this far inside the other
 FLAT = 1e-3  # a map whose range is below this share of its peak points nowhere
-
-
-@dataclass(frozen=True)
-class Region:
-    """A crop: rows top..top+height, columns left..left+width, in pixels, and its share of the saliency, in (0, 1]."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    mass: float
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,7 @@ def find_regions(
 
     Places are taken one after another, as the eye takes them (inhibition of return: Itti, Koch and Niebur, 1998): the
     highest peak that no crop covers yet, as long as it has `threshold` (0 to 1) of the height of the first. A place is
-    the connected component (8-neighbours) around it of what is at least half as salient as its own peak, so that what
+    the connected component (8-neighbors) around it of what is at least half as salient as its own peak, so that what
     is faint is found whole beside what is glaring; specks are dropped. Its bounding box is padded on every side by
     `padding` times its longer side, grown to at least `min_size` times the image's shorter side, and made square,
     shifted rather than cut at the image's border (it stays oblong only where the image is too small). Boxes that

@@ -5,13 +5,13 @@ spectrum, P its phase and h the 3x3 average,
 
     R = L - h * L,    S = g * |IFFT(exp(R + iP))|^2,    g a gaussian.
 
-No weights and no training. The paper takes a grey image; a red thing on an equally bright green ground is invisible
+No weights and no training. The paper takes a gray image; a red thing on an equally bright green ground is invisible
 there. So S is summed over luminance and the two opponent channels red-green and blue-yellow, each weighted by its
 variance, because exp(R) forgets a channel's contrast and a channel without content would add its noise in full; and
 the map is the root of it, so that a thing of half the contrast is half as salient and not a quarter. The
 borders are faded out before the transform, which takes an image to be periodic and would see an edge there. On 200
 scenes of one or two emoji (a fifth of the picture wide, or larger) on plain and patterned grounds the peak of the
-map fell on a subject in 85 % with grey alone, in 98 % with colour, and in all with colour and faded borders.
+map fell on a subject in 85 % with gray alone, in 98 % with color, and in all with color and faded borders.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def spectral_residual(image: Tensor) -> Tensor:
 
 
 def opponent(image: Tensor) -> Tensor:
-    """RGB [B, 3, H, W] -> luminance, red-green and blue-yellow, in the same shape; grey is zero in the last two."""
+    """RGB [B, 3, H, W] -> luminance, red-green and blue-yellow, in the same shape; gray is zero in the last two."""
     red, green, blue = image.unbind(1)
     return torch.stack([(red + green + blue) / 3, red - green, blue - (red + green) / 2], dim=1)
 
@@ -57,7 +57,7 @@ def _residual_energy(channel: Tensor) -> Tensor:
     fade = _fade(channel.shape[0], channel)[:, None] * _fade(channel.shape[1], channel)
     spectrum = torch.fft.fft2((channel - channel.mean()) * fade)
     amplitude = spectrum.abs()
-    # Smooth synthetic images have exact zeros in their spectrum; their logarithm must not swamp the neighbours'.
+    # Smooth synthetic images have exact zeros in their spectrum; their logarithm must not swamp the neighbors'.
     log = torch.log(amplitude + 1e-3 * amplitude.mean())
     periodic = F.pad(log[None, None], (1, 1, 1, 1), mode="circular")
     residual = log - F.avg_pool2d(periodic, 3, stride=1)[0, 0]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sgool.errors import SgoolError
 from sgool.saliency.densenet import densenet161
 from sgool.saliency.resnet import resnet50
-from sgool.weights import ensure, load_state_dict
+from sgool.weights import Weight, ensure, load_state_dict
 
 CANVAS = (288, 384)
 PADDING = 1 / 255  # the published preparation starts from 8-bit ones, not zeros
@@ -28,6 +28,18 @@ VARIANTS: dict[str, tuple[Callable[[], nn.ModuleList], tuple[int, ...], tuple[in
     "res": (resnet50, (5, 6, 7), (512, 1024, 2048)),
     "dense": (densenet161, (6, 8, 10), (768, 2112, 2208)),
 }
+_DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
+_KEY = "decoder.TransEncoder1.patch_embeddings.weight"
+WEIGHTS = {
+    "res": Weight(
+        "TranSalNet_Res.pth", _DRIVE.format("14czAAQQcRLGeiddPOM6AaTJTieu6QiHy"), 473, _KEY, (768, 2048, 1, 1)
+    ),
+    "dense": Weight(
+        "TranSalNet_Dense.pth", _DRIVE.format("1JVTYq5UE6Q0OHoOVoXWF5WW5w42jlM1T"), 1115, _KEY, (768, 2208, 1, 1)
+    ),
+}
+"""The published weights of each variant."""
+
 # Output channels of the decoder's seven convolutions; the first one takes 768.
 DECODER_CHANNELS = (768, 512, 256, 128, 64, 32, 1)
 
@@ -138,7 +150,7 @@ def _double(x: Tensor) -> Tensor:
 
 
 class TranSalNet(nn.Module):
-    """RGB [B, 3, 288, 384] in [0, 1], *not* ImageNet-normalised -> saliency map [B, 1, 288, 384] in (0, 1).
+    """RGB [B, 3, 288, 384] in [0, 1], *not* ImageNet-normalized -> saliency map [B, 1, 288, 384] in (0, 1).
 
     `variant` is "res" (ResNet-50) or "dense" (DenseNet-161).
     """
@@ -154,9 +166,9 @@ class TranSalNet(nn.Module):
 
 
 def letterbox(image: Tensor) -> Tensor:
-    """Image [B, 3, H, W] in [0, 1] of any size -> centred on the [B, 3, 288, 384] canvas, its aspect kept.
+    """Image [B, 3, H, W] in [0, 1] of any size -> centered on the [B, 3, 288, 384] canvas, its aspect kept.
 
-    The side that would overflow first fills the canvas, the other is rounded down. Bilinear with half-pixel centres
+    The side that would overflow first fills the canvas, the other is rounded down. Bilinear with half-pixel centers
     and no antialiasing, as the network was trained with (OpenCV's INTER_LINEAR), less its rounding to 8 bits.
     """
     height, width = image.shape[-2:]
@@ -208,7 +220,7 @@ def predict(model: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
 
 def load(variant: str, models_dir: str | Path | None, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Fetch the published weights if need be and return the detector, image [1, 3, H, W] -> map [H, W]."""
-    return Predictor(build(variant, load_state_dict(ensure(f"transalnet-{variant}", models_dir))).to(device))
+    return Predictor(build(variant, load_state_dict(ensure(WEIGHTS[variant], models_dir))).to(device))
 
 
 class Predictor(nn.Module):

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sgool.samplers.double_double import DoubleDouble, add, divide, exact, multiply
 from sgool.samplers.network import Network
 from sgool.samplers.schedule import Schedule
-from sgool.samplers.words import Words, add, divide, exact, multiply
 
 OnStep = Callable[[int, int], None]
 """Called after each operation with (number done, total); may raise to abort."""
@@ -41,8 +41,12 @@ class Shear:
 
 
 def run(
-    ops: Sequence[Shear], state: Sequence[Words], network: Network, schedule: Schedule, on_step: OnStep | None = None
-) -> list[Words]:
+    ops: Sequence[Shear],
+    state: Sequence[DoubleDouble],
+    network: Network,
+    schedule: Schedule,
+    on_step: OnStep | None = None,
+) -> list[DoubleDouble]:
     """The state after all operations. One evaluation of eps for each operation that has a node."""
     s = list(state)
     for done, op in enumerate(ops, 1):
@@ -54,8 +58,12 @@ def run(
 
 
 def rewind(
-    ops: Sequence[Shear], state: Sequence[Words], network: Network, schedule: Schedule, on_step: OnStep | None = None
-) -> list[Words]:
+    ops: Sequence[Shear],
+    state: Sequence[DoubleDouble],
+    network: Network,
+    schedule: Schedule,
+    on_step: OnStep | None = None,
+) -> list[DoubleDouble]:
     """The inverse of `run`: the state before the operations, from the state after them."""
     s = list(state)
     for done, op in enumerate(reversed(ops), 1):
@@ -67,12 +75,12 @@ def rewind(
 
 def adjoint(
     ops: Sequence[Shear],
-    state: Sequence[Words],
+    state: Sequence[DoubleDouble],
     cotangents: Sequence[Tensor],
     network: Network,
     schedule: Schedule,
     on_step: OnStep | None = None,
-) -> tuple[list[Words], list[Tensor]]:
+) -> tuple[list[DoubleDouble], list[Tensor]]:
     """Pull cotangents of the final state back through `run`: (state, cotangents) at the start.
 
     Each operation costs one evaluation of eps with a graph, which serves both its inverse and its gradient.
@@ -91,16 +99,16 @@ def adjoint(
     return s, g
 
 
-def _eps(op: Shear, s: Sequence[Words], network: Network, schedule: Schedule) -> Tensor | None:
+def _eps(op: Shear, s: Sequence[DoubleDouble], network: Network, schedule: Schedule) -> Tensor | None:
     return None if op.node is None else network(s[op.j].high, schedule.timesteps[op.node])
 
 
-def _shift(op: Shear, s: Sequence[Words], eps: Tensor | None) -> Tensor:
+def _shift(op: Shear, s: Sequence[DoubleDouble], eps: Tensor | None) -> Tensor:
     shift = op.beta * s[op.j].high
     return shift if eps is None else shift + op.c * eps
 
 
-def _restored(op: Shear, s: Sequence[Words], eps: Tensor | None) -> Words:
+def _restored(op: Shear, s: Sequence[DoubleDouble], eps: Tensor | None) -> DoubleDouble:
     if op.alpha == 0:
         return exact(torch.zeros_like(s[op.k].high))
     return divide(add(s[op.k], -_shift(op, s, eps)), op.alpha)

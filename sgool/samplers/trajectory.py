@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sgool.errors import NotRepeatable, SgoolError
 from sgool.samplers import ddim
+from sgool.samplers.double_double import DoubleDouble, exact
 from sgool.samplers.network import Network
 from sgool.samplers.sampler import Sampler
 from sgool.samplers.schedule import Schedule
 from sgool.samplers.shear import OnStep, adjoint, rewind, run
-from sgool.samplers.words import Words, exact
 
 DRIFT = 1e-4
 """How far the recovered starting state may be from the true one, as a share of its root mean square."""
@@ -24,7 +24,7 @@ DRIFT = 1e-4
 class Final:
     """What `run` leaves and `adjoint` needs: the state at node T, in two words, and the state that run was given."""
 
-    latents: list[Words]
+    latents: list[DoubleDouble]
     start: list[Tensor]
 
 

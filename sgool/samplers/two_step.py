@@ -1,4 +1,4 @@
-"""What BDIA and O-BELM share: two latents of neighbouring nodes, the older of which is written over."""
+"""What BDIA and O-BELM share: two latents of neighboring nodes, the older of which is written over."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ class TwoStep(Sampler):
         return schedule.steps % 2
 
     def closing(self, image: Tensor, schedule: Schedule, network: Network, start: int) -> list[Tensor]:
-        # With a neighbour whose DDIM step is exactly the image, the first step back is a DDIM inversion step.
-        neighbour = ddim.invert_step(image, schedule.steps - 1, schedule, network)
-        return [image, neighbour] if schedule.steps % 2 == 0 else [neighbour, image]
+        # With a neighbor whose DDIM step is exactly the image, the first step back is a DDIM inversion step.
+        neighbor = ddim.invert_step(image, schedule.steps - 1, schedule, network)
+        return [image, neighbor] if schedule.steps % 2 == 0 else [neighbor, image]

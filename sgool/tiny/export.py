@@ -1,6 +1,6 @@
 """Write the embedded model as a Stable Diffusion 1.x checkpoint, which the WebUI loads by the ``.yaml`` beside it.
 
-The keys are those of CompVis' latent diffusion (LDM). LDM normalises in 32 groups everywhere, and the embedded
+The keys are those of CompVis' latent diffusion (LDM). LDM normalizes in 32 groups everywhere, and the embedded
 autoencoder in fewer, so every inner channel dimension of the autoencoder is padded with zero channels until 32 groups
 of the same size result. A zero channel stays zero (its weights, biases and scales are), and no group mixes zero and
 other channels: the function is exactly the same. The UNet has 32 groups, but levels that are 1.5 times as wide as the

@@ -8,9 +8,10 @@ from typing import Any
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 
 from sgool import __version__
+from sgool.presets import PRESETS
 from sgool.saliency import DETECTORS
-from sgool.settings import PRESETS
-from sgool.webui.arguments import WEBUI_SETTINGS
+from sgool.settings import DEFAULTS
+from sgool.webui.arguments import WEBUI
 
 _TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
 
@@ -37,18 +38,20 @@ def schema() -> dict[str, Any]:
         "enabled": {"type": "boolean", "default": True},
         "preset": {"type": "string", "enum": list(PRESETS), "description": "sets what the other fields do not"},
     }
-    for name, setting in WEBUI_SETTINGS.items():
-        entry = {"type": _TYPES[type(setting.default)], "default": setting.default, "title": setting.label}
-        entry["description"] = setting.help
-        limits = {"minimum": setting.low, "exclusiveMinimum": setting.above, "maximum": setting.high}
-        if setting.choices:
-            entry["enum"] = list(setting.choices)
+    for name, about in WEBUI.items():
+        default = DEFAULTS[name]
+        entry = {"type": _TYPES[type(default)], "default": default, "title": about.label, "description": about.help}
+        limits = {"minimum": about.low, "exclusiveMinimum": about.above, "maximum": about.high}
+        if about.choices:
+            entry["enum"] = list(about.choices)
+        if about.suggestions:
+            entry["examples"] = list(about.suggestions)
         properties[name] = entry | {key: value for key, value in limits.items() if value is not None}
     return {
         "type": "object",
         "properties": properties,
         "additionalProperties": False,
-        "positional": ["enabled", *WEBUI_SETTINGS],
+        "positional": ["enabled", *WEBUI],
         "presets": PRESETS,
     }
 

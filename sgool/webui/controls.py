@@ -1,4 +1,4 @@
-"""The accordion in txt2img and img2img, drawn from the one table of parameters."""
+"""The accordion in txt2img and img2img, drawn from what the settings say about themselves."""
 
 from __future__ import annotations
 
@@ -8,40 +8,15 @@ from typing import Any
 import gradio as gr
 from modules.ui_components import InputAccordion
 
-from sgool.settings import PRESET_FIELDS, PRESETS, SETTINGS, Setting
+from sgool.presets import METHODS, PRESET_FIELDS, PRESETS
+from sgool.settings import ABOUT, DEFAULTS
 from sgool.webui import infotext
-from sgool.webui.arguments import WEBUI_SETTINGS
+from sgool.webui.arguments import WEBUI
 
-FIRST = ("iterations", "saliency_weight", "start", "saliency", "region_prompt")
-"""What is seen at first; the rest is folded away in these groups."""
+FOLDED = ("Sampling", "Regions", "Critics", "Expert")
+"""The groups that are folded away under "More", in this order; what is in no group is seen at first."""
 
-FOLDED: dict[str, tuple[str, ...]] = {
-    "Sampling": ("method", "sampler", "steps", "strength", "candidates", "memory"),
-    "Regions": ("max_regions", "threshold", "min_size", "padding", "refresh", "cutouts", "region_match"),
-    "Update": ("rule", "learning_rate", "warmup", "regularisation", "patience"),
-    "CLIP": ("clip_model", "clip_tag", "selector_model", "selector_tag"),
-}
-
-_RANGES: dict[str, tuple[float, float, float]] = {
-    "iterations": (0, 100, 1),
-    "steps": (2, 100, 1),
-    "candidates": (1, 16, 1),
-    "strength": (0.05, 1, 0.05),
-    "saliency_weight": (0, 1, 0.05),
-    "max_regions": (1, 16, 1),
-    "threshold": (0.05, 0.95, 0.05),
-    "min_size": (0.05, 1, 0.05),
-    "padding": (0, 1, 0.05),
-    "refresh": (1, 50, 1),
-    "cutouts": (0, 64, 1),
-    "learning_rate": (0, 1, 0.01),
-    "warmup": (0, 20, 1),
-    "regularisation": (0, 1, 0.05),
-    "patience": (0, 50, 1),
-}
-"""Of the sliders: from, to, step. The API takes all that the table of parameters allows."""
-
-_PLACEHOLDERS = {"region_prompt": "what shall be seen where people look; empty: the main prompt"}
+METHOD_FIELDS = tuple(dict.fromkeys(name for method in METHODS.values() for name in method if name in WEBUI))
 
 
 @dataclass
@@ -57,10 +32,29 @@ class _Made:
 
     def draw(self, *names: str) -> None:
         for name in names:
-            control = _control(name, WEBUI_SETTINGS[name], f"sgool_{self.tab}_{name}")
+            control = _control(name, f"sgool_{self.tab}_{name}")
             if name == "start" and self.tab == "img2img":
                 control.visible = False  # there it is always the image
             self.controls[name] = control
+
+    def draw_group(self, group: str) -> None:
+        """Two in a row; a text has a row to itself."""
+        row: list[str] = []
+        for name in [name for name, about in WEBUI.items() if about.group == group]:
+            long = _is_long_text(name)
+            if row and (long or len(row) == 2):
+                self._row(row)
+                row = []
+            row.append(name)
+            if long:
+                self._row(row)
+                row = []
+        if row:
+            self._row(row)
+
+    def _row(self, names: list[str]) -> None:
+        with gr.Row():
+            self.draw(*names)
 
 
 def build(tab: str) -> Controls:
@@ -72,43 +66,48 @@ def build(tab: str) -> Controls:
                 name: gr.Button(name, size="sm", elem_id=f"sgool_{tab}_preset_{name.lower()}", tooltip=_tooltip(name))
                 for name in PRESETS
             }
-        with gr.Row():
-            made.draw("iterations", "saliency_weight")
-        with gr.Row():
-            made.draw("start", "saliency")
-        made.draw("region_prompt")
+        made.draw_group("")
         with gr.Accordion("More", open=False, elem_id=f"sgool_{tab}_more"):
-            for title, names in FOLDED.items():
-                with gr.Group(elem_id=f"sgool_{tab}_{title.lower()}"):
-                    gr.Markdown(f"**{title}**")
-                    for i in range(0, len(names), 2):
-                        with gr.Row():
-                            made.draw(*names[i : i + 2])
+            for group in FOLDED:
+                with gr.Group(elem_id=f"sgool_{tab}_{group.lower()}"):
+                    gr.Markdown(f"**{group}**")
+                    made.draw_group(group)
         gr.HTML(value="", label="Last run", elem_id=f"sgool_{tab}_view")
     for name, button in buttons.items():
-        values = [PRESETS[name].get(key, SETTINGS[key].default) for key in PRESET_FIELDS]
+        values = [PRESETS[name].get(key, DEFAULTS[key]) for key in PRESET_FIELDS]
         outputs = [made.controls[key] for key in PRESET_FIELDS]
         button.click(lambda values=values: values, inputs=[], outputs=outputs, show_progress=False)
-    ordered = {name: made.controls[name] for name in WEBUI_SETTINGS}
+    made.controls["method"].input(
+        lambda method: [METHODS[method].get(key, DEFAULTS[key]) for key in METHOD_FIELDS],
+        inputs=[made.controls["method"]],
+        outputs=[made.controls[key] for key in METHOD_FIELDS],
+        show_progress=False,
+    )
+    ordered = {name: made.controls[name] for name in WEBUI}
     pasted: list[Any] = [(enabled, infotext.paste_enabled)]
     pasted += [(control, infotext.paste(name)) for name, control in ordered.items()]
     return Controls([enabled, *ordered.values()], pasted)
 
 
-def _control(name: str, setting: Setting, elem_id: str) -> Any:
-    common = {"label": setting.label, "value": setting.default, "elem_id": elem_id, "tooltip": setting.help}
-    if setting.choices:
-        kind = gr.Radio if len(setting.choices) <= 3 and name != "saliency" else gr.Dropdown
-        return kind(choices=list(setting.choices), **common)
-    if name in _RANGES:
-        low, high, step = _RANGES[name]
+def _control(name: str, elem_id: str) -> Any:
+    about = WEBUI[name]
+    common = {"label": about.label, "value": DEFAULTS[name], "elem_id": elem_id, "tooltip": about.help}
+    if about.choices:
+        short = len(about.choices) <= 3 and len("".join(about.choices)) <= 24
+        return (gr.Radio if short else gr.Dropdown)(choices=list(about.choices), **common)
+    if about.suggestions:
+        return gr.Dropdown(choices=list(about.suggestions), allow_custom_value=True, **common)
+    if about.slider:
+        low, high, step = about.slider
         return gr.Slider(minimum=low, maximum=high, step=step, **common)
-    # Only what can be long gets a box that grows.
-    return gr.Textbox(
-        lines=1, max_lines=20 if name in _PLACEHOLDERS else 1, placeholder=_PLACEHOLDERS.get(name, ""), **common
-    )
+    return gr.Textbox(lines=1, max_lines=20, placeholder=about.help, **common)
+
+
+def _is_long_text(name: str) -> bool:
+    about = WEBUI[name]
+    return isinstance(DEFAULTS[name], str) and not about.choices and not about.suggestions
 
 
 def _tooltip(preset: str) -> str:
-    values = {name: PRESETS[preset].get(name, SETTINGS[name].default) for name in PRESET_FIELDS}
-    return ", ".join(f"{SETTINGS[name].label}: {value}" for name, value in values.items())
+    values = {name: PRESETS[preset].get(name, DEFAULTS[name]) for name in PRESET_FIELDS}
+    return ", ".join(f"{ABOUT[name].label}: {value}" for name, value in values.items())

@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from modules import images, shared
 from PIL import Image
 
-from sgool import report
-from sgool.webui.guard import attributes
-from sgool.webui.run import Outcome, Run
+from sgool import pictures
+from sgool.webui.isolation import attributes
+from sgool.webui.records import LastRun, Outcome, Run
 
 KEPT = 8
 """So many of the last run's images, the first, are kept for the page to show."""
@@ -28,23 +27,17 @@ def after(outcome: Outcome) -> Image.Image:
 
 
 def saliency(outcome: Outcome) -> Image.Image:
-    return Image.fromarray(report.overlay(outcome.after, outcome.saliency, outcome.regions))
+    return Image.fromarray(pictures.overlay(outcome.after, outcome.saliency, outcome.regions))
 
 
 def loss(outcome: Outcome) -> Image.Image:
-    return Image.fromarray(report.loss_curve(outcome.losses, outcome.scores, outcome.best))
+    return Image.fromarray(pictures.loss_curve(outcome.losses, outcome.scores, outcome.best))
 
 
 def extras(outcome: Outcome) -> dict[str, Callable[[Outcome], Image.Image]]:
     """By the suffix of their files, -sgool-before and so on, and the names of their options."""
     curve = {"loss": loss} if outcome.losses else {}  # a run that was stopped before its first update has none
     return {"before": before, "saliency": saliency, **curve}
-
-
-@dataclass(frozen=True)
-class LastRun:
-    number: int
-    outcomes: list[Outcome]
 
 
 last: dict[str, LastRun] = {}

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sgool import __version__
-from sgool.webui.arguments import WEBUI_SETTINGS
+from sgool.settings import DEFAULTS
+from sgool.webui.arguments import WEBUI
 
 _PREFIX = "SGOOL "
 VERSION = f"{_PREFIX}version"
@@ -17,7 +18,7 @@ NOTE = f"{_PREFIX}note"
 
 def key(name: str) -> str:
     """The infotext key of a setting."""
-    return f"{_PREFIX}{WEBUI_SETTINGS[name].label.lower()}"
+    return f"{_PREFIX}{WEBUI[name].label.lower()}"
 
 
 _OUTCOME: dict[str, Callable[[Any], str | int]] = {
@@ -36,9 +37,10 @@ def without_ours(params: Mapping[str, Any]) -> dict[str, Any]:
 def write(p: Any, run: Any) -> None:
     """Add every parameter that is not at its default, what came of each image, and the version."""
     params = p.extra_generation_params
-    for name, setting in WEBUI_SETTINGS.items():
-        if run.values[name] != setting.default:
-            params[key(name)] = run.values[name]
+    for name in WEBUI:
+        value = getattr(run.settings, name)
+        if value != DEFAULTS[name]:
+            params[key(name)] = value
     for field, read in _OUTCOME.items():
         params[field] = _per_image(run.outcomes, read)
     params[NOTE] = _per_image(run.notes, str)
@@ -69,7 +71,7 @@ def _per_image(found: Mapping[int, Any], read: Callable[[Any], Any]) -> Callable
 
 def paste(name: str) -> Callable[[Mapping[str, str]], Any]:
     """Reads a setting back: its value, its default where it is not named, None (leave it) where SGOOL was off."""
-    default = WEBUI_SETTINGS[name].default
+    default = DEFAULTS[name]
 
     def read(params: Mapping[str, str]) -> Any:
         if VERSION not in params:

@@ -1,18 +1,19 @@
-"""What the user sees while it runs, and what the user's Interrupt and Skip do to it."""
+"""What the user sees while it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from modules import shared
 from PIL import Image
 
-from sgool import report
-from sgool.optimize import Result, Snapshot, Stop
+from sgool import pictures
+from sgool.result import Progress, Result, Snapshot
+from sgool.settings import Settings
+from sgool.webui import interrupts
 
 
-class Progress:
+class BatchProgress(Progress):
     """What is told of a batch's run, with the callbacks of its images. count: how many they are.
 
     The bar counts the first pass (`p.steps`) and the run's own sampler steps as one job. It does so only from here on,
@@ -20,11 +21,11 @@ class Progress:
     number of jobs stays, because with more of them the WebUI makes the first Interrupt wait.
     """
 
-    def __init__(self, p: Any, values: Mapping[str, Any], count: int) -> None:
-        self.iterations = values["iterations"]
-        self.steps = values["steps"]
+    def __init__(self, p: Any, settings: Settings, count: int) -> None:
+        self.iterations = settings.iterations
+        self.steps = settings.steps
         # There and back for every update, and before them every candidate once, or the image there and back.
-        passes = 2 * self.iterations + (2 if values["start"] == "image" else values["candidates"])
+        passes = 2 * self.iterations + (2 if settings.start == "image" else settings.candidates)
         self.first_pass, self.of_an_image = p.steps, passes * self.steps
         shared.state.sampling_steps = self.first_pass + count * self.of_an_image
         shared.state.sampling_step = self.begun = self.first_pass
@@ -39,7 +40,7 @@ class Progress:
 
     def step(self, done: int, total: int) -> None:
         """After every step of the reversible sampler, `done` of `total` in this pass. Raises Stop when asked to."""
-        check()
+        interrupts.check()
         self._advance(int((self.done + done / total) * self.steps))
         if done == total:
             self.done += 1
@@ -50,8 +51,8 @@ class Progress:
         tell(f"SGOOL {self.label}{newest.iteration}/{self.iterations}, score {self.before:.3f} -> {best:.3f}")
         opts = shared.opts
         if opts.live_previews_enable and opts.show_progress_every_n_steps != -1:
-            shared.state.assign_current_image(Image.fromarray(report.to_uint8(newest.image)))
-        check()
+            shared.state.assign_current_image(Image.fromarray(pictures.to_uint8(newest.image)))
+        interrupts.check()
 
     def _advance(self, steps: int) -> None:
         """To so many steps of this image; never back, also where its run begins again."""
@@ -60,31 +61,5 @@ class Progress:
 
 
 def tell(text: str) -> None:
+    """On the progress bar of the page."""
     shared.state.job = shared.state.textinfo = text
-
-
-def stopped() -> bool:
-    """Whether the user has pressed Interrupt or Skip."""
-    return shared.state.interrupted or shared.state.skipped
-
-
-def check() -> None:
-    if stopped():
-        raise Stop
-
-
-def settle(p: Any) -> None:
-    """What the user has stopped is SGOOL alone: the images are whole, and the WebUI saves only what is not broken off.
-
-    Before a hires pass Interrupt stands, and the WebUI leaves that pass out.
-    """
-    state = shared.state
-    state.skipped = False
-    if state.interrupted and not getattr(p, "enable_hr", False):
-        state.stopping_generation, state.interrupted = True, False
-
-
-def resume_interrupt(p: Any) -> None:
-    """Once its images are saved, a selected script must see the Interrupt: Loopback would use an image it lacks."""
-    if p.script_args and p.script_args[0]:
-        shared.state.interrupted = True

@@ -42,21 +42,21 @@ class SgoolScript(scripts.Script):
         if getattr(p, "_ad_inner", False):  # After Detailer's own pass over a face: the image has had its turn
             return
         try:
-            values = parse(args, getattr(p, OVERRIDES, None))
+            settings = parse(args, getattr(p, OVERRIDES, None), loaded_model(p))
         except SgoolError as error:
             self._refuse(p, f"SGOOL is not used: {error}")
             return
-        if values is None:
+        if settings is None:
             return
         if getattr(p, "firstpass_image", None) is not None:
             self._refuse(p, "SGOOL leaves an image that is only upscaled as it is.")
             return
-        from sgool.webui.run import Run
+        from sgool.webui.records import Run
 
         self._forget_last()
         if self.is_img2img:
-            values["start"] = "image"
-        run = Run(values, weakref.ref(p))
+            settings = settings.changed(start="image")
+        run = Run(settings, weakref.ref(p))
         setattr(p, _RUN, run)
         infotext.write(p, run)
 
@@ -73,7 +73,7 @@ class SgoolScript(scripts.Script):
         run = _run(p)
         if run is None or getattr(p, "enable_hr", False) or getattr(ps.samples, "already_decoded", False):
             return
-        from sgool.webui.run import improve
+        from sgool.webui.batch import improve
 
         ps.samples = improve(p, run, ps.samples)
 
@@ -81,14 +81,14 @@ class SgoolScript(scripts.Script):
         run = _run(p)
         if run is None:
             return
-        from sgool.webui import gallery, progress
+        from sgool.webui import gallery, interrupts
 
         try:
             gallery.show(p, processed, run, self.tabname)
         finally:
             infotext.settle(p, run)
             if run.interrupted:
-                progress.resume_interrupt(p)
+                interrupts.resume(p)
             vars(p).pop(_RUN, None)
 
     def _refuse(self, p: Any, sentence: str) -> None:
@@ -105,6 +105,11 @@ class SgoolScript(scripts.Script):
         gallery.last.pop(self.tabname, None)
 
 
+def loaded_model(p: Any) -> str:
+    """The name of the checkpoint that makes the image, for the defaults of its own that it may have."""
+    return str(getattr(getattr(p.sd_model, "sd_checkpoint_info", None), "name_for_extra", ""))
+
+
 def _run(p: Any) -> Any:
     run = vars(p).get(_RUN)
     return run if run is not None and run.owner() is p else None
@@ -112,7 +117,7 @@ def _run(p: Any) -> Any:
 
 def _improve_after(p: Any, run: Any) -> None:
     """Hires fix goes on right after the first pass, and this sampler object serves the first pass alone."""
-    from sgool.webui.run import improve
+    from sgool.webui.batch import improve
 
     sample = p.sampler.sample
 

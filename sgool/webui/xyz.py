@@ -7,7 +7,8 @@ from typing import Any
 
 from modules import scripts
 
-from sgool.webui.arguments import WEBUI_SETTINGS, parse
+from sgool.settings import DEFAULTS
+from sgool.webui.arguments import WEBUI, parse
 from sgool.webui.script import OVERRIDES
 
 
@@ -18,8 +19,8 @@ def add_axes() -> None:
             grid = data.module
             there = {option.label for option in grid.axis_options}
             options = [_axis(grid, "enabled", "On", str, ("False", "True"), _truth)]
-            for name, each in WEBUI_SETTINGS.items():
-                options.append(_axis(grid, name, each.label, type(each.default), each.choices))
+            for name, about in WEBUI.items():
+                options.append(_axis(grid, name, about.label, type(DEFAULTS[name]), about.choices or about.suggestions))
             grid.axis_options.extend(option for option in options if option.label not in there)
 
 

@@ -14,6 +14,7 @@ class Block:
         self.elem_id = options.get("elem_id")
         self.options = options
         self.clicked: dict[str, Any] = {}
+        self.chosen: dict[str, Any] = {}
         made.append(self)
 
     def __enter__(self) -> Block:
@@ -24,6 +25,9 @@ class Block:
 
     def click(self, fn: Any, **wiring: Any) -> None:
         self.clicked = {"fn": fn, **wiring}
+
+    def input(self, fn: Any, **wiring: Any) -> None:
+        self.chosen = {"fn": fn, **wiring}
 
 
 class Checkbox(Block): ...

@@ -32,8 +32,8 @@ SGOOL: dict[str, Any] = {
     "learning_rate": 0.3,
     "warmup": 0,
     "saliency": "spectral",
-    "clip_model": "embedded",
-    "selector_model": "embedded",
+    "guide": "embedded",
+    "selector": "embedded",
 }
 
 

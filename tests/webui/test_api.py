@@ -13,7 +13,8 @@ from webui_server import Refused
 
 from sgool import __version__
 from sgool.saliency import DETECTORS
-from sgool.webui.arguments import WEBUI_SETTINGS
+from sgool.settings import DEFAULTS
+from sgool.webui.arguments import WEBUI
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +30,10 @@ def better(server):
 def positional(values):
     """The same arguments in the order of the controls."""
     values = dict(values)
-    return [values.pop("enabled"), *(values.get(name, setting.default) for name, setting in WEBUI_SETTINGS.items())]
+    return [values.pop("enabled"), *(values.get(name, DEFAULTS[name]) for name in WEBUI)]
 
 
-def test_the_image_is_optimised_and_says_so(plain, better):
+def test_the_image_is_optimized_and_says_so(plain, better):
     found = outcome(better)
     assert found.iterations == SGOOL["iterations"]
     assert found.after >= found.before
@@ -63,9 +64,9 @@ def test_switched_off_it_does_nothing(server, plain):
         {"learning_rate": float("inf")},
         {"learning_rate": float("nan")},
         {"saliency": "../../etc/passwd"},
-        {"clip_model": "<img src=x onerror=alert(1)>"},
-        {"clip_model": "../model"},
-        {"clip_tag": "no-such-weights", "clip_model": "ViT-B-32"},
+        {"guide": "<img src=x onerror=alert(1)>"},
+        {"guide": "clip:../model/weights"},
+        {"guide": "clip:ViT-B-32/no-such-weights"},
         {"preset": "Best"},
         {"preset": ["Quick"]},
         {"enabled": "yes"},
@@ -103,7 +104,7 @@ def test_a_batch_gives_what_single_images_give(server, better):
 
 
 @pytest.mark.parametrize("upscaler", ["Latent", "Latent (nearest)", "Lanczos", "None"])
-def test_hires_fix_upscales_the_optimised_first_pass(server, upscaler):
+def test_hires_fix_upscales_the_optimized_first_pass(server, upscaler):
     payload = {**HIRES, "hr_upscaler": upscaler}
     before, after = make(server, payload), make(server, payload, SGOOL)
     assert after.image().size == before.image().size == (192, 192)
@@ -145,7 +146,7 @@ def test_inpainting_at_full_resolution(server):
 def test_the_infotext_brings_everything_back(server):
     sgool = {
         **SGOOL,
-        "start": "noise",
+        "start": "seed",
         "learning_rate": 0.25,
         "region_prompt": 'a "small" frog, green [SEP] a car: red',
     }
@@ -177,14 +178,14 @@ def test_options_return_and_save_the_other_pictures(server):
 def test_the_defaults_page_knows_every_control(server, tab):
     """The WebUI keeps a default only for a control that it can name."""
     known = json.loads((server.home / "ui-config.json").read_text())
-    labels = ["SGOOL", *(setting.label for setting in WEBUI_SETTINGS.values())]
+    labels = ["SGOOL", *(about.label for about in WEBUI.values())]
     assert [label for label in labels if f"customscript/sgool.py/{tab}/{label}/value" not in known] == []
 
 
 def test_routes(server):
     assert server.get("/sgool/v1/version")["version"] == __version__
     schema = server.get("/sgool/v1/schema")
-    assert set(WEBUI_SETTINGS) <= set(str(schema).replace("'", " ").split())
+    assert set(WEBUI) <= set(str(schema).replace("'", " ").split())
     assert set(DETECTORS) <= set(str(server.get("/sgool/v1/detectors")).replace("'", " ").split())
 
 
@@ -208,33 +209,34 @@ def test_an_xyz_plot_refuses_a_wrong_value_before_it_begins(server):
 
 
 def curl_lines():
-    """The README's: a path each, and the JSON that is posted, or ""."""
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    """Those of the README and of docs/api.md: a path each, and the JSON that is posted, or ""."""
+    root = Path(__file__).parents[2]
+    text = "\n".join((root / name).read_text() for name in ("README.md", "docs/api.md"))
     return re.findall(r"^curl -s localhost:7860(\S+)(?: -H '[^']*' -d '([^']*)')?", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("path", "body"), curl_lines())
-def test_the_readmes_curl_lines(server, path, body):
+def test_the_curl_lines_of_the_docs(server, path, body):
     """As they stand there, but small, and with what needs no download."""
     if not body:
         assert server.get(path)
         return
     payload = {**json.loads(body), "width": 128, "height": 128}
     given = payload.pop("alwayson_scripts")["SGOOL"]["args"]
-    own = {"saliency": "spectral", "clip_model": "embedded", "selector_model": "embedded"}
+    own = {"saliency": "spectral", "guide": "embedded", "selector": "embedded"}
     if isinstance(given[0], dict):
         asked = given[0]
         answer = make(server, payload, {**asked, **own})
     else:
-        asked = dict(zip(["enabled", *WEBUI_SETTINGS], given, strict=False))
+        asked = dict(zip(["enabled", *WEBUI], given, strict=False))
         answer = make(server, payload, positional({**asked, **own}))
     assert outcome(answer).iterations > 0 and not outcome(answer).note.startswith("SGOOL is not used")
     for name, value in asked.items():
-        if name != "enabled" and value != WEBUI_SETTINGS[name].default:
-            assert f"SGOOL {WEBUI_SETTINGS[name].label.lower()}: {value}," in answer.texts[0]
+        if name != "enabled" and value != DEFAULTS[name]:
+            assert f"SGOOL {WEBUI[name].label.lower()}: {value}," in answer.texts[0]
 
 
-def test_the_readme_has_a_curl_line_for_every_route(server):
+def test_the_docs_have_a_curl_line_for_every_route(server):
     paths = {path for path, _ in curl_lines()}
     ours = {path for path in server.get("/openapi.json")["paths"] if path.startswith("/sgool/") and "last" not in path}
     assert {"/sdapi/v1/txt2img", *ours} == paths

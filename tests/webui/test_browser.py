@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from payloads import BASE, PROMPT
 
-from sgool.settings import PRESETS, SETTINGS
+from sgool.presets import PRESETS
+from sgool.settings import ABOUT, DEFAULTS
 
 playwright = pytest.importorskip("playwright.sync_api")
 playwright.expect.set_options(timeout=60_000)
@@ -110,8 +111,8 @@ def prepare(page, iterations, prompt=PROMPT, seed=BASE["seed"], steps=4):
     page.locator("#sgool_txt2img_more > .label-wrap").click()
     for elem_id, value in {"steps": steps, "cutouts": 2, "learning_rate": 0.2, "warmup": 0, "patience": 0}.items():
         number(page, f"sgool_txt2img_{elem_id}", value)
-    for elem_id in ("clip_model", "selector_model"):
-        page.locator(f"#sgool_txt2img_{elem_id} :is(textarea, input)").fill("embedded")
+    for elem_id in ("guide", "selector"):
+        choose(page, f"sgool_txt2img_{elem_id}", "embedded")
     shoot(page, "more", "#sgool_txt2img_more")
     page.locator("#sgool_txt2img_more > .label-wrap").click()
 
@@ -265,8 +266,8 @@ def test_the_tooltips_are_there(open_page):
     page = open_page()
     tick(page)
     page.locator("#sgool_txt2img_more > .label-wrap").click()
-    for name in ("iterations", "region_prompt", "regularisation", "saliency"):
-        playwright.expect(page.locator(f"#sgool_txt2img_{name}")).to_have_attribute("title", SETTINGS[name].help)
+    for name in ("iterations", "region_prompt", "regularization", "saliency"):
+        playwright.expect(page.locator(f"#sgool_txt2img_{name}")).to_have_attribute("title", ABOUT[name].help)
 
 
 def test_presets_fill_the_controls(open_page):
@@ -275,7 +276,7 @@ def test_presets_fill_the_controls(open_page):
     iterations = page.locator("#sgool_txt2img_iterations input[type=number]")
     for preset in ("Paper", "Quick", "Balanced"):
         page.locator(f"#sgool_txt2img_preset_{preset.lower()}").click()
-        expected = PRESETS[preset].get("iterations", SETTINGS["iterations"].default)
+        expected = PRESETS[preset].get("iterations", DEFAULTS["iterations"])
         playwright.expect(iterations).to_have_value(str(expected))
 
 

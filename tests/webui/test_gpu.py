@@ -23,7 +23,7 @@ def test_with_the_flags_of_a_gpu(webui_folder, tmp_path, flags) -> None:
     server = WebUI(webui_folder, tmp_path, flags)
     try:
         plain = make(server, BASE)
-        for start in ("noise", "image"):
+        for start in ("seed", "image"):
             found = outcome(make(server, BASE, {**SGOOL, "start": start}))
             assert not found.note
             assert found.iterations == SGOOL["iterations"]

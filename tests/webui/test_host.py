@@ -144,7 +144,7 @@ def test_memory_choices_change_the_memory_only(server, fast, memory):
 
 @pytest.mark.parametrize(
     ("sampler", "start"),
-    [("bdia", "noise"), ("ddim", "noise"), ("edict", "noise"), ("edict", "image"), ("o-belm", "image")],
+    [("bdia", "seed"), ("ddim", "seed"), ("edict", "seed"), ("edict", "image"), ("o-belm", "image")],
 )
 def test_our_samplers(server, sampler, start):
     assert ran(make(server, BASE, {**ONCE, "sampler": sampler, "start": start}))

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from payloads import BASE, make, outcome
 
-from sgool import tiny
-from sgool.compare import read_captions
+from sgool import lab, tiny
 from sgool.guidance.clip import load_clip_folder
-from sgool.webui.arguments import WEBUI_SETTINGS
+from sgool.lab.compare import read_captions
+from sgool.presets import MODELS
+from sgool.webui.arguments import WEBUI
 
 PROMPTS = 20
-OURS = {name: value for name, value in tiny.DEFAULTS.items() if name in WEBUI_SETTINGS}
+OURS = {name: value for name, value in MODELS["tiny"].items() if name in WEBUI}
 
 
 def test_the_judges_mean_rises(server):
@@ -22,10 +23,10 @@ def test_the_judges_mean_rises(server):
 
     def score(pictures, caption):
         pixels = torch.from_numpy(np.asarray(pictures.image(), np.float32) / 255)
-        return judge.similarity(pixels.permute(2, 0, 1)[None], caption)
+        return judge.judge(pixels.permute(2, 0, 1)[None], caption)
 
     gains, told = [], []
-    for seed, row in enumerate(read_captions(tiny.CAPTIONS)[:PROMPTS]):
+    for seed, row in enumerate(read_captions(lab.CAPTIONS)[:PROMPTS]):
         payload = {**BASE, "prompt": row["caption"], "seed": seed, "steps": OURS["steps"]}
         plain, better = make(server, payload), make(server, payload, {**OURS, "iterations": 5})
         before, after = score(plain, row["caption"]), score(better, row["caption"])

@@ -66,7 +66,7 @@ def test_the_webui_reads_the_metadata(server):
 
 
 def test_a_default_that_the_user_has_changed_is_there_after_a_start(webui_folder, tmp_path):
-    defaults = {"SGOOL": True, "Iterations": 3, "Sampler": "edict", "Prompt of the regions": "a frog"}
+    defaults = {"SGOOL": True, "Iterations": 3, "Sampler": "edict", "Region prompt": "a frog"}
     saved = {f"customscript/sgool.py/txt2img/{label}/value": value for label, value in defaults.items()}
     (tmp_path / "ui-config.json").write_text(json.dumps(saved))
     with started(webui_folder, tmp_path) as server:

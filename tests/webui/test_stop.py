@@ -9,7 +9,7 @@ import time
 import pytest
 from payloads import BASE, HIRES, IMG2IMG, SGOOL, differ, difference, make, outcome
 
-from sgool.weights import WEIGHTS
+from sgool.saliency.transalnet import WEIGHTS
 
 LONG = {**SGOOL, "iterations": 200, "patience": 0}
 
@@ -188,7 +188,7 @@ def test_no_network_and_no_weights(server):
 
 
 def test_damaged_weights(server):
-    file = server.home / "models" / "sgool" / WEIGHTS["transalnet-res"].file
+    file = server.home / "models" / "sgool" / WEIGHTS["res"].file
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"not weights")
     plain = make(server, BASE)

@@ -99,16 +99,16 @@ firsts: list[float] = []
 
 
 def _watch() -> None:
-    from sgool.webui import run
+    from sgool.webui import batch
 
-    generate = run.generate
+    generate = batch.generate
 
     def watched(host: Any, *args: Any, **kwargs: Any) -> Any:
         result = generate(host, *args, **kwargs)
         firsts.append(((result.first.latent - host.original).norm() / host.original.norm()).item())
         return result
 
-    run.generate = watched
+    batch.generate = watched
 
 
 def last() -> list[dict[str, Any]]:

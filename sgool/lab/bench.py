@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sgool.backends import Backend, ImageBackend
-from sgool.bench_descent import descent
 from sgool.generate import AUTO
 from sgool.guidance.clip import Clip
-from sgool.memory import PeakMemory
+from sgool.lab.bench_descent import descent
+from sgool.lab.peak_memory import PeakMemory
 from sgool.samplers import SAMPLERS, Network, Sampler, Schedule, Trajectory, bdia, make_schedule
 from sgool.samplers.shear import Shear
 
@@ -28,28 +29,30 @@ SCALE = 4.0
 Row = dict[str, Any]
 
 
-def bench(
-    backend: ImageBackend,
-    judge: Clip,
-    captions: Sequence[str],
-    *,
-    guide: Clip,
-    half: Backend | None = None,
-    count: int = 60,
-    quick: bool = False,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """All figures of the samplers as plain JSON values; see ``render_tables``.
+@dataclass(frozen=True)
+class Subject:
+    """What is measured. backend: the model in float32; half: the same in half precision, for a second set of rows.
 
-    backend: the model in float32; half: the same in half precision, for a second set of rows of `samplers`. guide: the
-    CLIP whose distance the rows of `descent` are about.
-    captions: those the judge tells apart; pictures are made of the first `count`. quick: few settings, few pictures.
+    judge: looks at the pictures. guide: the critic that the rows of `descent` are about. captions: those the judge
+    tells apart; pictures are made of the first `count`.
     """
+
+    backend: ImageBackend
+    judge: Clip
+    guide: Clip
+    captions: Sequence[str]
+    half: Backend | None = None
+    count: int = 60
+
+
+def bench(subject: Subject, *, quick: bool = False, progress: bool = True) -> dict[str, Any]:
+    """All figures of the samplers as plain JSON values; see ``render_tables``. quick: few settings, few pictures."""
+    backend, captions = subject.backend, subject.captions
     steps = (5, 10) if quick else (5, 10, 20, 50)
-    made = captions[: min(count, 8) if quick else count]
+    made = captions[: min(subject.count, 8) if quick else subject.count]
     grid = [(10, SCALE)] if quick else [(n, scale) for n in (10, 20, 50) for scale in (1.0, SCALE, 7.5)]
     ways = [(SCALE, 1.0)] if quick else [(scale, strength) for scale in (1.0, 3.5, 7.0) for strength in (0.5, 0.8, 1.0)]
-    backends = [backend] if half is None else [backend, half]
+    backends = [backend] if subject.half is None else [backend, subject.half]
     way_steps = 10 if quick else 20
     pictures = latents_of_pictures(backend, captions[:4], way_steps)
 
@@ -57,12 +60,12 @@ def bench(
     for one in backends:
         work += [("samplers", partial(exactness, one, captions[0], name, n)) for name in SAMPLERS for n in steps]
     for name in ALL:
-        work += [("sampler_quality", partial(quality, backend, judge, captions, made, name, *point)) for point in grid]
+        work += [("sampler_quality", partial(quality, subject, made, name, *point)) for point in grid]
     for name in SHEARS:
-        carry = partial(inversion, backend, pictures, captions[:4], name, way_steps)
+        carry = partial(inversion, backend, pictures, captions[:4], (name, way_steps))
         work += [("inverted_latents", partial(carry, *way)) for way in ways]
     for scale in (1.0, SCALE, 7.5):
-        work.append(("descent", partial(descent, backend, guide, captions[: 4 if quick else 40], scale)))
+        work.append(("descent", partial(descent, backend, subject.guide, captions[: 4 if quick else 40], scale)))
     figures: dict[str, Any] = {"device": str(backend.device), "captions": len(made)}
     for key, task in tqdm(work, desc="bench", disable=not progress):
         figures.setdefault(key, []).append(task())
@@ -150,14 +153,13 @@ def seconds_ratio(backend: Backend, prompt: str, repeats: int, steps: int = 10) 
 
 
 @torch.no_grad()
-def quality(
-    backend: Backend, judge: Clip, captions: Sequence[str], made: Sequence[str], name: str, steps: int, scale: float
-) -> Row:
-    """The judge on one picture of each caption made (the i-th from seed i), without any optimisation.
+def quality(subject: Subject, made: Sequence[str], name: str, steps: int, scale: float) -> Row:
+    """The judge on one picture of each caption made (the i-th from seed i), without any optimization.
 
     score: cosine between picture and caption, its mean with the normal 95 % interval. accuracy: how often the judge
     finds the right caption among all of them.
     """
+    backend, judge, captions = subject.backend, subject.judge, subject.captions
     texts = torch.stack([judge.encode_text(caption) for caption in captions])
     scores = []
     for first in range(0, len(made), 20):
@@ -193,16 +195,18 @@ def inversion(
     backend: Backend,
     pictures: Tensor,
     prompts: Sequence[str],
-    name: str,
-    steps: int,
+    way: tuple[str, int],
     scale: float,
     strength: float,
 ) -> Row:
     """Latents of pictures carried back: how Gaussian they are at the start node, and how exactly they return.
 
+    way: a sampler's name and its steps.
+
     norm_ratio: root mean square. spectrum: see ``spectral_ratio``. image_error: largest difference of a latent that was
     carried back and forth. A strength below 1 ends where noise is only a part, and white noise is not to be expected.
     """
+    name, steps = way
     trajectory = trajectory_of(backend, ALL[name], steps, prompts, scale, strength)
     state = trajectory.invert(pictures)
     latent = state[trajectory.sampler.weights(trajectory.schedule, trajectory.start_node).index(1.0)]

@@ -1,9 +1,9 @@
-"""Step 4: train one of the three CLIPs. ``python -m sgool.tiny.training.clip guide --assets DIR --work WORK``
+"""Step 4: train one of the three CLIPs. ``python -m sgool.lab.training.clip guide --assets DIR --work WORK``
 
 The symmetric contrastive loss of CLIP (arXiv 2103.00020) on scenes and their captions, from scratch, each with its own
-seed and architecture. A batch holds scenes beside neighbours that differ in one thing, so that it takes more than the
+seed and architecture. A batch holds scenes beside neighbors that differ in one thing, so that it takes more than the
 gist to tell them apart; equal captions count as right for each other. One group in three has been through the
-autoencoder, and all are blurred, noised, shifted and recoloured a little. The guide also learns single subjects, as
+autoencoder, and all are blurred, noised, shifted and recolored a little. The guide also learns single subjects, as
 salient crops show them, by a phrase of the caption.
 """
 
@@ -23,8 +23,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from sgool.lab.training.views import GROUP, Source, around_subject, whole
 from sgool.tiny import CLIPS
-from sgool.tiny.training.views import GROUP, Source, around_subject, whole
 
 TEXT = {"context_length": 32, "width": 64, "heads": 4, "layers": 2}
 
@@ -102,9 +102,9 @@ def main() -> None:
         stored = load_file(CLIPS[args.name] / "open_clip_model.safetensors")
         model.load_state_dict({key: value.float() for key, value in stored.items()})
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
-    optimiser = torch.optim.AdamW(model.parameters(), args.rate, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), args.rate, betas=(0.9, 0.98), weight_decay=0.05)
     shape = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda i: min((i + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * i / args.steps) + 1e-3)
+        optimizer, lambda i: min((i + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * i / args.steps) + 1e-3)
     )
     log, begun = [], time.time()
     for step in range(args.steps):
@@ -116,9 +116,9 @@ def main() -> None:
         loss = contrastive(logits, texts)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         shape.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
         if step % 50 == 49:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import trange
 
-from sgool.tiny.world import IMAGE, Box, Painter, Scene, near_misses, random_scene
+from sgool.lab.world import IMAGE, Box, Painter, Scene, near_misses, random_scene
 
 GROUP = 4
 """So many scenes at a time differ from the first in one thing each: the hard negatives of a batch."""
@@ -17,7 +17,7 @@ GROUP = 4
 Picture = tuple[Scene, np.ndarray, list[Box]]
 
 
-def neighbour(scene: Scene, rng: np.random.Generator) -> Scene:
+def neighbor(scene: Scene, rng: np.random.Generator) -> Scene:
     """One of the scene's near misses; another subject twice as often as any other kind."""
     kinds = {kind: scenes for kind, scenes in near_misses(scene).items() if scenes}
     scenes = kinds[str(rng.choice(["word", *kinds]))]
@@ -25,10 +25,10 @@ def neighbour(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def group(rng: np.random.Generator) -> list[Scene]:
-    """A training scene and its neighbours, none of them held out."""
+    """A training scene and its neighbors, none of them held out."""
     scenes = [random_scene(rng)]
     while len(scenes) < GROUP:
-        other = neighbour(scenes[0], rng)
+        other = neighbor(scenes[0], rng)
         if not other.held_out and other not in scenes:
             scenes.append(other)
     return scenes

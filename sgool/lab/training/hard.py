@@ -1,7 +1,7 @@
-"""Step 7: which captions the embedded model finds hard. ``python -m sgool.tiny.training.hard``
+"""Step 7: which captions the embedded model finds hard. ``python -m sgool.lab.training.hard``
 
-Writes ``hard.csv`` into the folder of the embedded model: of all captions kept out of training the 60 that plain DDIM
-draws right least often, as the judge sees it, in eight noises each. No optimiser has a part in the choice, and
+Writes ``hard.csv`` into the laboratory: of all captions kept out of training the 60 that plain DDIM
+draws right least often, as the judge sees it, in eight noises each. No optimizer has a part in the choice, and
 ``compare`` draws other noises.
 """
 
@@ -13,11 +13,13 @@ import torch
 from tqdm import tqdm
 
 from sgool.backends.diffusers import load_backend
-from sgool.compare import PLAIN, rivals
 from sgool.guidance.clip import load_clip_folder
+from sgool.lab import HARD
+from sgool.lab.compare import PLAIN, rivals
+from sgool.lab.world import all_scenes
+from sgool.presets import MODELS
 from sgool.samplers import Trajectory, get_sampler, make_schedule
-from sgool.tiny import CLIPS, DEFAULTS, HARD
-from sgool.tiny.world import all_scenes
+from sgool.tiny import CLIPS
 
 COUNT, NOISES, FIRST_SEED = 60, 8, 10_000
 
@@ -31,7 +33,7 @@ def main() -> None:
     captions = [scene.caption for scene in scenes]
     rows = []
     for i, scene in enumerate(tqdm(scenes, desc="plain images")):
-        network = backend.network([scene.caption] * NOISES, "", DEFAULTS["guidance_scale"])
+        network = backend.network([scene.caption] * NOISES, "", MODELS["tiny"]["guidance_scale"])
         trajectory = Trajectory(get_sampler(PLAIN["sampler"]), schedule, network)
         noise = torch.cat([backend.noise(FIRST_SEED + NOISES * i + k) for k in range(NOISES)])
         images = backend.decode(trajectory.image(trajectory.run([noise])).float()).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Step 2: train the autoencoder. ``python -m sgool.tiny.training.autoencoder --work WORK``
+"""Step 2: train the autoencoder. ``python -m sgool.lab.training.autoencoder --work WORK``
 
 Mostly on 64x64 crops, then a while on whole pictures, because GroupNorm and the attention see the whole. The loss
 is L1 and L2 on the picture and L1 on its horizontal and vertical differences (which keeps edges sharp without a
@@ -28,8 +28,8 @@ CONFIG = {
     "norm_num_groups": 8,
     "sample_size": 128,
 }
-"""Groups of four channels or more: with Stable Diffusion's 32 groups, so few channels would be normalised one by one,
-and the mean colour of a plain background would be lost (it was: L1 stayed at 0.4 where this reaches 0.05)."""
+"""Groups of four channels or more: with Stable Diffusion's 32 groups, so few channels would be normalized one by one,
+and the mean color of a plain background would be lost (it was: L1 stayed at 0.4 where this reaches 0.05)."""
 
 TRIES = 3
 
@@ -82,9 +82,9 @@ def main() -> None:
     vae.encoder.requires_grad_(not args.decoder_only)
     vae.quant_conv.requires_grad_(not args.decoder_only)
     trained = [p for p in vae.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, args.rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(trained, args.rate, betas=(0.9, 0.99), weight_decay=1e-4)
     shape = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda i: min((i + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * i / args.steps))
+        optimizer, lambda i: min((i + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * i / args.steps))
     )
     log, begun = [], time.time()
     for step in range(args.steps):
@@ -103,9 +103,9 @@ def main() -> None:
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         (reconstruction + (weight * (y - x).square()).mean() + edges + args.kl * kl).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
+        optimizer.step()
         shape.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         if step % 25 == 0 or step == args.steps - 1:
             row = {"step": step, "l1": reconstruction.item(), "edges": float(edges), "kl": kl.item()}
             log.append(row | {"seconds": round(time.time() - begun)})

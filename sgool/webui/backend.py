@@ -15,7 +15,7 @@ from sgool.optimize import Stop
 from sgool.samplers import Branch, Network
 
 
-class Host:
+class WebuiBackend:
     """See `sgool.backends.Backend`; prompts are ignored, as the WebUI has encoded them already.
 
     p: the WebUI's processing object, conditionings in place. index: which image of its batch. latent: [1, 4, h, w],

@@ -21,27 +21,27 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sgool import tiny
+from sgool import lab, tiny
 from sgool.backends.diffusers import DiffusersBackend, load_backend
 from sgool.errors import SgoolError
-from sgool.generate import Guides, generate, load_guides, sampler_name
+from sgool.generate import Critics, Request, generate, load_critics, make_sampler
 from sgool.guidance.clip import Clip, load_clip_folder
-from sgool.samplers import get_sampler, make_schedule
-from sgool.settings import settings
-from sgool.tiny import world
+from sgool.lab import world
+from sgool.presets import resolve
+from sgool.samplers import make_schedule
 from sgool.weights import default_models_dir
 
 PLAIN: dict[str, Any] = {"method": "none", "sampler": "ddim", "strength": 1.0, "steps": 10}
 """The baseline: plain DDIM at its best number of steps on the embedded model (``bench``, sampler_quality)."""
 
-OPTIMISERS: dict[str, dict[str, Any]] = {
+OPTIMIZERS: dict[str, dict[str, Any]] = {
     "doodl": {"method": "doodl", "sampler": "edict", "steps": 5, "strength": 1.0, "guidance_scale": 1.0, "patience": 0},
     "global": {"saliency_weight": 0.0, "steps": 6, "strength": 0.67, "candidates": 8, "patience": 0},
     "sgool": {"steps": 6, "strength": 0.67, "candidates": 8, "patience": 0},
 }
-"""What each optimiser chooses within the budget; the number of updates follows from it."""
+"""What each optimizer chooses within the budget; the number of updates follows from it."""
 
-METHODS = ("none", "best-of-N", *OPTIMISERS)
+METHODS = ("none", "best-of-N", *OPTIMIZERS)
 
 
 @dataclass(frozen=True)
@@ -69,31 +69,29 @@ def updates_within(budget: int, run: int, candidates: int, share: float) -> tupl
 
 
 @cache
-def _loaded() -> tuple[DiffusersBackend, Guides, Clip]:
+def _loaded() -> tuple[DiffusersBackend, Critics, Clip]:
     torch.set_num_threads(1)
-    values = settings(tiny.DEFAULTS)
-    return load_backend("tiny"), load_guides(values, default_models_dir()), load_clip_folder(tiny.CLIPS["judge"])
+    critics = load_critics(resolve({}, model="tiny"), default_models_dir())
+    return load_backend("tiny"), critics, load_clip_folder(tiny.CLIPS["judge"])
 
 
 def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str, ...]) -> Trial:
     """Make one image by one method and judge it."""
-    backend, guides, judge = _loaded()
+    backend, critics, judge = _loaded()
     begun = time.monotonic()
-    own = PLAIN if method in ("none", "best-of-N") else OPTIMISERS[method]
-    values = settings({**tiny.DEFAULTS, **own})
-    network = 2 if values["guidance_scale"] > 1 else 1
-    run = values["steps"] * network * (2 if values["sampler"] == "edict" else 1)
+    own = PLAIN if method in ("none", "best-of-N") else OPTIMIZERS[method]
+    settings = resolve(own, model="tiny")
+    network = 2 if settings.guidance_scale > 1 else 1
+    run = settings.steps * network * (2 if settings.sampler == "edict" else 1)
     if method == "best-of-N":
-        values["candidates"] = max(1, budget // run)
+        settings = settings.changed(candidates=max(1, budget // run))
     elif method != "none":
-        steps = values["steps"]
-        node = get_sampler(sampler_name(values)).start_node(
-            make_schedule(backend.alphas_cumprod, steps), values["strength"]
-        )
-        values["candidates"], values["iterations"] = updates_within(
-            budget, run, values["candidates"], (steps - node) / steps
-        )
-    result = generate(backend, guides, caption, values, seed=seed)
+        schedule = make_schedule(backend.alphas_cumprod, settings.steps)
+        node = make_sampler(settings).start_node(schedule, settings.strength)
+        share = (settings.steps - node) / settings.steps
+        candidates, iterations = updates_within(budget, run, settings.candidates, share)
+        settings = settings.changed(candidates=candidates, iterations=iterations)
+    result = generate(backend, critics, Request(caption, seed=seed), settings)
     seconds = time.monotonic() - begun
     scores = _embeddings((caption, *rivals(caption, captions))) @ judge.encode_image(result.best.image)[0]
     return Trial(scores[0].item(), int(scores.argmax()) == 0, result.unet_evals, seconds)
@@ -124,31 +122,39 @@ def read_captions(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def compare(
-    path: Path | None = None,
-    *,
-    limit: int = 60,
-    seeds: int = 1,
-    budget: int = 400,
-    jobs: int | None = None,
-    methods: Sequence[str] = METHODS,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Run every method on the first `limit` captions of the file, `seeds` images each.
+@dataclass(frozen=True)
+class Plan:
+    """What is compared: the first `limit` captions, `seeds` images each, with `budget` evaluations an image.
 
-    "methods" and "subsets" hold what `summarise` gives, "trials" every single image; see ``render_tables``.
+    jobs: processes, by default one for each core. Raises SgoolError for what cannot be.
     """
-    if min(limit, seeds, budget, 1 if jobs is None else jobs) < 1:
-        raise SgoolError("--limit, --seeds, --budget and --jobs must be at least 1.")
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise SgoolError(f"There is no method {unknown[0]!r} to compare; there are {', '.join(METHODS)}.")
-    rows = read_captions(path or tiny.CAPTIONS)
+
+    limit: int = 60
+    seeds: int = 1
+    budget: int = 400
+    methods: tuple[str, ...] = METHODS
+    jobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.limit, self.seeds, self.budget, 1 if self.jobs is None else self.jobs) < 1:
+            raise SgoolError("--limit, --seeds, --budget and --jobs must be at least 1.")
+        if unknown := [name for name in self.methods if name not in METHODS]:
+            raise SgoolError(f"There is no method {unknown[0]!r} to compare; there are {', '.join(METHODS)}.")
+
+
+def compare(path: Path | None, plan: Plan, *, progress: bool = True) -> dict[str, Any]:
+    """Run every method of the plan on the captions of a file (None: 200 held-out ones).
+
+    "methods" and "subsets" hold what `summarize` gives, "trials" every single image; see ``render_tables``.
+    """
+    methods, seeds, budget = plan.methods, plan.seeds, plan.budget
+    rows = read_captions(path or lab.CAPTIONS)
     captions = tuple(dict.fromkeys(row["caption"] for row in rows))
-    tried = rows[:limit]
+    tried = rows[: plan.limit]
     tasks = [
         (method, row["caption"], seed, budget, captions) for row in tried for seed in range(seeds) for method in methods
     ]
-    pool = ProcessPoolExecutor(min(jobs or os.cpu_count() or 1, len(tasks)), mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(min(plan.jobs or os.cpu_count() or 1, len(tasks)), mp_context=get_context("spawn"))
     try:
         futures = [pool.submit(trial, *task) for task in tasks]
         done = [future.result() for future in tqdm(futures, desc="compare", unit="image", disable=not progress)]
@@ -163,12 +169,12 @@ def compare(
     if "none" in trials:
         right = np.array([t.right for t in trials["none"]])
         subsets |= {"none is wrong": ~right, "none is right": right}
-    summaries = {name: summarise(trials, mask, seeds) for name, mask in subsets.items() if mask.any()}
+    summaries = {name: summarize(trials, mask, seeds) for name, mask in subsets.items() if mask.any()}
     return {
         "captions": len(tried),
         "seeds": seeds,
         "budget": budget,
-        "settings": {"none": PLAIN, "best-of-N": PLAIN, **OPTIMISERS},
+        "settings": {"none": PLAIN, "best-of-N": PLAIN, **OPTIMIZERS},
         "methods": summaries.pop("all"),
         "subsets": summaries,
         "trials": [
@@ -178,7 +184,7 @@ def compare(
     }
 
 
-def summarise(trials: Mapping[str, Sequence[Trial]], mask: np.ndarray, seeds: int) -> dict[str, Any]:
+def summarize(trials: Mapping[str, Sequence[Trial]], mask: np.ndarray, seeds: int) -> dict[str, Any]:
     """Per method means over the masked trials, and paired gains in score and accuracy over every other method."""
     chosen = {name: [t for t, keep in zip(row, mask, strict=True) if keep] for name, row in trials.items()}
     groups = np.repeat(np.arange(len(mask) // seeds), seeds)[mask]

@@ -1,4 +1,4 @@
-"""Step 1: compose the training pictures. ``python -m sgool.tiny.training.scenes --assets DIR --out WORK``"""
+"""Step 1: compose the training pictures. ``python -m sgool.lab.training.scenes --assets DIR --out WORK``"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import trange
 
-from sgool.tiny.world import Painter, random_scene
+from sgool.lab.world import Painter, random_scene
 
 
 def main() -> None:

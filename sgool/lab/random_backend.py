@@ -106,7 +106,7 @@ class RandomBackend(DiffusersBackend):
         from diffusers.utils import logging
 
         logging.set_verbosity_error()
-        with initialising(device, dtype):
+        with initializing(device, dtype):
             unet = UNet2DConditionModel(sample_size=size.latent, **size.unet)
             vae = AutoencoderKL(sample_size=8 * size.latent, **size.vae)
             self.condition = torch.randn(1, TOKENS, size.unet["cross_attention_dim"])
@@ -116,7 +116,8 @@ class RandomBackend(DiffusersBackend):
             alphas_cumprod=(1 - betas).cumprod(0), config=SimpleNamespace(prediction_type="epsilon")
         )
         parts = SimpleNamespace(unet=unet, vae=vae, scheduler=scheduler, tokenizer=None, text_encoder=nn.Identity())
-        super().__init__(parts, device, dtype, memory, vae_dtype=dtype)
+        super().__init__(parts, memory)
+        self.prepare()
 
     def _encode_text(self, prompts: Sequence[str]) -> Tensor:
         return self.condition.repeat(len(prompts), 1, 1)
@@ -137,13 +138,13 @@ def random_clip(config: str | Mapping[str, Any], device: torch.device) -> Clip:
     from open_clip.tokenizer import SimpleTokenizer
 
     built = device if device.type == "meta" else torch.device("cpu")  # its text encoder stays there
-    with initialising(built, torch.float32):
+    with initializing(built, torch.float32):
         model = open_clip.CLIP(**(open_clip.get_model_config(config) if isinstance(config, str) else config))
     return Clip(model, BpeTokenizer(SimpleTokenizer(), TOKENS), device=device)
 
 
 @contextmanager
-def initialising(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def initializing(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """New modules get the same random weights every time, at once where and as they are needed."""
     before = torch.get_default_dtype()
     devices = [device] if device.type == "cuda" else []

@@ -1,4 +1,4 @@
-"""Step 3: train the UNet and the text encoder. ``python -m sgool.tiny.training.diffusion --work WORK``
+"""Step 3: train the UNet and the text encoder. ``python -m sgool.lab.training.diffusion --work WORK``
 
 Noise prediction on the autoencoder's latents with Stable Diffusion's noise schedule; min-SNR weights (arXiv
 2303.09556, gamma 5), raised at high noise; timesteps stratified over the batch, one caption in ten dropped for
@@ -103,9 +103,9 @@ def main() -> None:
     alphas = scheduler.alphas_cumprod.to(args.device)
     trained = torch.nn.ModuleDict({"unet": unet, "text": text})
     average: Any = copy.deepcopy(trained).requires_grad_(False).eval()
-    optimiser = torch.optim.AdamW(trained.parameters(), args.rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(trained.parameters(), args.rate, betas=(0.9, 0.99), weight_decay=0.01)
     shape = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda i: min((i + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * i / args.steps) + 1e-3)
+        optimizer, lambda i: min((i + 1) / 50, 0.5 + 0.5 * math.cos(math.pi * i / args.steps) + 1e-3)
     )
 
     def save() -> None:
@@ -124,15 +124,15 @@ def main() -> None:
         a = alphas[t][:, None, None, None]
         noise = torch.randn_like(latent)
         guess = unet(a.sqrt() * latent + (1 - a).sqrt() * noise, t, text(ids)[0]).sample
-        # min(SNR, 5) / SNR, times up to 30 at high noise: there the text decides the colours, and the error of the
+        # min(SNR, 5) / SNR, times up to 30 at high noise: there the text decides the colors, and the error of the
         # noise prediction is so small that an even weight leaves the text unheard.
         weight = (5 * (1 - a) / a).clamp(max=1) * (1 / a).clamp(max=30)
         loss = (weight * (guess - noise).square()).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         shape.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         decay = min(0.998, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(trained.parameters()), 1 - decay)

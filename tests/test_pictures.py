@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sgool.errors import SgoolError
-from sgool.report import BLUE, GREEN, ORANGE, _ticks, _wrap, comparison, loss_curve, overlay, save_png, to_uint8
+from sgool.pictures import BLUE, GREEN, ORANGE, _ticks, _wrap, comparison, loss_curve, overlay, save_png, to_uint8
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Box:
     mass: float = 1.0
 
 
-def has_colour(picture: np.ndarray, colour: tuple[int, int, int]) -> bool:
-    return bool((np.abs(picture.astype(int) - colour).max(-1) == 0).any())
+def has_color(picture: np.ndarray, color: tuple[int, int, int]) -> bool:
+    return bool((np.abs(picture.astype(int) - color).max(-1) == 0).any())
 
 
 def test_pixels_are_rounded_and_clipped() -> None:
@@ -33,7 +33,7 @@ def test_pixels_are_rounded_and_clipped() -> None:
         to_uint8(torch.zeros(2, 3, 4, 4))
 
 
-def test_png_keeps_the_colours_under_any_name(tmp_path: Path) -> None:
+def test_png_keeps_the_colors_under_any_name(tmp_path: Path) -> None:
     import cv2
 
     array = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
@@ -86,7 +86,7 @@ def test_curve_falls_where_the_loss_falls_and_marks_the_best() -> None:
     across = (columns_best.mean() - columns.min()) / (columns.max() - columns.min())
     assert across == pytest.approx(2 / 3, abs=0.02)
     both = loss_curve(losses, [0.1, 0.2, 0.3, 0.2], 2)
-    assert both.shape[1] == 2 * picture.shape[1] and has_colour(both, ORANGE) and not has_colour(picture, ORANGE)
+    assert both.shape[1] == 2 * picture.shape[1] and has_color(both, ORANGE) and not has_color(picture, ORANGE)
     for values in ([0.5], [0.0, float("nan"), 0.0], list(np.arange(200) / 7)):
         assert loss_curve(values, values, 0).dtype == np.uint8
     with pytest.raises(SgoolError, match="at least one value"):
@@ -100,8 +100,8 @@ def test_comparison_shows_its_three_pictures_in_order() -> None:
     changes = row[np.flatnonzero(np.diff(row, prepend=-1))]
     assert changes.tolist() == [255, 40, 255, 90, 255, 150, 255]
     assert (row == 40).sum() == (row == 90).sum() == (row == 150).sum() == 384
-    assert has_colour(picture, GREEN)
-    assert not has_colour(comparison(*shades, 0.3, 0.2, "a prompt"), GREEN)  # type: ignore[call-arg]
+    assert has_color(picture, GREEN)
+    assert not has_color(comparison(*shades, 0.3, 0.2, "a prompt"), GREEN)  # type: ignore[call-arg]
     longer = comparison(*shades, 0.2, 0.3, "many words " * 60)  # type: ignore[call-arg]
     assert longer.shape[0] > picture.shape[0] and longer.shape[1] == picture.shape[1]
 

@@ -17,20 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgool.backends.random import SIZES, RandomBackend, Size, initialising, random_clip
-from sgool.bench import table
-from sgool.bench_doodl import Doodl, check_folder
 from sgool.checkpointing import MEMORY
-from sgool.counting import Flops, shapes_only
-from sgool.generate import Guides
-from sgool.guidance.loss import SaliencyLoss
-from sgool.memory import PeakMemory
-from sgool.optimize import Regions, Result, Snapshot, Stop, optimise
+from sgool.generate import Critics
+from sgool.guidance.clip import Clip
+from sgool.guidance.loss import SaliencyLoss, Whole
+from sgool.lab.bench import table
+from sgool.lab.bench_doodl import Doodl, check_folder
+from sgool.lab.counting import Flops, shapes_only
+from sgool.lab.peak_memory import PeakMemory
+from sgool.lab.random_backend import SIZES, RandomBackend, Size, initializing, random_clip
+from sgool.optimize import Plan, Problem, Regions, optimize
+from sgool.region import Region
+from sgool.result import Progress, Result, Snapshot, Stop
 from sgool.saliency import LoadedDetector, load_detector
-from sgool.saliency.regions import Region
 from sgool.saliency.transalnet import Predictor, TranSalNet
 from sgool.samplers import Trajectory, get_sampler, make_schedule
-from sgool.settings import SETTINGS
+from sgool.settings import Settings
 from sgool.update import Prior, SgoolUpdate, Update
 
 PROMPT = "a lighthouse above a stormy sea"
@@ -63,16 +65,16 @@ def bench_update(
     if doodl is not None:
         check_folder(doodl)
     rows: list[dict[str, Any]] = []
-    guides = random_guides(size, device)
+    critics = random_critics(size, device)
     for memory in MEMORY:
         backend = RandomBackend(size, device, dtype, memory)
-        loaded = [backend.unet, backend.vae, *(clip.model.visual for clip in (guides.clip, guides.selector))]
-        if isinstance(guides.detect.saliency_map, nn.Module):
-            loaded.append(guides.detect.saliency_map)
+        loaded = [backend.unet, backend.vae, *(critic.model.visual for critic in clips(critics))]
+        if isinstance(critics.detector.saliency_map, nn.Module):
+            loaded.append(critics.detector.saliency_map)
         row = {"method": "sgool", "memory": memory, "weights_mb": _megabytes(loaded)}
-        rows.append(row | measure(our_work(backend, guides, steps), device, True, repeats))
+        rows.append(row | measure(our_work(backend, critics, steps), device, True, repeats))
         if doodl is not None and memory == "fast":
-            peer = Doodl(doodl, backend, guides.clip, PROMPT, steps, SCALE)
+            peer = Doodl(doodl, backend, clips(critics)[0], PROMPT, steps, SCALE)
             for label, trainable in (("doodl", True), ("doodl, frozen", False)):
                 row = {"method": label, "memory": "", "weights_mb": _megabytes(loaded[:3])}
                 with peer.weights(trainable):
@@ -92,50 +94,63 @@ def bench_update(
     return figures
 
 
-def random_guides(size: Size, device: torch.device) -> Guides:
+def random_critics(size: Size, device: torch.device) -> Critics:
     """The CLIPs and the detector of that size with random weights, in float32 as in a run."""
     clip, selector = (random_clip(config, device) for config in (size.guide, size.selector))
     if not size.transalnet:
-        return Guides(clip, selector, load_detector("spectral", device=device))
-    with initialising(device, torch.float32):
+        return Critics(clip, selector, load_detector("spectral", device=device))
+    with initializing(device, torch.float32):
         network = TranSalNet("res").eval().requires_grad_(False)
-    return Guides(clip, selector, LoadedDetector(Predictor(network), device))
+    return Critics(clip, selector, LoadedDetector(Predictor(network), device))
 
 
-def our_work(backend: RandomBackend, guides: Guides, steps: int) -> Work:
-    """Updates as `optimise` does them with the settings' defaults, and with as many regions as they allow."""
-    defaults = {name: setting.default for name, setting in SETTINGS.items()}
+def clips(critics: Critics) -> tuple[Clip, Clip]:
+    """Guide and selector of `random_critics`."""
+    assert isinstance(critics.guide, Clip) and isinstance(critics.selector, Clip)
+    return critics.guide, critics.selector
+
+
+def our_work(backend: RandomBackend, critics: Critics, steps: int) -> Work:
+    """Updates as `optimize` does them with the settings' defaults, and with as many regions as they allow."""
+    defaults = Settings()
     side = backend.size[0] // 2
-    regions = [Region(0, i * side // 4, side, side, 1 / (i + 1)) for i in range(defaults["max_regions"])]
+    regions = [Region(0, i * side // 4, side, side, 1 / (i + 1)) for i in range(defaults.max_regions)]
     schedule = make_schedule(backend.alphas_cumprod, steps)
-    loss = SaliencyLoss(guides.clip, PROMPT, saliency_weight=defaults["saliency_weight"], cutouts=defaults["cutouts"])
+    loss = SaliencyLoss(critics.guide, PROMPT, whole=Whole(defaults.cutouts), saliency_weight=defaults.saliency_weight)
 
     def work(updates: int, mark: Callable[[], None]) -> None:
         network = backend.network(PROMPT, "", SCALE)
         trajectory = Trajectory(get_sampler("bdia"), schedule, network)
-        update: Update = SgoolUpdate(Prior.gaussian(), learning_rate=defaults["learning_rate"])
+        update: Update = SgoolUpdate(Prior.gaussian(), learning_rate=defaults.learning_rate)
         if backend.device.type == "meta":
             update = _Still()  # the prior's statistics choose by value, and weigh nothing here
-
-        def on_image(result: Result, snapshot: Snapshot) -> None:
-            mark()
-            if snapshot.iteration == updates:
-                raise Stop
-
-        optimise(
-            backend,
-            trajectory,
+        optimize(
+            Problem(
+                backend,
+                trajectory,
+                loss,
+                Regions(critics.detector, lambda saliency: regions, defaults.refresh),
+                critics.selector,
+            ),
             [lambda: trajectory.initial(backend.noise(0))],
-            iterations=updates + 1,  # the last image of a run needs no gradient: stop before it
-            loss=loss,
-            regions=Regions(guides.detect, lambda saliency: regions, defaults["refresh"]),
-            select=lambda image: guides.selector.similarity(image, PROMPT),
-            guide=lambda image: guides.clip.similarity(image, PROMPT),
-            update=update,
-            on_image=on_image,
+            Plan(updates + 1, update),  # the last image of a run needs no gradient: stop before it
+            _Marks(updates, mark),
         )
 
     return work
+
+
+class _Marks(Progress):
+    """Marks every image, and stops the run after so many updates."""
+
+    def __init__(self, updates: int, mark: Callable[[], None]) -> None:
+        self.updates = updates
+        self.mark = mark
+
+    def image(self, result: Result, newest: Snapshot) -> None:
+        self.mark()
+        if newest.iteration == self.updates:
+            raise Stop
 
 
 class _Still:

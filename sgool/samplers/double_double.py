@@ -15,38 +15,38 @@ from torch import Tensor
 Number = TypeVar("Number", float, Tensor)
 
 
-class Words(NamedTuple):
+class DoubleDouble(NamedTuple):
     """The number high + low, where high is that sum rounded to float64; low may be a scalar zero."""
 
     high: Tensor
     low: Tensor
 
 
-def exact(x: Tensor) -> Words:
+def exact(x: Tensor) -> DoubleDouble:
     """The float64 tensor x itself."""
-    return Words(x, x.new_zeros(()))
+    return DoubleDouble(x, x.new_zeros(()))
 
 
-def add(x: Words, y: Tensor) -> Words:
+def add(x: DoubleDouble, y: Tensor) -> DoubleDouble:
     """x + y."""
     total = x.high + y
     part = total - x.high
     lost = (x.high - (total - part)) + (y - part)
-    return _normalised(total, x.low + lost)
+    return _normalized(total, x.low + lost)
 
 
-def multiply(x: Words, factor: float) -> Words:
+def multiply(x: DoubleDouble, factor: float) -> DoubleDouble:
     """factor * x."""
     product, lost = _product(x.high, factor)
-    return _normalised(product, lost + factor * x.low)
+    return _normalized(product, lost + factor * x.low)
 
 
-def divide(x: Words, divisor: float) -> Words:
+def divide(x: DoubleDouble, divisor: float) -> DoubleDouble:
     """x / divisor."""
     quotient = x.high / divisor
     product, lost = _product(quotient, divisor)
     rest = (x.high - product) + (x.low - lost)
-    return _normalised(quotient, rest / divisor)
+    return _normalized(quotient, rest / divisor)
 
 
 def _product(x: Tensor, y: float) -> tuple[Tensor, Tensor]:
@@ -64,6 +64,6 @@ def _halves(x: Number) -> tuple[Number, Number]:
     return first, x - first
 
 
-def _normalised(high: Tensor, low: Tensor) -> Words:
+def _normalized(high: Tensor, low: Tensor) -> DoubleDouble:
     total = high + low
-    return Words(total, low - (total - high))
+    return DoubleDouble(total, low - (total - high))

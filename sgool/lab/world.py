@@ -1,6 +1,6 @@
 """The little world that the embedded model knows: which captions there are, and how a scene of one is composed.
 
-Pictures are made from Microsoft's Fluent 3D emoji (MIT licence), as packed in the npm package
+Pictures are made from Microsoft's Fluent 3D emoji (MIT license), as packed in the npm package
 ``@lobehub/fluent-emoji-3d`` 1.1.0: the unpacked package's folder ``assets`` is all that ``Painter`` needs.
 """
 
@@ -26,7 +26,7 @@ OBJECTS = {
 }
 """Word in the caption -> code point of the emoji, which is the name of its picture."""
 
-COLOURS = {
+COLORS = {
     "red": (208, 52, 48),
     "yellow": (240, 205, 60),
     "green": (60, 160, 75),
@@ -63,16 +63,16 @@ class Subject:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two subjects, the first to the left of the second, on a coloured background."""
+    """One or two subjects, the first to the left of the second, on a colored background."""
 
     subjects: tuple[Subject, ...]
-    colour: str
+    color: str
     busy: bool = False
 
     @property
     def caption(self) -> str:
         things = " and ".join(map(str, self.subjects))
-        return f"{things} on a {'busy ' if self.busy else ''}{self.colour} background"
+        return f"{things} on a {'busy ' if self.busy else ''}{self.color} background"
 
     @property
     def held_out(self) -> bool:
@@ -92,7 +92,7 @@ def parse(caption: str) -> Scene | None:
         return None
     subjects = tuple(Subject(words.split()[-1], " small " in words) for words in match[1].split(" and "))
     scene = Scene(subjects, match[3], bool(match[2]))
-    known = scene.colour in COLOURS and all(subject.word in OBJECTS for subject in subjects)
+    known = scene.color in COLORS and all(subject.word in OBJECTS for subject in subjects)
     return scene if known and scene.caption == caption else None
 
 
@@ -112,7 +112,7 @@ def near_misses(scene: Scene) -> dict[str, list[Scene]]:
         "size": [changed(index, replace(subject, small=not subject.small)) for index, subject in enumerate(subjects)],
         "order": [] if alone else [replace(scene, subjects=subjects[::-1])],
         "number": more if alone else [replace(scene, subjects=(subject,)) for subject in subjects],
-        "colour": [replace(scene, colour=colour) for colour in COLOURS if colour != scene.colour],
+        "color": [replace(scene, color=color) for color in COLORS if color != scene.color],
         "busy": [replace(scene, busy=not scene.busy)],
     }
 
@@ -120,7 +120,7 @@ def near_misses(scene: Scene) -> dict[str, list[Scene]]:
 def all_scenes() -> list[Scene]:
     subjects = [Subject(word, small) for word in OBJECTS for small in (False, True)]
     pairs = [pair for pair in itertools.permutations(subjects, 2) if pair[0].word != pair[1].word]
-    settings = list(itertools.product(COLOURS, (False, True)))
+    settings = list(itertools.product(COLORS, (False, True)))
     return [Scene(group, *setting) for group in [*((s,) for s in subjects), *pairs] for setting in settings]
 
 
@@ -129,7 +129,7 @@ def random_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
     while True:
         words = rng.choice(list(OBJECTS), size=rng.integers(1, 3), replace=False)
         subjects = tuple(Subject(str(word), bool(rng.random() < 0.4)) for word in words)
-        scene = Scene(subjects, str(rng.choice(list(COLOURS))), bool(rng.random() < 0.4))
+        scene = Scene(subjects, str(rng.choice(list(COLORS))), bool(rng.random() < 0.4))
         if scene.held_out == held_out:
             return scene
 
@@ -151,11 +151,11 @@ class Painter:
                 rgba = np.asarray(picture.convert("RGBA"), np.float32) / 255
             rows, columns = np.nonzero(rgba[..., 3] > 0.1)
             rgba = rgba[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-            rgba[..., :3] *= rgba[..., 3:]  # premultiplied, so that resizing bleeds no colour
+            rgba[..., :3] *= rgba[..., 3:]  # premultiplied, so that resizing bleeds no color
             self.pictures[word] = rgba
 
     def paint(self, scene: Scene, rng: np.random.Generator) -> np.ndarray:
-        """The scene as uint8 RGB [size, size, 3]; positions, sizes and colours vary with ``rng``."""
+        """The scene as uint8 RGB [size, size, 3]; positions, sizes and colors vary with ``rng``."""
         return self.compose(scene, rng)[0]
 
     def compose(self, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[Box]]:
@@ -168,7 +168,7 @@ class Painter:
         return (image.clip(0, 1) * 255 + 0.5).astype(np.uint8), boxes
 
     def _layout(self, scene: Scene, rng: np.random.Generator) -> list[tuple[float, float, float]]:
-        """Centre x, centre y and width of each subject, as shares of the picture."""
+        """Center x, center y and width of each subject, as shares of the picture."""
         alone = len(scene.subjects) == 1
         places = []
         for index, subject in enumerate(scene.subjects):
@@ -180,7 +180,7 @@ class Painter:
 
     def _background(self, scene: Scene, rng: np.random.Generator) -> np.ndarray:
         n = self.size
-        base = np.array(COLOURS[scene.colour], np.float32) / 255 + rng.normal(0, 0.02, 3).astype(np.float32)
+        base = np.array(COLORS[scene.color], np.float32) / 255 + rng.normal(0, 0.02, 3).astype(np.float32)
         ramp = np.linspace(-1, 1, n, dtype=np.float32)[:, None, None] * rng.uniform(-0.04, 0.04)
         image = np.broadcast_to(base + ramp, (n, n, 3)).astype(np.float32)
         if not scene.busy:

@@ -1,6 +1,6 @@
 """Step 0: cut CLIP's byte pair vocabulary down to the words of the world.
 
-``python -m sgool.tiny.training.vocabulary`` writes the same vocabulary twice: for transformers (``model/tokenizer``)
+``python -m sgool.lab.training.vocabulary`` writes the same vocabulary twice: for transformers (``model/tokenizer``)
 and for open_clip (``clips/bpe.txt.gz``). Any other text still encodes, byte by byte.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from open_clip.tokenizer import SimpleTokenizer
 
+from sgool.lab.world import all_scenes
 from sgool.tiny import CLIPS, MODEL
-from sgool.tiny.world import all_scenes
 
 
 def merges_of(words: set[str], full: SimpleTokenizer) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Step 6: how good the embedded model is. ``python -m sgool.tiny.training.evaluate --work WORK --assets DIR``
+"""Step 6: how good the embedded model is. ``python -m sgool.lab.training.evaluate --work WORK --assets DIR``
 
 Writes ``samples.jpg`` (32 captions kept out of training, seeds not chosen), ``curves.png`` and ``figures.json`` into
 the folder of the embedded model: how often each CLIP picks the right one of the 200 held-out captions, for freshly
@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from sgool.backends.diffusers import DiffusersBackend, load_backend
 from sgool.guidance.clip import load_clip_folder
+from sgool.lab.world import Painter, held_out_scenes
 from sgool.samplers import Trajectory, get_sampler, make_schedule
 from sgool.tiny import CLIPS, MODEL
-from sgool.tiny.world import Painter, held_out_scenes
 
 STEPS, GUIDANCE, BATCH = 20, 4.0, 20
 

@@ -16,8 +16,9 @@ from modules import devices, sd_samplers, sd_samplers_cfg_denoiser, sd_samplers_
 
 from sgool.checkpointing import blocks
 from sgool.errors import SgoolError
-from sgool.webui import api, gallery, models, progress, refuse
-from sgool.webui.host import Host
+from sgool.settings import Settings
+from sgool.webui import api, gallery, models, progress, unsupported
+from sgool.webui.backend import WebuiBackend
 
 
 def everything(model: torch.nn.Module) -> dict:
@@ -60,7 +61,7 @@ def watched(webui, values, **options):
 
 def break_(monkeypatch, how: str) -> None:
     """Make the run end in this way at its second decoding."""
-    decode, count = Host.decode, []
+    decode, count = WebuiBackend.decode, []
 
     def broken(self, latent):
         count.append(1)
@@ -79,7 +80,7 @@ def break_(monkeypatch, how: str) -> None:
                 raise SgoolError("The model file x is broken or incomplete; delete it to fetch it again.")
         return decode(self, latent)
 
-    monkeypatch.setattr(Host, "decode", broken)
+    monkeypatch.setattr(WebuiBackend, "decode", broken)
 
 
 SENTENCES = {
@@ -165,7 +166,7 @@ def test_out_of_memory_to_the_last_gives_the_original(webui, monkeypatch, memory
     def full(self, *args):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(Host, "network", full)
+    monkeypatch.setattr(WebuiBackend, "network", full)
     p, processed = webui.make({"memory": memory})
     note = processed.infotexts[0]["SGOOL note"]
     assert len(p.comments) == tries and "the image without it" in note
@@ -177,11 +178,11 @@ def test_the_infotext_does_not_say_where_the_models_lie(webui, monkeypatch):
     """Pictures are given away; the user is told all the same."""
     folder = Path("/home/jane/webui/models/sgool")
 
-    def fail(values):
+    def fail(settings):
         raise SgoolError(f"Cannot write {folder / 'x.pth'}: [Errno 13] Permission denied: {str(folder)!r}.")
 
     monkeypatch.setattr(models, "models_dir", lambda: folder)
-    monkeypatch.setattr(models, "guides", fail)
+    monkeypatch.setattr(models, "critics", fail)
     p, processed = webui.make({})
     assert any("/home/jane" in sentence for sentence in p.comments)
     note = processed.infotexts[0]["SGOOL note"]
@@ -250,14 +251,14 @@ def test_an_interrupt_before_a_hires_pass_leaves_that_out(webui, monkeypatch):
 
 
 def interrupt_at_step(monkeypatch, number: int) -> None:
-    step, count = progress.Progress.step, []
+    step, count = progress.BatchProgress.step, []
 
     def stop(self, done, total):
         count.append(1)
         shared.state.interrupted = len(count) >= number
         step(self, done, total)
 
-    monkeypatch.setattr(progress.Progress, "step", stop)
+    monkeypatch.setattr(progress.BatchProgress, "step", stop)
 
 
 def test_an_interrupt_before_the_first_image_leaves_the_original(webui, monkeypatch):
@@ -299,13 +300,13 @@ def test_even_what_refuses_may_fail(webui, monkeypatch):
     def fail(p):
         raise AttributeError("no such thing in this WebUI")
 
-    monkeypatch.setattr(refuse, "reason", fail)
+    monkeypatch.setattr(unsupported, "reason", fail)
     _, processed = webui.make({}, enable_hr=True)
     assert "AttributeError" in processed.infotexts[0]["SGOOL note"]
 
 
 def test_an_original_of_nan_is_left_alone(webui, monkeypatch):
-    monkeypatch.setattr(Host, "decode", lambda self, latent: torch.full((1, 3, 64, 64), float("nan")))
+    monkeypatch.setattr(WebuiBackend, "decode", lambda self, latent: torch.full((1, 3, 64, 64), float("nan")))
     _, processed = webui.make({})
     assert "NaN" in processed.infotexts[0]["SGOOL note"]
     assert not gallery.last
@@ -314,23 +315,24 @@ def test_an_original_of_nan_is_left_alone(webui, monkeypatch):
 def test_an_interrupted_first_pass_is_left_alone(webui):
     shared.state.interrupted = True
     p = SimpleNamespace(iteration=0, batch_size=1, all_seeds=[1])
-    from sgool.webui.run import Run, improve
+    from sgool.webui.batch import improve
+    from sgool.webui.records import Run
 
     samples = torch.zeros(1, 4, 16, 16)
-    assert improve(p, Run({"method": "sgool", "iterations": 3}, lambda: p), samples) is samples
+    assert improve(p, Run(Settings(iterations=3), lambda: p), samples) is samples
 
 
-@pytest.mark.parametrize("values", [{"start": "image"}, {"start": "noise", "candidates": 3}])
+@pytest.mark.parametrize("values", [{"start": "image"}, {"start": "seed", "candidates": 3}])
 def test_progress_is_told_and_never_goes_back(webui, monkeypatch, values):
     """Over all images of a batch, to the end of the bar."""
     seen = []
-    step = progress.Progress.step
+    step = progress.BatchProgress.step
 
     def watch(self, done, total):
         step(self, done, total)
         seen.append((shared.state.sampling_step, shared.state.sampling_steps, shared.state.textinfo))
 
-    monkeypatch.setattr(progress.Progress, "step", watch)
+    monkeypatch.setattr(progress.BatchProgress, "step", watch)
     p, _ = webui.make(values, batch_size=2)
     steps = [each[0] for each in seen]
     assert steps == sorted(set(steps)) and steps[0] > p.steps and steps[-1] == seen[-1][1]
@@ -341,17 +343,19 @@ def test_progress_is_told_and_never_goes_back(webui, monkeypatch, values):
 
 def test_progress_does_not_go_back_where_a_run_begins_again(webui, monkeypatch):
     seen = []
-    step = progress.Progress.step
-    monkeypatch.setattr(progress.Progress, "step", lambda *args: step(*args) or seen.append(shared.state.sampling_step))
+    step = progress.BatchProgress.step
+    monkeypatch.setattr(
+        progress.BatchProgress, "step", lambda *args: step(*args) or seen.append(shared.state.sampling_step)
+    )
     break_(monkeypatch, "memory")
     webui.make({})
     assert seen == sorted(seen)
 
 
 def test_it_says_that_networks_are_loaded(webui, monkeypatch):
-    told, load = [], models.load_guides
+    told, load = [], models.load_critics
     monkeypatch.setattr(models, "_last", None)
-    monkeypatch.setattr(models, "load_guides", lambda *args: told.append(shared.state.textinfo) or load(*args))
+    monkeypatch.setattr(models, "load_critics", lambda *args: told.append(shared.state.textinfo) or load(*args))
     webui.make({}, batch_size=2)
     assert told == ["SGOOL loads its networks; those that are missing are downloaded first"]
 
@@ -374,7 +378,7 @@ def test_what_cannot_work_is_refused_in_one_sentence(webui, monkeypatch, what, w
     own = {name: value} if owner == "p" else {}
     if not own:
         monkeypatch.setattr(shared.sd_model if owner == "model" else owner, name, value)
-    monkeypatch.setattr(models, "guides", lambda values: pytest.fail("loaded"))
+    monkeypatch.setattr(models, "critics", lambda settings: pytest.fail("loaded"))
     if word == "--lowvram":
         monkeypatch.setattr(devices, "device", torch.device("cuda"))
     p, processed = webui.make({}, **own)
@@ -385,15 +389,17 @@ def test_what_cannot_work_is_refused_in_one_sentence(webui, monkeypatch, what, w
 
 def test_inference_mode_is_refused(webui):
     with torch.inference_mode():
-        assert "inference mode" in (refuse.reason(SimpleNamespace(sd_model=shared.sd_model)) or "")
+        assert "inference mode" in (unsupported.reason(SimpleNamespace(sd_model=shared.sd_model)) or "")
 
 
 def test_random_tiles_stand_still_during_a_run(webui, monkeypatch):
     tiles = SimpleNamespace(RNG_INSTANCE=random.Random(0))
     monkeypatch.setitem(sys.modules, "hypertile", tiles)
     kept, drawn = tiles.RNG_INSTANCE, set()
-    decode = Host.decode
-    monkeypatch.setattr(Host, "decode", lambda self, z: drawn.add(tiles.RNG_INSTANCE.randint(0, 99)) or decode(self, z))
+    decode = WebuiBackend.decode
+    monkeypatch.setattr(
+        WebuiBackend, "decode", lambda self, z: drawn.add(tiles.RNG_INSTANCE.randint(0, 99)) or decode(self, z)
+    )
     webui.make({})
     assert drawn == {0} and tiles.RNG_INSTANCE is kept
 

@@ -20,7 +20,7 @@ _STATE = ("job", "job_no", "job_count", "current_latent", "textinfo")
 
 
 @contextmanager
-def guarded(p: Any) -> Iterator[None]:
+def isolated(p: Any) -> Iterator[None]:
     """Freeze the model for the run of a batch; on the way out everything is as it was before."""
     with ExitStack() as stack:
         stack.callback(devices.torch_gc)

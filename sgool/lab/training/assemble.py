@@ -1,4 +1,4 @@
-"""Step 5: put the trained parts together as the embedded model. ``python -m sgool.tiny.training.assemble --work WORK``
+"""Step 5: put the trained parts together as the embedded model. ``python -m sgool.lab.training.assemble --work WORK``
 
 float16 safetensors in the layout of a diffusers Stable Diffusion folder, with the names that old and new versions of
 transformers both read.
@@ -13,8 +13,8 @@ from pathlib import Path
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+from sgool.lab.training.diffusion import SCHEDULE
 from sgool.tiny import MODEL
-from sgool.tiny.training.diffusion import SCHEDULE
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import numpy as np
 from torch import Tensor
 
 from sgool.errors import SgoolError
-from sgool.guidance.loss import Region
+from sgool.region import Region
 
-INK, GREY, PALE, PAPER = (38, 38, 44), (120, 120, 128), (228, 228, 232), (255, 255, 255)
+INK, GRAY, PALE, PAPER = (38, 38, 44), (120, 120, 128), (228, 228, 232), (255, 255, 255)
 BLUE, ORANGE, GREEN = (46, 104, 192), (222, 118, 28), (34, 146, 84)
 
 
@@ -56,10 +57,10 @@ def overlay(image: np.ndarray, saliency: Tensor | np.ndarray, regions: Sequence[
     heat = saliency.detach().cpu().numpy() if isinstance(saliency, Tensor) else np.asarray(saliency)
     heat = cv2.resize(heat.astype(np.float32).reshape(heat.shape[-2:]), (width, height))
     heat = np.clip(heat / max(float(heat.max()), 1e-12), 0, 1)
-    colour = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
+    color = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
     # The image shows through everywhere, fully where nobody looks.
     share = (0.65 * np.sqrt(heat))[..., None]
-    canvas = np.ascontiguousarray((picture * (1 - share) + colour * share).round().astype(np.uint8))
+    canvas = np.ascontiguousarray((picture * (1 - share) + color * share).round().astype(np.uint8))
     line = max(2, round(min(height, width) / 220))
     corners = [(r.left, r.top, r.left + r.width, r.top + r.height) for r in regions]
     boxes = [(a * factor, b * factor, c * factor - 1, d * factor - 1) for a, b, c, d in corners]
@@ -70,14 +71,14 @@ def overlay(image: np.ndarray, saliency: Tensor | np.ndarray, regions: Sequence[
     for number, (left, top, _, _) in enumerate(boxes, 1):
         label_height, label_width = size + 8, _text_width(str(number), size) + size
         cv2.rectangle(canvas, (left, top), (left + label_width, top + label_height), PAPER, -1)
-        _text(canvas, str(number), (left + label_width // 2, top + 4), size, INK, "centre")
+        _text(canvas, str(number), (left + label_width // 2, top + 4), _Type(size, INK, "center"))
     return canvas
 
 
 def loss_curve(losses: Sequence[float], scores: Sequence[float], best: int) -> np.ndarray:
     """Loss and score per update, side by side, the update `best` (-1: none) marked in both; without scores the loss."""
     curves = ((losses, "Loss", BLUE), (scores, "Score", ORANGE))
-    panels = [_plot(values, title, best, colour) for values, title, colour in curves if len(values)]
+    panels = [_plot(values, title, best, color) for values, title, color in curves if len(values)]
     if not panels:
         raise SgoolError("A loss curve needs at least one value.")
     return np.hstack(panels)
@@ -107,20 +108,20 @@ def comparison(
     canvas = _paper(gap + line + height + 2 * line + gap // 2 + line * len(lines) + gap // 2, total)
     change = score_after - score_before
     notes = (f"score {score_before:.4f}", "where people look", f"score {score_after:.4f} ({change:+.4f})")
-    colours = (GREY, GREY, GREEN if change > 0 else GREY)
+    colors = (GRAY, GRAY, GREEN if change > 0 else GRAY)
     x, top = gap, gap + line
-    for picture, title, note, colour in zip(pictures, ("before", "saliency", "after"), notes, colours, strict=True):
+    for picture, title, note, color in zip(pictures, ("before", "saliency", "after"), notes, colors, strict=True):
         middle = x + picture.shape[1] // 2
         canvas[top : top + height, x : x + picture.shape[1]] = picture
-        _text(canvas, title, (middle, gap), size, INK, "centre", bold=True)
-        _text(canvas, note, (middle, top + height + gap // 2), size, colour, "centre")
+        _text(canvas, title, (middle, gap), _Type(size, INK, "center", bold=True))
+        _text(canvas, note, (middle, top + height + gap // 2), _Type(size, color, "center"))
         x += picture.shape[1] + gap
     for i, words in enumerate(lines):
-        _text(canvas, words, (total // 2, top + height + gap + line + i * line), size, INK, "centre")
+        _text(canvas, words, (total // 2, top + height + gap + line + i * line), _Type(size, INK, "center"))
     return canvas
 
 
-def _plot(values: Sequence[float], title: str, best: int, colour: tuple[int, int, int]) -> np.ndarray:
+def _plot(values: Sequence[float], title: str, best: int, color: tuple[int, int, int]) -> np.ndarray:
     import cv2
 
     height, width, left, right, top, bottom = 360, 520, 86, 24, 52, 58
@@ -138,27 +139,27 @@ def _plot(values: Sequence[float], title: str, best: int, colour: tuple[int, int
     for value in ticks:
         y = place(0, value)[1]
         cv2.line(canvas, (left, y), (width - right, y), PALE, 1)
-        _text(canvas, f"{value:.{digits}f}", (left - 10, y - 7), 14, GREY, "right")
+        _text(canvas, f"{value:.{digits}f}", (left - 10, y - 7), _Type(14, GRAY, "right"))
     for index in sorted({round(t) for t in _ticks(0, last) if t <= last}):
         x = place(index, low)[0]
-        cv2.line(canvas, (x, height - bottom), (x, height - bottom + 5), GREY, 1)
-        _text(canvas, str(index), (x, height - bottom + 10), 14, GREY, "centre")
-    cv2.line(canvas, (left, height - bottom), (width - right, height - bottom), GREY, 1)
-    cv2.line(canvas, (left, top), (left, height - bottom), GREY, 1)
+        cv2.line(canvas, (x, height - bottom), (x, height - bottom + 5), GRAY, 1)
+        _text(canvas, str(index), (x, height - bottom + 10), _Type(14, GRAY, "center"))
+    cv2.line(canvas, (left, height - bottom), (width - right, height - bottom), GRAY, 1)
+    cv2.line(canvas, (left, top), (left, height - bottom), GRAY, 1)
     points = [place(i, v) if math.isfinite(v) else None for i, v in enumerate(values)]
     for start, end in pairwise(points):
         if start and end:
-            cv2.line(canvas, start, end, colour, 2, cv2.LINE_AA)
+            cv2.line(canvas, start, end, color, 2, cv2.LINE_AA)
     for point in points if len(points) <= 60 else []:
         if point:
-            cv2.circle(canvas, point, 3, colour, -1, cv2.LINE_AA)
+            cv2.circle(canvas, point, 3, color, -1, cv2.LINE_AA)
     marked = points[best] if 0 <= best < len(points) else None
     if marked:
         cv2.circle(canvas, marked, 8, PAPER, -1, cv2.LINE_AA)
         cv2.circle(canvas, marked, 7, GREEN, 3, cv2.LINE_AA)
-        _text(canvas, f"best: {values[best]:.4f} at {best}", (width - right, 18), 15, GREEN, "right")
-    _text(canvas, title, (left, 16), 18, INK, bold=True)
-    _text(canvas, "update", ((left + width - right) // 2, height - 24), 14, GREY, "centre")
+        _text(canvas, f"best: {values[best]:.4f} at {best}", (width - right, 18), _Type(15, GREEN, "right"))
+    _text(canvas, title, (left, 16), _Type(18, INK, bold=True))
+    _text(canvas, "update", ((left + width - right) // 2, height - 24), _Type(14, GRAY, "center"))
     return canvas
 
 
@@ -196,29 +197,32 @@ def _text_width(text: str, size: int, bold: bool = False) -> int:
     return math.ceil(cv2.getTextSize(_plain(text), *_font(size, bold))[0][0] / 4)
 
 
-def _text(
-    canvas: np.ndarray,
-    text: str,
-    position: tuple[int, int],
-    size: int,
-    colour: tuple[int, int, int],
-    align: str = "left",
-    bold: bool = False,
-) -> None:
-    """Draws one line of text, `size` pixels high from its top, at four times the size and then averaged down."""
+@dataclass(frozen=True)
+class _Type:
+    """How text is set: pixels high, its color, where its position lies ("left", "center", "right"), its weight."""
+
+    size: int
+    color: tuple[int, int, int]
+    align: str = "left"
+    bold: bool = False
+
+
+def _text(canvas: np.ndarray, text: str, position: tuple[int, int], kind: _Type) -> None:
+    """Draws one line of text from its top, at four times the size and then averaged down."""
     import cv2
 
+    size, bold = kind.size, kind.bold
     width = _text_width(text, size, bold) + 2 * size
     mask = np.zeros((8 * size, 4 * width), np.uint8)
     font, scale, thickness = _font(size, bold)
     cv2.putText(mask, _plain(text), (4 * size, 4 * size), font, scale, 255, thickness, cv2.LINE_AA)
     share = cv2.resize(mask, (width, 2 * size), interpolation=cv2.INTER_AREA)[..., None] / 255
-    x = position[0] - size - {"left": 0, "centre": (width - 2 * size) // 2, "right": width - 2 * size}[align]
+    x = position[0] - size - {"left": 0, "center": (width - 2 * size) // 2, "right": width - 2 * size}[kind.align]
     y = position[1]
     top, left = max(0, -y), max(0, -x)
     area = canvas[y + top : y + 2 * size, x + left : x + width]
     share = share[top : top + area.shape[0], left : left + area.shape[1]]
-    area[:] = (area * (1 - share) + np.array(colour) * share).round().astype(np.uint8)
+    area[:] = (area * (1 - share) + np.array(kind.color) * share).round().astype(np.uint8)
 
 
 def _wrap(text: str, width: int, size: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 The code is imported from a checkout and run as it is: `gen` of doodl.py, on its own MemCNN. What it loads elsewhere
 (networks, tokenizers, an old copy of diffusers) is handed to it. Of its own, only what stands in the way is replaced:
-the GPU, the half precision and the 64x64 latents that are written into it; and, to its favour, the saving of pictures
+the GPU, the half precision and the 64x64 latents that are written into it; and, to its favor, the saving of pictures
 and progress bars. It freezes no weights, and so computes their gradients, too; `Doodl.weights` chooses.
 """
 
@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgool.backends.random import TOKENS, RandomBackend
 from sgool.errors import SgoolError
 from sgool.guidance.clip import Clip
+from sgool.lab.random_backend import TOKENS, RandomBackend
 
 _OWN = ("doodl", "helper_functions", "memcnn")
 _ABSENT = (
@@ -102,7 +102,7 @@ class Doodl:
                 network.zero_grad(set_to_none=True)
 
     def work(self, updates: int, mark: Callable[[], None]) -> None:
-        """See `sgool.bench_update.Work`. It prints a line before each update, which tells where one ends."""
+        """See `sgool.lab.bench_update.Work`. It prints a line before each update, which tells where one ends."""
 
         def announced(text: str) -> None:
             if text.startswith("Optimization Step"):

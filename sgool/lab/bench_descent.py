@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sgool.backends import Backend
 from sgool.guidance.clip import Clip
-from sgool.guidance.loss import spherical_distance
+from sgool.guidance.critic import spherical_distance
 from sgool.samplers import Trajectory, get_sampler, make_schedule
 
 RATES = (0.003, 0.01, 0.03, 0.1)

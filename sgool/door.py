@@ -1,0 +1,147 @@
+"""The Python door: improve an image of your own diffusers pipeline.
+
+import sgool
+from diffusers import StableDiffusionPipeline
+
+pipeline = StableDiffusionPipeline.from_pretrained("runwayml/stable-diffusion-v1-5").to("cuda")
+improved = sgool.improve(pipeline, "a cat reading a newspaper", seed=7, steps=20)
+improved.image.save("better.png")
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sgool import tiny
+from sgool.backends.diffusers import DiffusersBackend, check_pipeline
+from sgool.errors import SgoolError
+from sgool.generate import Critics, Request, check_prompts, check_seed, generate, load_critics
+from sgool.images import fit
+from sgool.pictures import to_uint8
+from sgool.presets import resolve
+from sgool.region import Region
+from sgool.result import Progress, Result
+from sgool.settings import Settings
+from sgool.weights import default_models_dir
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Improved:
+    """What `improve` returns. Scores are the selector's, the higher the better; `result` holds all images and losses.
+
+    before, image: the seed's (or the given) image as SGOOL's sampler makes it, and the best one. latent: [1, 4, h, w],
+    float64, of the best image. saliency: [H, W] in [0, 1], where people look in the first image, or None. regions: of
+    the best image. seed, settings: what the run was made with.
+    """
+
+    before: Image
+    image: Image
+    score_before: float
+    score_after: float
+    latent: Tensor
+    saliency: Tensor | None
+    regions: tuple[Region, ...]
+    seed: int
+    settings: Settings
+    result: Result
+
+
+class Improver:
+    """A pipeline with its critics loaded, for several images.
+
+    pipeline: a diffusers StableDiffusionPipeline (SD 1.x or 2.x) on the device and in the precision it should run in.
+    It is changed only while an image is made. settings: names and values of `sgool.Settings`; the rest takes the
+    defaults. Missing weights are downloaded into the folder SGOOL_MODELS names, or ~/.cache/sgool.
+
+    Raises SgoolError for another kind of pipeline, a wrong setting, and weights that cannot be had.
+    """
+
+    def __init__(self, pipeline: Any, **settings: Any) -> None:
+        check_pipeline(pipeline, f"This {type(pipeline).__name__}")
+        if any(hasattr(part, "_hf_hook") for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)):
+            raise SgoolError("SGOOL needs the pipeline's networks to stay in place: turn its CPU offload off.")
+        own = str(getattr(pipeline, "name_or_path", "")) == str(tiny.MODEL)
+        self.settings = resolve(settings, model="tiny" if own else "")
+        self.backend = DiffusersBackend(pipeline, self.settings.memory)
+        self.critics: Critics = load_critics(self.settings, default_models_dir(), self.backend.device)
+
+    def __call__(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str = "",
+        seed: int = 0,
+        image: Image | Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> Improved:
+        """Make and improve one image; see `improve`."""
+        check_prompts(prompt, negative_prompt)
+        check_seed(seed)
+        settings = self.settings if image is None else self.settings.changed(start="image")
+        restore = self.backend.prepare()
+        try:
+            # A caller's no_grad or inference mode must not reach the run.
+            with torch.inference_mode(False), torch.enable_grad():
+                latent = None if image is None else self.backend.encode(fit(_pixels(image), self.backend.size))
+                request = Request(prompt, negative_prompt, seed, latent)
+                result = generate(self.backend, self.critics, request, settings, progress)
+        finally:
+            restore()
+        return _improved(result, seed, settings)
+
+
+def improve(
+    pipeline: Any,
+    prompt: str,
+    *,
+    negative_prompt: str = "",
+    seed: int = 0,
+    image: Image | Tensor | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Improved:
+    """Make an image with a diffusers pipeline and improve its starting latent.
+
+    Arguments:
+        pipeline: a StableDiffusionPipeline; it is left as it was. `Improver` loads the critics once for several images.
+        prompt, negative_prompt: what the image should and should not show.
+        seed: of SGOOL's own starting noise, which is not diffusers' for the same number.
+        image: an image to improve instead, as a PIL image or a tensor [1, 3, H, W] in [0, 1].
+        progress: hears of every step and image, and may raise `sgool.Stop` to end the run with the best image so far.
+        settings: names and values of `sgool.Settings`.
+
+    Returns: the first and the best image, their scores, and the latent.
+
+    Raises SgoolError for input that cannot be used. A failure after the first image does not raise: see
+    `Improved.result.ending` and `.error`.
+    """
+    return Improver(pipeline, **settings)(
+        prompt, negative_prompt=negative_prompt, seed=seed, image=image, progress=progress
+    )
+
+
+def _pixels(image: Image | Tensor) -> Tensor:
+    if isinstance(image, Tensor):
+        if image.ndim != 4 or image.shape[:2] != (1, 3):
+            raise SgoolError(f"An image tensor has the shape [1, 3, H, W], not {list(image.shape)}.")
+        return image.detach().float().clamp(0, 1)
+    import numpy as np
+
+    return torch.from_numpy(np.asarray(image.convert("RGB"), np.float32) / 255).permute(2, 0, 1)[None]
+
+
+def _improved(result: Result, seed: int, settings: Settings) -> Improved:
+    from PIL import Image
+
+    first, best = result.first, result.best
+    before, after = (Image.fromarray(to_uint8(each.image)) for each in (first, best))
+    return Improved(
+        before, after, first.score, best.score, best.latent, first.saliency, best.regions, seed, settings, result
+    )

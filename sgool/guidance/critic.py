@@ -1,0 +1,130 @@
+"""A critic: a frozen network that says how well an image fits a text.
+
+The loss, the guide and the selector see critics only. A new critic is a file with a subclass of `Critic` and a
+`CriticKind`, and one line in `sgool.guidance.CRITICS`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sgool.errors import SgoolError
+
+Role = Literal["guide", "selector"]
+"""What a critic is loaded for. The two of a run must be different networks."""
+
+
+class Critic(ABC):
+    """Scores images for texts. Images are RGB [N, 3, H, W] in [0, 1], of any size; scores are float32.
+
+    An image is encoded once and may then be rated for several texts. Encoding and rating are differentiable with
+    respect to the image.
+    """
+
+    image_size: tuple[int, int]
+    """Height and width of the images that the network itself sees, in pixels."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> Critic:
+        """This critic, moved to another device."""
+
+    @abstractmethod
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Features [N, ...] of the images, with the network's own preprocessing."""
+
+    @abstractmethod
+    def rate(self, features: Tensor, texts: Sequence[str]) -> Tensor:
+        """Scores [N] of N encoded images, each for its own text; the higher, the better."""
+
+    def distance(self, features: Tensor, texts: Sequence[str]) -> Tensor:
+        """What the loss minimizes: distances [N] of N encoded images, each from its own text."""
+        return -self.rate(features, texts)
+
+    def table(self, features: Tensor, texts: Sequence[str]) -> Tensor:
+        """Scores [N, T] of N encoded images for each of T texts."""
+        return torch.stack([self.rate(features, [text] * len(features)) for text in texts], 1)
+
+    def resize(self, images: Tensor) -> Tensor:
+        """The images at the network's own size (antialiased bicubic; stretched where the shapes differ)."""
+        if tuple(images.shape[-2:]) == self.image_size:
+            return images
+        return F.interpolate(images, self.image_size, mode="bicubic", align_corners=False, antialias=True)
+
+    def score(self, images: Tensor, text: str) -> Tensor:
+        """Scores [N] of images [N, 3, H, W] for one text; differentiable."""
+        return self.table(self.encode_image(images), [text])[:, 0]
+
+    @torch.no_grad()
+    def judge(self, image: Tensor, text: str) -> float:
+        """The score of one image [1, 3, H, W] for a text: the mean over five `shifted` views of it."""
+        return float(self.score(shifted(image), text).mean())
+
+
+class EmbeddingCritic(Critic):
+    """A critic that embeds images and texts in one space: features are unit vectors [N, D], scores are cosines."""
+
+    @abstractmethod
+    def encode_text(self, text: str) -> Tensor:
+        """The text's embedding, a unit vector [D]."""
+
+    def rate(self, features: Tensor, texts: Sequence[str]) -> Tensor:
+        return (features * self.encode_texts(texts)).sum(-1)
+
+    def table(self, features: Tensor, texts: Sequence[str]) -> Tensor:
+        return features @ self.encode_texts(texts).T
+
+    def distance(self, features: Tensor, texts: Sequence[str]) -> Tensor:
+        return spherical_distance(features, self.encode_texts(texts))
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """The embeddings [T, D] of several texts."""
+        return torch.stack([self.encode_text(text) for text in texts])
+
+
+def spherical_distance(x: Tensor, y: Tensor) -> Tensor:
+    """2 arcsin(|x - y| / 2)^2 over the last dimension: half the squared angle between unit vectors, in [0, pi^2 / 2].
+
+    From the square of the chord, clamped off the two points where the derivative of arcsin(sqrt(s)) is not finite.
+    """
+    s = (x - y).square().sum(-1) / 4
+    return 2 * s.clamp(1e-12, 1 - 1e-6).sqrt().arcsin().square()
+
+
+def shifted(image: Tensor, share: float = 1 / 32) -> Tensor:
+    """[1, 3, H, W] -> [5, 3, H, W]: the image, and the image moved to the four diagonals by a share of its sides.
+
+    The border is repeated. The score of a vision transformer depends on where the borders of its patches fall; the mean
+    of five depends on it less.
+    """
+    height, width = image.shape[-2:]
+    down, right = max(1, round(share * height)), max(1, round(share * width))
+    wide = F.pad(image, (right, right, down, down), mode="replicate")
+    corners = [(down, right), (0, 0), (0, 2 * right), (2 * down, 0), (2 * down, 2 * right)]
+    return torch.cat([wide[..., top : top + height, left : left + width] for top, left in corners])
+
+
+def no_variants(variant: str) -> None:
+    """The check of a critic that comes in one variant only."""
+    if variant:
+        raise SgoolError(f"This critic has no variants, and {variant!r} names one.")
+
+
+@dataclass(frozen=True)
+class CriticKind:
+    """A kind of critic.
+
+    description: a line for people. load: the critic of a variant ("" for the one that suits the role), for a role, from
+    a models folder, on a device; raises SgoolError. check: raises SgoolError for a variant that cannot be.
+    """
+
+    description: str
+    load: Callable[[str, Role, Path, torch.device], Critic]
+    check: Callable[[str], None] = no_variants

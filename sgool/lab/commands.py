@@ -1,0 +1,83 @@
+"""The laboratory's commands: ``python -m sgool bench | compare``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sgool.errors import SgoolError
+
+
+def add(commands: Any) -> None:
+    """Add the commands to `argparse`'s subparsers."""
+    command = commands.add_parser("bench", help="measure the samplers, or with --size an update", allow_abbrev=False)
+    command.set_defaults(run=run_bench)
+    command.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    command.add_argument("--quick", action="store_true", help="a few settings only")
+    command.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
+    update = command.add_argument_group("one update of networks with random weights, instead of the samplers")
+    update.add_argument("--size", choices=("small", "sd15", "sdxl"), help="with --device meta only counted, not done")
+    update.add_argument("--steps", type=int, help="sampling steps (default: the size's own)")
+    update.add_argument("--doodl", type=Path, help="checkout of github.com/salesforce/DOODL to measure it against")
+
+    command = commands.add_parser("compare", help="compare methods at the same budget", allow_abbrev=False)
+    command.set_defaults(run=run_compare)
+    command.add_argument("--captions", type=Path, help="CSV with a column caption (default: 200 held-out captions)")
+    command.add_argument("--limit", type=int, default=60, help="captions taken from the file")
+    command.add_argument("--seeds", type=int, default=1, help="images per caption")
+    command.add_argument("--budget", type=int, default=400, help="network evaluations per image")
+    command.add_argument("--methods", nargs="+", metavar="METHOD", help="some of them only (default: all)")
+    command.add_argument("--jobs", type=int, help="processes (default: one per core)")
+    command.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    if args.size:
+        return run_bench_update(args)
+    if args.steps is not None or args.doodl is not None:
+        raise SgoolError("--steps and --doodl belong to an update: say of which --size.")
+    import torch
+
+    from sgool import lab, tiny
+    from sgool.backends.diffusers import load_backend
+    from sgool.guidance.clip import load_clip_folder
+    from sgool.job import machine
+    from sgool.lab.bench import Subject, bench, render_tables
+    from sgool.lab.compare import read_captions
+
+    device, _ = machine(args.device, None)
+    half = torch.float16 if device.type == "cuda" else torch.bfloat16
+    torch.backends.cudnn.allow_tf32 = False  # rows of float32 are float32
+    judge, guide = (load_clip_folder(tiny.CLIPS[name], device=device) for name in ("judge", "guide"))
+    captions = [row["caption"] for row in read_captions(lab.CAPTIONS)]
+    backend, low = (load_backend("tiny", device=device, dtype=dtype) for dtype in (torch.float32, half))
+    figures = bench(Subject(backend, judge, guide, captions, low), quick=args.quick)
+    _print(figures, args.json, render_tables)
+    return 0
+
+
+def run_bench_update(args: argparse.Namespace) -> int:
+    from sgool.job import machine
+    from sgool.lab.bench_update import bench_update, render_tables
+
+    device, dtype = machine(args.device, "float16" if args.device == "meta" else None, meta=True)
+    steps = 2 if args.quick and args.steps is None else args.steps
+    repeats = 1 if args.quick else 3
+    figures = bench_update(args.size, device, dtype, doodl=args.doodl, steps=steps, repeats=repeats)
+    _print(figures, args.json, render_tables)
+    return 0
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    from sgool.lab.compare import METHODS, Plan, compare, render_tables
+
+    plan = Plan(args.limit, args.seeds, args.budget, tuple(args.methods or METHODS), args.jobs)
+    _print(compare(args.captions, plan), args.json, render_tables)
+    return 0
+
+
+def _print(figures: Mapping[str, Any], as_json: bool, render: Callable[[Mapping[str, Any]], str]) -> None:
+    print(json.dumps(figures, indent=1) if as_json else render(figures))

@@ -1,0 +1,54 @@
+"""Presets, and the defaults of methods and models: what is set where the user says nothing. Both front doors use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sgool.settings import DEFAULTS, SettingError, Settings, check_names
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "Quick": {"iterations": 5, "steps": 10, "cutouts": 4},
+    "Balanced": {},
+    "Paper": {"sampler": "edict", "strength": 1.0, "steps": 50, "iterations": 50, "patience": 0},
+}
+"""What a preset sets; a button of the WebUI sets the rest of `PRESET_FIELDS` to the defaults."""
+
+PRESET_FIELDS = tuple(dict.fromkeys(name for preset in PRESETS.values() for name in preset))
+
+METHODS: dict[str, dict[str, Any]] = {
+    "sgool": {},
+    "doodl": {"sampler": "edict", "strength": 1.0, "steps": 50, "iterations": 50, "guidance_scale": 7.5},
+    "none": {"sampler": "ddim", "strength": 1.0, "iterations": 0},
+}
+"""What a method sets; DOODL's values are the published ones."""
+
+MODELS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "steps": 10,
+        "guidance_scale": 4.0,
+        "saliency": "spectral",
+        "threshold": 0.25,
+        "min_size": 0.45,
+        "refresh": 1,  # the detector costs nothing here
+        "guide": "embedded",
+        "selector": "embedded",
+        "memory": "fast",
+    },
+}
+"""What a model sets. `tiny` is the embedded model."""
+
+
+def resolve(given: Mapping[str, Any], *, preset: str = "", model: str = "") -> Settings:
+    """The settings of a run: what the user gave, over the preset, the method, the model and the general defaults.
+
+    model: a key of `MODELS`, or any other name for a model without defaults of its own. Raises SettingError for an
+    unknown name and for a value that does not fit.
+    """
+    check_names(given)
+    if preset and preset not in PRESETS:
+        raise SettingError("preset", f"must be one of {', '.join(PRESETS)}, not {preset!r}")
+    method = given.get("method", DEFAULTS["method"])
+    # Checked by itself first: the message is then about what the user wrote.
+    own = METHODS[Settings(method=method).method]
+    return Settings.of({**MODELS.get(model, {}), **own, **PRESETS.get(preset, {}), **given})

@@ -1,0 +1,98 @@
+"""What a run comes to: its images, its scores, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from torch import Tensor
+
+from sgool.region import Region
+
+TRIED = -1
+"""The iteration of an image whose starting noise was tried, but not improved."""
+
+
+class Stop(Exception):
+    """Raised by `Progress`: end the run now and keep the best image so far."""
+
+
+class Ending(Enum):
+    """How a run ended; every ending keeps the best image so far."""
+
+    DONE = "done"
+    PATIENCE = "patience"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One image of the run. image: [1, 3, H, W] in [0, 1]; latent: [1, 4, h, w], float64; saliency: [H, W] or None."""
+
+    iteration: int
+    image: Tensor
+    latent: Tensor
+    score: float
+    saliency: Tensor | None = None
+    regions: tuple[Region, ...] = ()
+
+
+@dataclass
+class Result:
+    """What a run comes to.
+
+    first: the image of the seed (or of the image start) before any update. best: the image with the highest score;
+    `first` where none beats it. losses, scores: one for each image of the run, from iteration 0. error: what made it
+    fail. stored_latents: whether the run began again with stored latents, because its network does not repeat its
+    predictions. sampler: the sampler's name. unet_evals: evaluations of the UNet, with and without a graph.
+    """
+
+    first: Snapshot
+    best: Snapshot
+    losses: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    ending: Ending = Ending.DONE
+    error: Exception | None = None
+    stored_latents: bool = False
+    sampler: str = ""
+    unet_evals: int = 0
+    seconds: float = 0.0
+
+    @property
+    def iterations(self) -> int:
+        """Updates that were rendered; 0 also for a run that ended while its starts were tried."""
+        return max(0, len(self.losses) - 1)
+
+    @property
+    def best_update(self) -> int:
+        """Which of `scores` is the best image's; TRIED (-1) where a start that was only tried is the best."""
+        return self.best.iteration
+
+    @property
+    def failed(self) -> bool:
+        return self.ending is Ending.FAILED
+
+    @property
+    def ended(self) -> str:
+        """Why the run ended early and what was different, for people; empty when there is nothing to say."""
+        waited = self.iterations - max(0, self.best_update)
+        told = {
+            Ending.DONE: "",
+            Ending.PATIENCE: f"Stopped early: no better image in {waited} iterations.",
+            Ending.INTERRUPTED: "Interrupted; this is the best image so far.",
+            Ending.FAILED: f"Ended at iteration {len(self.losses)}; this is the best image so far. {self.error}",
+        }[self.ending]
+        if self.stored_latents:
+            told += " The network does not repeat its predictions exactly, so the latents of all steps were stored."
+        return told.strip()
+
+
+class Progress:
+    """Hears how a run goes on. Either method may raise Stop, and Ctrl-C counts as that. Here both do nothing."""
+
+    def step(self, done: int, total: int) -> None:
+        """After each operation of the sampler, `done` of `total` in this pass."""
+
+    def image(self, result: Result, newest: Snapshot) -> None:
+        """After each image of the run; `result` is what the run has come to so far."""

@@ -1,0 +1,160 @@
+"""One batch: every image improved on its own; a failure leaves its image as it is, with one sentence why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from modules import devices, errors, shared
+from torch import Tensor
+
+from sgool import pictures
+from sgool.checkpointing import MEMORY
+from sgool.errors import SgoolError, out_of_memory
+from sgool.generate import Critics, Request, generate, region_finder
+from sgool.result import Result, Stop
+from sgool.settings import Settings
+from sgool.webui import interrupts, models, unsupported
+from sgool.webui.backend import WebuiBackend
+from sgool.webui.isolation import isolated, sparing
+from sgool.webui.messages import failure, tell
+from sgool.webui.progress import BatchProgress
+from sgool.webui.records import Outcome, Run
+
+
+def improve(p: Any, run: Run, samples: Tensor) -> Tensor:
+    """The batch's latents [B, 4, h, w], improved where that succeeded; the very same tensor where nothing did."""
+    nothing = run.settings.method == "none" or not run.settings.iterations
+    if nothing or interrupts.stopped():
+        return samples
+    batch = Batch(p, run, samples)
+    with batch.told(batch.numbers):
+        if sentence := unsupported.reason(p):
+            tell(p, run, batch.numbers, sentence)
+            return samples
+        with isolated(p), models.critics(run.settings) as critics:
+            batch.each(critics)
+        shared.state.current_latent = batch.improved  # what a preview shows from here on
+    batch.settle()
+    return batch.improved
+
+
+class Batch:
+    """The images of one batch. samples: [B, 4, h, w], as the WebUI's sampler left them; improved: what became of them.
+
+    numbers: the images' numbers within the generation.
+    """
+
+    def __init__(self, p: Any, run: Run, samples: Tensor) -> None:
+        self.p = p
+        self.run = run
+        self.samples = self.improved = samples
+        first = p.iteration * p.batch_size
+        self.numbers = [first + i for i in range(len(samples))]
+
+    def each(self, critics: Critics) -> None:
+        """Improve one image after another, until the user stops it."""
+        self.progress = BatchProgress(self.p, self.run.settings, len(self.samples))
+        for i, number in enumerate(self.numbers):
+            if interrupts.stopped():
+                break
+            with self.told([number]):
+                latent = self._image(i, critics)
+                if latent is not None:
+                    self.improved = self.samples.clone() if self.improved is self.samples else self.improved
+                    self.improved[i : i + 1] = latent.to(self.samples)
+
+    def settle(self) -> None:
+        """What the user's Interrupt or Skip leaves to say and to do."""
+        if not interrupts.stopped():
+            return
+        left = [each for each in self.numbers if each not in self.run.outcomes and each not in self.run.notes]
+        word = "skipped" if shared.state.skipped else "interrupted"
+        if left:
+            tell(self.p, self.run, left, f"SGOOL was {word}, so this is the image without it.")
+        self.run.interrupted = shared.state.interrupted
+        interrupts.settle(self.p)
+
+    @contextmanager
+    def told(self, numbers: Sequence[int]) -> Iterator[None]:
+        """A failure in it leaves these images as they are, and is told in one sentence."""
+        try:
+            yield
+        except Stop:
+            pass
+        except Exception as error:
+            tell(self.p, self.run, numbers, failure(error, self.run.settings.memory))
+            if not isinstance(error, SgoolError) and not out_of_memory(error):
+                errors.report("SGOOL failed", exc_info=True)
+
+    def _image(self, i: int, critics: Critics) -> Tensor | None:
+        """One image's better latent [1, 4, h, w], or None where the original is the best there is.
+
+        On out-of-memory it is tried once more with the next lower memory setting.
+        """
+        settings = self.run.settings.changed(guidance_scale=float(self.p.cfg_scale))
+        try:
+            return self._attempt(i, critics, settings)
+        except Exception as error:
+            lower = list(MEMORY)[list(MEMORY).index(settings.memory) + 1 :]
+            if not out_of_memory(error) or not lower:
+                raise
+        tell(self.p, self.run, [], f"SGOOL ran out of memory and tries again with memory {lower[0]!r}.")
+        return self._attempt(i, critics, settings.changed(memory=lower[0]))
+
+    def _attempt(self, i: int, critics: Critics, settings: Settings) -> Tensor | None:
+        prompt, seed = self.p.prompts[i], int(self.p.seeds[i])
+        memory = MEMORY[settings.memory]
+        # Inside the WebUI's autocast (hires fix) the critics would be cast, too.
+        with torch.enable_grad(), devices.without_autocast(), sparing(self.p, memory):
+            backend = WebuiBackend(self.p, i, self.samples[i : i + 1], self._noise(i), memory)
+            before = backend.decode_original()
+            score = critics.selector.judge(before, prompt)
+            self.progress.begin(i, self._label(i), score)
+            latent = backend.original if settings.start == "image" else None
+            request = Request(prompt, seed=seed, init_latent=latent)
+            result = generate(backend, critics, request, settings, self.progress)
+            if shared.state.skipped:  # Skip gives the original, Interrupt the best so far
+                raise Stop
+            if result.error is not None:
+                raise result.error
+            self._keep(i, before, score, result, critics)
+            better = result.best.score > score
+            return backend.blend(result.best.latent).detach() if better else None
+
+    def _keep(self, i: int, before: Tensor, score: float, result: Result, critics: Critics) -> None:
+        """Remember what has come of the image. before: [1, 3, H, W], the WebUI's own, and its score."""
+        number = self.numbers[i]
+        better = result.best.score > score
+        after = result.best.image if better else before
+        saliency = critics.detector(after)
+        self.run.outcomes[number] = Outcome(
+            before=pictures.to_uint8(before),
+            after=pictures.to_uint8(after),
+            saliency=saliency.half().cpu(),
+            regions=tuple(region_finder(self.run.settings)(saliency)),
+            score_before=score,
+            score_after=result.best.score if better else score,
+            losses=result.losses,
+            scores=result.scores,
+            best=result.best_update,
+            iterations=result.iterations,
+            seed=int(self.p.seeds[i]),
+            prompt=self.p.prompts[i],
+            ended=result.ended,
+        )
+        outcome = self.run.outcomes[number]
+        print(
+            f"SGOOL: {self._label(i)}score {score:.3f} -> {outcome.score_after:.3f} in {outcome.iterations} iterations"
+        )
+        if result.ended:
+            tell(self.p, self.run, [number], f"SGOOL: {result.ended}")
+
+    def _noise(self, i: int) -> Tensor | None:
+        return None if self.run.noise is None else self.run.noise[i : i + 1]
+
+    def _label(self, i: int) -> str:
+        count = len(self.p.all_seeds)
+        return f"image {self.numbers[i] + 1}/{count}, " if count > 1 else ""
