@@ -47,7 +47,7 @@ def webui(backend: DiffusersBackend) -> Iterator[SimpleNamespace]:
     shared.sd_model = Checkpoint(backend)
     images.saved.clear()
     errors.reported.clear()
-    gallery.last.clear()
+    gallery.runs.clear()
 
     def make(
         *args: Any,

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from sgool.backends.diffusers import load_backend
-from sgool.lab.random_backend import SIZES, RandomBackend
-from sgool.lab.bench import ALL, exactness, trajectory_of
-from sgool.lab.bench_update import our_work, random_critics
 from sgool.generate import Request, generate, load_critics
 from sgool.job import Job, run
+from sgool.lab.bench import ALL, exactness, trajectory_of
+from sgool.lab.bench_update import our_work, random_critics
+from sgool.lab.peak_memory import PeakMemory
+from sgool.lab.random_backend import SIZES, RandomBackend
 from sgool.presets import resolve
 from sgool.result import Ending, Progress
-from sgool.lab.peak_memory import PeakMemory
 from sgool.saliency import LoadedDetector, load_detector
 from sgool.saliency.transalnet import Predictor, TranSalNet
 
