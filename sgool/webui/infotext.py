@@ -38,13 +38,13 @@ def _score(value: float | None) -> str | None:
     return None if value is None else f"{value:.4f}"
 
 
-class PageOnly(list):
+class PageOnly(list[str]):
     """A value of `p.extra_generation_params` that the page gets to see, and no infotext.
 
     The page's JSON shows what is in the list; for an infotext the WebUI asks for the image's own entry: None.
     """
 
-    def __getitem__(self, index: Any) -> None:
+    def __getitem__(self, index: Any) -> None:  # type: ignore[override]
         return None
 
 
