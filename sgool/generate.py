@@ -49,8 +49,9 @@ class Critics:
 
     def to(self, device: torch.device) -> Critics:
         """The same networks, moved to another device."""
-        for network in (self.guide, self.selector, self.detector):
-            network.to(device)
+        with torch.inference_mode(False):
+            for network in (self.guide, self.selector, self.detector):
+                network.to(device)
         return self
 
 
@@ -105,11 +106,12 @@ def load_critics(settings: Settings, models_dir: Path, device: torch.device | st
 
     Raises SgoolError where the weights cannot be had.
     """
-    return Critics(
-        load_critic(settings.guide, "guide", models_dir, device),
-        load_critic(settings.selector, "selector", models_dir, device),
-        load_detector(detector_name(settings), models_dir, device),
-    )
+    with torch.inference_mode(False):  # a caller's would make tensors that no gradient can go through
+        return Critics(
+            load_critic(settings.guide, "guide", models_dir, device),
+            load_critic(settings.selector, "selector", models_dir, device),
+            load_detector(detector_name(settings), models_dir, device),
+        )
 
 
 def generate(
