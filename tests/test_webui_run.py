@@ -14,6 +14,7 @@ from modules import processing, scripts
 from sgool.errors import SgoolError
 from sgool.generate import Critics
 from sgool.guidance.clip import Clip
+from sgool.presets import MODELS
 from sgool.saliency import LoadedDetector
 from sgool.webui import backend as webui_backend
 from sgool.webui import gallery, models
@@ -184,6 +185,13 @@ def test_the_images_of_a_plot_do_not_write_into_each_others_infotext(webui):
 def test_a_plot_sets_its_value_for_one_image(webui):
     _, processed = webui.make({}, sgool_overrides={"iterations": 2})
     assert processed.infotexts[0]["SGOOL Iterations"] == processed.infotexts[0]["SGOOL iterations done"] == "2"
+
+
+def test_the_exported_embedded_model_brings_its_own_defaults(webui):
+    webui.shared.sd_model.sd_checkpoint_info = SimpleNamespace(name_for_extra="sgool-tiny")
+    _, processed = webui.make({"threshold": 0.3})
+    text = processed.infotexts[0]
+    assert text["SGOOL Smallest region"] == str(MODELS["tiny"]["min_size"]) and text["SGOOL Region threshold"] == "0.3"
 
 
 def test_bad_arguments_are_said_and_the_image_comes(webui):
