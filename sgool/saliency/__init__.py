@@ -1,6 +1,6 @@
 """Saliency detectors: where people look in an image.
 
-`DETECTORS` is the one list of them; `load_detector` makes one ready; `sgool.saliency.regions` turns a map into crops.
+`DETECTORS` lists all of them. `load_detector` loads one. `sgool.saliency.regions` turns a saliency map into crops.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SaliencyFunction = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Detector:
-    """A kind of detector: a line for people, and how to load it from a models folder onto a device."""
+    """A kind of detector: a one-line description, and a function that loads it from a models folder onto a device."""
 
     description: str
     load: Callable[[str | Path | None, torch.device], SaliencyFunction]
@@ -58,12 +58,12 @@ class LoadedDetector:
 def load_detector(
     name: str, models_dir: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> LoadedDetector:
-    """Make a detector ready: image [1, 3, H, W], RGB in [0, 1] -> saliency map [H, W] in [0, 1].
+    """Load a detector: image [1, 3, H, W], RGB in [0, 1] -> saliency map [H, W] in [0, 1].
 
-    The detector works in float32 on `device` and without gradients, whatever the image's; the map comes back in
-    float32 on the image's own device. Weights are kept in `models_dir` (None: `sgool.weights.default_models_dir()`)
-    and fetched at first use. Raises SgoolError for an unknown name, for weights that cannot be had, and, when called,
-    for an image of another shape.
+    The detector computes in float32 on `device` without gradients, whatever the image's dtype and device. The map is
+    float32 on the image's device. Weights are stored in `models_dir` (None: `sgool.weights.default_models_dir()`) and
+    downloaded at first use. Raises SgoolError for an unknown name and for weights that are not available. The detector
+    itself raises SgoolError for an image of another shape.
     """
     if name not in DETECTORS:
         raise SgoolError(f"There is no saliency detector {name!r}; choose one of {', '.join(DETECTORS)}.")

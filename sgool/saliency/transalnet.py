@@ -1,9 +1,9 @@
 """TranSalNet, a detector of human fixations (Lou et al., "TranSalNet: Towards perceptually relevant visual saliency
 prediction", Neurocomputing 2022, arXiv 2110.03593).
 
-A convolutional backbone gives features at 1/8, 1/16 and 1/32 of the image; a transformer encoder relates all places
-of each; a decoder multiplies them together from coarse to fine. Learned position embeddings fix the input to 288x384.
-Module names follow the published checkpoints, so that those load strictly.
+A convolutional backbone gives feature maps at 1/8, 1/16 and 1/32 of the image size. A transformer encoder relates all
+positions of each map. A decoder multiplies the maps together from coarse to fine. Learned position embeddings fix the
+input to 288x384. Module names match the published checkpoints, because the checkpoints are loaded strictly.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from sgool.saliency.resnet import resnet50
 from sgool.weights import Weight, ensure, load_state_dict
 
 CANVAS = (288, 384)
-PADDING = 1 / 255  # the published preparation starts from 8-bit ones, not zeros
+PADDING = 1 / 255  # the published preprocessing pads with 8-bit ones, not zeros
 NORM_EPS = 1e-6
-# Backbone, the children whose outputs are used, and their channels, from fine to coarse.
+# The backbone, the children that give feature maps, and the channels of these maps, from fine to coarse.
 VARIANTS: dict[str, tuple[Callable[[], nn.ModuleList], tuple[int, ...], tuple[int, ...]]] = {
     "res": (resnet50, (5, 6, 7), (512, 1024, 2048)),
     "dense": (densenet161, (6, 8, 10), (768, 2112, 2208)),
@@ -95,7 +95,7 @@ class _Transformer(nn.Module):
 
 
 class _PlaceEncoder(nn.Module):
-    """Relates all places of one feature map: [B, C, h, w] -> [B, hidden, h, w], for the one h*w it was trained at."""
+    """Relates all positions of one feature map: [B, C, h, w] -> [B, hidden, h, w]. h*w is fixed by training."""
 
     def __init__(self, channels: int, hidden: int, stride: int) -> None:
         super().__init__()
@@ -172,10 +172,10 @@ class TranSalNet(nn.Module):
 
 
 def letterbox(image: Tensor) -> Tensor:
-    """Image [B, 3, H, W] in [0, 1] of any size -> centered on the [B, 3, 288, 384] canvas, its aspect kept.
+    """Image [B, 3, H, W] in [0, 1] of any size -> the image centered on a [B, 3, 288, 384] canvas, its aspect kept.
 
-    The side that would overflow first fills the canvas, the other is rounded down. Bilinear with half-pixel centers
-    and no antialiasing, as the network was trained with (OpenCV's INTER_LINEAR), less its rounding to 8 bits.
+    The image fills the canvas in one direction; its other side is rounded down. Interpolation is bilinear with
+    half-pixel centers and no antialiasing, as in training (OpenCV's INTER_LINEAR), but without rounding to 8 bits.
     """
     height, width = image.shape[-2:]
     rows, columns = CANVAS
@@ -209,7 +209,7 @@ def build(variant: str, state: Mapping[str, Tensor]) -> TranSalNet:
 
     Raises SgoolError if a key is missing or unknown, or a shape differs.
     """
-    with torch.device("meta"):  # no time spent on initial values that the checkpoint replaces
+    with torch.device("meta"):  # skips the initialization, because the checkpoint replaces all values
         model = TranSalNet(variant)
     try:
         model.load_state_dict(state, strict=True, assign=True)
@@ -225,7 +225,7 @@ def predict(model: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
 
 
 def load(variant: str, models_dir: str | Path | None, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Fetch the published weights if need be and return the detector, image [1, 3, H, W] -> map [H, W]."""
+    """Download the published weights if needed, and return the detector: image [1, 3, H, W] -> map [H, W]."""
     return Predictor(build(variant, load_state_dict(ensure(WEIGHTS[variant], models_dir))).to(device))
 
 

@@ -1,4 +1,4 @@
-"""Reversible diffusion samplers: coefficient tables over one operation with an exact inverse and adjoint."""
+"""Reversible diffusion samplers. Each is a coefficient table for one operation with an exact inverse and adjoint."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def get_sampler(name: str) -> Sampler:
-    """The sampler of that name with its default parameters. Raises SgoolError, naming the known ones."""
+    """The sampler of this name, with default parameters. Raises SgoolError, which lists the known names."""
     if name not in SAMPLERS:
-        raise SgoolError(f"There is no sampler {name!r}; the known ones are {', '.join(SAMPLERS)}.")
+        raise SgoolError(f"There is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
     return SAMPLERS[name]
 
 
