@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgool.errors import SgoolError
+from sgool.errors import SgoolError, brief
 from sgool.guidance.critic import CriticKind, EmbeddingCritic, Role
 from sgool.guidance.prompt import clean_prompt, split_prompt
 
@@ -152,10 +152,9 @@ def load_clip(
     except Exception as error:  # network, disk, and hub libraries each raise their own
         hub = known.get("hf_hub", "").strip("/")
         source = known.get("url") or (f"https://huggingface.co/{hub}" if hub else tag)
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise SgoolError(
             f"The weights of CLIP {name} ({tag}) could not be downloaded from {source} into {models_dir}, "
-            f"nor read from there: {reason[:300]}"
+            f"nor read from there: {brief(error)}"
         ) from error
     if not hasattr(tokenizer, "encode") and not hasattr(tokenizer, "tokenizer"):
         tokenizer = BpeTokenizer(SimpleTokenizer())  # open_clip 2.20 gives a bare function
@@ -195,7 +194,7 @@ def load_clip_folder(
             model.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
         tokenizer = BpeTokenizer(SimpleTokenizer(bpe_path=str(merges)), model.context_length)
     except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-        raise SgoolError(f"The CLIP in {folder} could not be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise SgoolError(f"The CLIP in {folder} could not be loaded: {brief(error)}") from error
     if len(tokenizer.bpe.encoder) > model.vocab_size:
         raise SgoolError(
             f"The merges of {merges} make {len(tokenizer.bpe.encoder)} tokens, but the CLIP in {folder} knows only "

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgool.errors import SgoolError
+from sgool.errors import SgoolError, brief
 from sgool.saliency.densenet import densenet161
 from sgool.saliency.resnet import resnet50
 from sgool.weights import Weight, ensure, load_state_dict
@@ -208,7 +208,7 @@ def build(variant: str, state: Mapping[str, Tensor]) -> TranSalNet:
     try:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
-        raise SgoolError(f"These weights are not those of TranSalNet ({variant}): {str(error)[:300]}") from error
+        raise SgoolError(f"These weights are not those of TranSalNet ({variant}): {brief(error)}") from error
     return model.float().eval().requires_grad_(False)
 
 
