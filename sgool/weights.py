@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sgool.download import Report, download
 from sgool.errors import SgoolError
 
 
@@ -44,11 +45,11 @@ def safe_name(name: str) -> str:
     return name
 
 
-def ensure(weight: Weight, models_dir: str | Path | None = None, *, progress: bool = True) -> Path:
+def ensure(weight: Weight, models_dir: str | Path | None = None, report: Report | None = None) -> Path:
     """Return the path of a model file, downloading it first if it is not there.
 
-    `models_dir` None means `default_models_dir()`; `progress` shows a bar on stderr. Raises SgoolError if the file
-    cannot be had, is not what it should be, or has changed since its checksum was recorded.
+    `models_dir` None means `default_models_dir()`; `report` None, a bar on stderr. Raises SgoolError if the file cannot
+    be had, is not what it should be, or has changed since its checksum was recorded; and what `report` raises.
     """
     folder = Path(models_dir) if models_dir is not None else default_models_dir()
     path = folder / safe_name(weight.file)
@@ -57,7 +58,7 @@ def ensure(weight: Weight, models_dir: str | Path | None = None, *, progress: bo
             folder.mkdir(parents=True, exist_ok=True)
             with _locked(folder / f"{weight.file}.lock"):
                 if not path.is_file():  # another process may have fetched it while this one waited
-                    _fetch(weight, path, progress)
+                    _fetch(weight, path, report)
         except OSError as error:
             raise SgoolError(f"Cannot write {path}: {error}.") from error
     _verify(path, weight)
@@ -87,11 +88,9 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _fetch(weight: Weight, path: Path, progress: bool) -> None:
-    from sgool.download import download
-
+def _fetch(weight: Weight, path: Path, report: Report | None) -> None:
     part = path.with_name(f"{path.name}.part")
-    download(weight.url, part, path, progress)
+    download(weight.url, part, path, report)
     try:
         _check(part, weight)
     except SgoolError as error:

@@ -89,12 +89,14 @@ SMALL = {
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A file server with a small model file."""
+    """A file server with a small model file; downloads do not really pause."""
     server = Server()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("sgool.download.sleep", server.slept.append)
     yield server
+    server.hold.set()
     server.shutdown()
     server.server_close()
     thread.join()
