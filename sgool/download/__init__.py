@@ -89,18 +89,15 @@ class DownloadError(SgoolError):
         self.reason, self.unreachable, self.status = reason, unreachable, status
 
 
-def download(url: str, part: Path, target: Path, report: Report | None = None) -> Received:
+def download(url: str, part: Path, target: Path, report: Report) -> Received:
     """Download `url` into `part`, going on from what an earlier, broken transfer left there.
 
-    `target` (the final path) only appears in messages. report: by default a bar on stderr. What the server said of the
-    file's size and version is kept in `<part>.json`: a file that changed on the server is started again instead of
-    spliced. Google Drive's page asking to confirm a large file is answered once. A busy server and a broken transfer
-    are tried again, with growing pauses. Returns when the file is whole; raises DownloadError, and keeps `part`, if it
-    cannot be had; OSError if it cannot be written.
+    `target` (the final path) only appears in messages. What the server said of the file's size and version is kept in
+    `<part>.json`: a file that changed on the server is started again instead of spliced. Google Drive's page asking to
+    confirm a large file is answered once. A busy server and a broken transfer are tried again, with growing pauses.
+    Returns when the file is whole; raises DownloadError, and keeps `part`, if it cannot be had; OSError if it cannot
+    be written.
     """
-    if report is None:
-        with _Bar() as bar:
-            return download(url, part, target, bar)
     return _Download(url, part, target, report).run()
 
 
@@ -251,13 +248,13 @@ def _retry_after(headers: Message) -> float:
     return max(0.0, (when.astimezone(timezone.utc) - datetime.now(timezone.utc)).total_seconds())
 
 
-class _Bar:
+class Bar:
     """A report: one bar on stderr, which also says why it stands still."""
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Bar:
         return self
 
     def __exit__(
@@ -268,6 +265,7 @@ class _Bar:
 
     def __call__(self, transfer: Transfer) -> None:
         if self.bar is None:
-            self.bar = tqdm(desc=transfer.file, initial=transfer.done, unit="B", unit_scale=True)
+            self.bar = tqdm(initial=transfer.done, unit="B", unit_scale=True)
+        self.bar.set_description(transfer.file, refresh=False)
         self.bar.total, self.bar.n = transfer.total, transfer.done
         self.bar.set_postfix_str(transfer.trouble)
