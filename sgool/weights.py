@@ -50,6 +50,12 @@ class Weight:
         """Whether nothing but the published file can be taken for it."""
         return len(self.sha256) == 64
 
+    def pins(self, path: Path) -> bool:
+        """Whether a path that `ensure` has returned is a pinned file."""
+        if path.name == self.file:
+            return self.pinned
+        return self.instead is not None and self.instead.pins(path)
+
 
 def default_models_dir() -> Path:
     """The folder named by the environment variable SGOOL_MODELS, else ~/.cache/sgool."""

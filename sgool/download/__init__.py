@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from email.message import Message
 from email.utils import parsedate_to_datetime
-from http.client import IncompleteRead
+from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 from time import monotonic, sleep
 from types import TracebackType
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 from tqdm import tqdm
 
@@ -99,6 +100,18 @@ def download(url: str, part: Path, target: Path, report: Report) -> Received:
     be written.
     """
     return _Download(url, part, target, report).run()
+
+
+def reach(url: str) -> None:
+    """Raises DownloadError unless the address's host answers within seconds."""
+    host = urlsplit(url).hostname
+    try:
+        urlopen(url, timeout=CONNECT).close()
+    except HTTPError as error:
+        error.close()  # an answer, too
+    except (OSError, HTTPException, ValueError) as error:
+        reason = f"{host} cannot be reached: {brief(getattr(error, 'reason', error))}"
+        raise DownloadError(f"{reason[0].upper()}{reason[1:]}.", reason, unreachable=True) from error
 
 
 def pause(seconds: float, report: Report, transfer: Transfer) -> None:
