@@ -13,6 +13,7 @@ from file_server import Server
 
 from sgool.backends.diffusers import DiffusersBackend, load_backend
 from sgool.generate import Critics, load_critics
+from sgool.needs import needs
 from sgool.presets import resolve
 
 sys.path.insert(0, str(Path(__file__).parent / "fake_webui"))  # where `modules`, gradio and k_diffusion come from
@@ -31,7 +32,7 @@ def backend() -> DiffusersBackend:
 
 @pytest.fixture(scope="session")
 def critics() -> Critics:
-    return load_critics(resolve({}, model="tiny"), Path("unused"))
+    return load_critics(needs(resolve({}, model="tiny")), Path("unused"))
 
 
 @pytest.fixture

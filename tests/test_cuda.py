@@ -13,6 +13,7 @@ from sgool.lab.bench import ALL, exactness, trajectory_of
 from sgool.lab.bench_update import our_work, random_critics
 from sgool.generate import Request, generate, load_critics
 from sgool.job import Job, run
+from sgool.needs import needs
 from sgool.presets import resolve
 from sgool.result import Ending, Progress
 from sgool.lab.peak_memory import PeakMemory
@@ -37,7 +38,7 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def cuda_critics():
-    return load_critics(resolve({}, model="tiny"), Path("unused"), CUDA)
+    return load_critics(needs(resolve({}, model="tiny")), Path("unused"), CUDA)
 
 
 @pytest.mark.parametrize("name", ["bdia", "o-belm", "edict", "ddim"])

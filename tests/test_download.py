@@ -381,6 +381,12 @@ def test_network_that_goes_away_in_between_is_waited_for(
     told = Told()
     assert ensure(weight(server), tmp_path, told).read_bytes() == server.body
     assert any("cannot be reached: Temporary failure" in trouble for trouble in told.troubles)
+    server.breaks = 1
+    calls.clear()
+    monkeypatch.setattr("sgool.download.ATTEMPTS", 2)
+    with pytest.raises(DownloadError, match="cannot be reached") as caught:
+        fetch(server, tmp_path / "again")
+    assert caught.value.unreachable
 
 
 def test_server_that_speaks_no_tls(server: Server, tmp_path: Path) -> None:

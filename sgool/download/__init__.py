@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from email.message import Message
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException, IncompleteRead
+from http.client import IncompleteRead
 from pathlib import Path
 from time import monotonic, sleep
 from types import TracebackType
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import urlopen
+from urllib.request import getproxies, proxy_bypass
 
 from tqdm import tqdm
 
 from sgool.download.drive import confirm_url
-from sgool.download.request import CONNECT, SILENCE, BrokenOff, Request, ServedPage
+from sgool.download.request import CONNECT, SILENCE, BrokenOff, Request, ServedPage, dial
 from sgool.errors import SgoolError, brief
 
 BUSY = (408, 429, 500, 502, 503, 504)
@@ -38,8 +40,9 @@ _WINDOW = 10  # seconds that the speed is measured over
 class Transfer:
     """How far a download is.
 
-    file: its name. done, total: bytes; total is None where the server does not say. silence: seconds since anything
-    came. speed: bytes a second of late. waiting: what it waits for instead of bytes, "" for nothing.
+    file: its name, "" before the first. done, total: bytes; total is None where the server does not say. silence:
+    seconds since anything came. speed: bytes a second of late. waiting: what it waits for instead of bytes, "" for
+    nothing.
     """
 
     file: str
@@ -63,7 +66,7 @@ class Transfer:
         of = "" if self.total is None else f" of {self.total / 1e6:.0f}"
         left = "" if self.seconds_left is None else f"{math.ceil(self.seconds_left)} s left"
         parts = [f"{self.done / 1e6:.0f}{of} MB", self.trouble or left]
-        return f"{self.file}: {', '.join(part for part in parts if part)}"
+        return f"{self.file}: {', '.join(part for part in parts if part)}" if self.file else self.trouble
 
 
 Report = Callable[[Transfer], None]
@@ -102,16 +105,36 @@ def download(url: str, part: Path, target: Path, report: Report) -> Received:
     return _Download(url, part, target, report).run()
 
 
-def reach(url: str) -> None:
-    """Raises DownloadError unless the address's host answers within seconds."""
-    host = urlsplit(url).hostname
-    try:
-        urlopen(url, timeout=CONNECT).close()
-    except HTTPError as error:
-        error.close()  # an answer, too
-    except (OSError, HTTPException, ValueError) as error:
-        reason = f"{host} cannot be reached: {brief(getattr(error, 'reason', error))}"
-        raise DownloadError(f"{reason[0].upper()}{reason[1:]}.", reason, unreachable=True) from error
+def unreachable(urls: Iterable[str], report: Report | None = None) -> dict[str, str]:
+    """Why hosts of these addresses cannot be reached, by host: found within seconds, for all of them at once.
+
+    {} behind a proxy, which answers for all. Where nothing is found to be wrong, a download may still fail.
+    """
+    hosts = {}
+    for url in urls:
+        with contextlib.suppress(ValueError):  # the download will say what is wrong with the address
+            place = urlsplit(url)
+            if place.hostname and (place.scheme not in getproxies() or proxy_bypass(place.hostname)):
+                hosts[place.hostname] = place.port or {"http": 80}.get(place.scheme, 443)
+    reasons = dict.fromkeys(hosts, "no answer")
+
+    def ask(host: str, port: int) -> None:
+        try:
+            dial(host, port).close()
+            del reasons[host]
+        except OSError as error:
+            reasons[host] = brief(error)
+
+    threads = [threading.Thread(target=ask, args=each, name="sgool dial", daemon=True) for each in hosts.items()]
+    for thread in threads:
+        thread.start()
+    end = monotonic() + CONNECT + 1
+    while any(thread.is_alive() for thread in threads) and monotonic() < end:
+        if report is not None:
+            report(Transfer("", waiting=f"connecting to {', '.join(hosts)}"))
+        for thread in threads:
+            thread.join(_TICK / len(threads))
+    return {host: f"{host} cannot be reached: {reason}" for host, reason in dict(reasons).items()}
 
 
 def pause(seconds: float, report: Report, transfer: Transfer) -> None:
@@ -140,7 +163,7 @@ class _Download:
             if isinstance(request.error, ServedPage):
                 self._confirm(request.error)
             else:
-                self._try_again(*self._judge(request))
+                self._try_again(*self._judge(request), unreachable=not request.connected)
 
     def _follow(self, request: Request) -> None:
         """Report until the request has ended."""
@@ -191,24 +214,24 @@ class _Download:
             if isinstance(error, URLError) and not request.connected:
                 reason = f"{request.host} cannot be reached: {reason}"
                 if not before:
-                    raise self._failed(reason, "connect to the network and try again", unreachable=True)
+                    raise self._failed(reason, unreachable=True)
             elif isinstance(error.reason, TimeoutError):
                 reason = f"nothing came for {SILENCE} s"
             elif isinstance(error.reason, IncompleteRead):
                 reason = "the connection closed early"
             return reason, 0
         if isinstance(error, ValueError):  # no web address at all
-            raise self._failed(brief(error), "try again", unreachable=True) from error
+            raise self._failed(brief(error), unreachable=True) from error
         raise error  # the disk's, for one
 
-    def _try_again(self, reason: str, asked: float) -> None:
+    def _try_again(self, reason: str, asked: float, *, unreachable: bool) -> None:
         """Wait, or raise where it has failed often enough."""
         if self._arrived() >= self.furthest + _PROGRESS:
             self.failures = 0
         self.furthest = max(self.furthest, self._arrived())
         self.failures += 1
         if self.failures >= ATTEMPTS:
-            raise self._failed(reason, "try again later")
+            raise self._failed(reason, unreachable=unreachable)
         seconds = min(max(2 ** (self.failures - 1), asked), LONGEST_PAUSE)
         so_far = Transfer(self.target.name, self._arrived(), self.total, waiting=f"{reason}; trying again")
         pause(seconds, self.report, so_far)
@@ -234,7 +257,8 @@ class _Download:
             status=error.code,
         )
 
-    def _failed(self, reason: str, advice: str, *, unreachable: bool = False) -> DownloadError:
+    def _failed(self, reason: str, *, unreachable: bool) -> DownloadError:
+        advice = "connect to the network and try again" if unreachable else "try again later"
         return DownloadError(
             f"Cannot download {self.target.name} ({reason}): {advice} (what has arrived is kept), or "
             f"{self._by_hand()}.",

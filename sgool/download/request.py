@@ -208,36 +208,10 @@ class Request:
         return connection
 
     def _dial(self, address: tuple[str, int], *timeout_and_source: Any) -> socket.socket:
-        """Like `socket.create_connection`, but all addresses together have the time for one.
-
-        Each has half of what is left, and each family's first comes before the others: where IPv6 leads nowhere, IPv4
-        is still tried.
-        """
-        ranks: Counter[int] = Counter()
-        ranked = []
-        for family, kind, protocol, _, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
-            ranked.append((ranks[family], (family, kind, protocol), place))
-            ranks[family] += 1
-        ranked.sort(key=lambda each: each[0])
-        end = monotonic() + CONNECT
-        problem = OSError("it has no address")
-        for number, (_, sort, place) in enumerate(ranked, 1):
-            left = end - monotonic()
-            if left <= 0 or self._stopped:
-                break
-            dialed = socket.socket(*sort)
-            try:
-                dialed.settimeout(left if number == len(ranked) else left / 2)
-                dialed.connect(place)
-            except OSError as error:
-                dialed.close()
-                problem = error
-                continue
-            dialed.settimeout(CONNECT)
-            self._hold(dialed)
-            self.reached, self.heard = True, monotonic()
-            return dialed
-        raise problem
+        dialed = dial(*address)
+        self._hold(dialed)
+        self.reached, self.heard = True, monotonic()
+        return dialed
 
     def _hold(self, connected: socket.socket) -> None:
         self._socket = connected
@@ -256,6 +230,37 @@ class Request:
                 return super().redirect_request(req, fp, code, msg, headers, newurl)
 
         return Redirects()
+
+
+def dial(host: str, port: int) -> socket.socket:
+    """Like `socket.create_connection`, but all addresses together have the time for one.
+
+    Each has half of what is left, and each family's first comes before the others: where IPv6 leads nowhere, IPv4 is
+    still tried. Looking the name up can take longer. Raises OSError.
+    """
+    ranks: Counter[int] = Counter()
+    ranked = []
+    for family, kind, protocol, _, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        ranked.append((ranks[family], (family, kind, protocol), place))
+        ranks[family] += 1
+    ranked.sort(key=lambda each: each[0])
+    end = monotonic() + CONNECT
+    problem = OSError("it has no address")
+    for number, (_, sort, place) in enumerate(ranked, 1):
+        left = end - monotonic()
+        if left <= 0:
+            break
+        dialed = socket.socket(*sort)
+        try:
+            dialed.settimeout(left if number == len(ranked) else left / 2)
+            dialed.connect(place)
+        except OSError as error:
+            dialed.close()
+            problem = error
+            continue
+        dialed.settimeout(CONNECT)
+        return dialed
+    raise problem
 
 
 def _notes_file(part: Path) -> Path:

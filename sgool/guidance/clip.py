@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgool.download import DownloadError, reach
+from sgool.download import unreachable
 from sgool.errors import SgoolError, brief
 from sgool.guidance.clip_weights import endpoint, known_weights, published
 from sgool.guidance.critic import CriticKind, EmbeddingCritic, Role
@@ -203,13 +203,11 @@ def _check_hub(name: str) -> None:
         files = ("tokenizer_config.json", "tokenizer.json", "config.json")
         if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
             continue
-        try:
-            reach(endpoint())
-        except DownloadError as error:
+        for reason in unreachable([endpoint()]).values():
             raise SgoolError(
                 f"The CLIP {name} has the tokenizer of {repository} on the Hugging Face hub, which is not here "
-                f"({error.reason}): connect to the network and try again, or choose another CLIP."
-            ) from error
+                f"({reason}): connect to the network and try again, or choose another CLIP."
+            )
 
 
 def load_clip_folder(

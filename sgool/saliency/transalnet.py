@@ -218,6 +218,11 @@ def predict(model: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     return unletterbox(model(letterbox(image)), height, width)[0, 0]
 
 
+def weights(variant: str) -> tuple[Weight, ...]:
+    """The file that a variant needs."""
+    return (WEIGHTS[variant],)
+
+
 def load(variant: str, models_dir: str | Path | None, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Fetch the published weights if need be and return the detector, image [1, 3, H, W] -> map [H, W]."""
     return Predictor(build(variant, load_state_dict(ensure(WEIGHTS[variant], models_dir))).to(device))
