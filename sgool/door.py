@@ -132,9 +132,11 @@ def improve(
 
 def _pixels(image: Image | Tensor) -> Tensor:
     if isinstance(image, Tensor):
-        if image.ndim != 4 or image.shape[:2] != (1, 3):
+        if image.ndim != 4 or image.shape[:2] != (1, 3) or 0 in image.shape:
             raise SgoolError(f"An image tensor has the shape [1, 3, H, W], not {list(image.shape)}.")
         return image.detach().float().clamp(0, 1)
+    if not hasattr(image, "convert"):
+        raise SgoolError(f"The initial image must be a PIL image or a tensor, not a {type(image).__name__}.")
     import numpy as np
 
     return torch.from_numpy(np.asarray(image.convert("RGB"), np.float32) / 255).permute(2, 0, 1)[None]

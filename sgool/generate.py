@@ -50,8 +50,9 @@ class Critics:
 
     def to(self, device: torch.device) -> Critics:
         """The same networks, moved to another device."""
-        for network in (self.guide, self.selector, self.detector):
-            network.to(device)
+        with torch.inference_mode(False):
+            for network in (self.guide, self.selector, self.detector):
+                network.to(device)
         return self
 
 
@@ -100,11 +101,12 @@ def load_critics(wanted: Needs, models_dir: Path, device: torch.device | str = "
 
     Raises SgoolError where the weights cannot be had.
     """
-    return Critics(
-        load_critic(wanted.guide, "guide", models_dir, device),
-        load_critic(wanted.selector, "selector", models_dir, device),
-        load_detector(wanted.detector, models_dir, device),
-    )
+    with torch.inference_mode(False):  # a caller's would make tensors that no gradient can go through
+        return Critics(
+            load_critic(wanted.guide, "guide", models_dir, device),
+            load_critic(wanted.selector, "selector", models_dir, device),
+            load_detector(wanted.detector, models_dir, device),
+        )
 
 
 def generate(

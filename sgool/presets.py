@@ -38,6 +38,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """What a model sets. `tiny` is the embedded model."""
 
+MODELS["sgool-tiny"] = MODELS["tiny"]  # its name as a checkpoint of the WebUI, see `sgool.tiny.export`
+
 
 def resolve(given: Mapping[str, Any], *, preset: str = "", model: str = "") -> Settings:
     """The settings of a run: what the user gave, over the preset, the method, the model and the general defaults.

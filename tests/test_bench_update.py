@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgool.lab.random_backend import SIZES, RandomBackend, random_clip
+from sgool.__main__ import main
+from sgool.checkpointing import MEMORY
 from sgool.lab.bench_doodl import Doodl
 from sgool.lab.bench_update import PROMPT, SCALE, bench_update, measure, our_work, random_critics, render_tables
-from sgool.checkpointing import MEMORY
-from sgool.__main__ import main
 from sgool.lab.counting import Flops
+from sgool.lab.random_backend import SIZES, RandomBackend, random_clip
 
 counts_on_shapes = pytest.mark.skipif(
     not hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"), reason="needs torch 2.2 or newer"

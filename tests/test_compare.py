@@ -9,9 +9,9 @@ import pytest
 
 from sgool import lab
 from sgool.__main__ import main
-from sgool.lab.compare import METHODS, Plan, compare, paired, read_captions, rivals, updates_within
 from sgool.errors import SgoolError
 from sgool.lab import world
+from sgool.lab.compare import METHODS, Plan, compare, paired, read_captions, rivals, updates_within
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
+import sgool
+from sgool import tiny
 from sgool.backends.diffusers import load_backend
-from sgool.lab.random_backend import SIZES, RandomBackend
-from sgool.lab.bench import ALL, exactness, trajectory_of
-from sgool.lab.bench_update import our_work, random_critics
 from sgool.generate import Request, generate, load_critics
 from sgool.job import Job, run
+from sgool.lab.bench import ALL, exactness, trajectory_of
+from sgool.lab.bench_update import our_work, random_critics
+from sgool.lab.peak_memory import PeakMemory
+from sgool.lab.random_backend import SIZES, RandomBackend
 from sgool.needs import needs
 from sgool.presets import resolve
 from sgool.result import Ending, Progress
-from sgool.lab.peak_memory import PeakMemory
 from sgool.saliency import LoadedDetector, load_detector
 from sgool.saliency.transalnet import Predictor, TranSalNet
 
@@ -129,3 +131,17 @@ def test_spectral_saliency_is_the_cpus() -> None:
     image = torch.rand(1, 3, 288, 384, generator=torch.Generator().manual_seed(0))
     on_gpu = load_detector("spectral", device=CUDA)(image.to(CUDA))
     torch.testing.assert_close(on_gpu.cpu(), load_detector("spectral")(image), rtol=0, atol=1e-3)
+
+
+def test_a_pipeline_in_half_precision_on_the_gpu_is_improved_and_left_as_it_was() -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny.MODEL, safety_checker=None).to("cuda", torch.float16)
+    weights = [weight for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder) for weight in part.parameters()]
+    before = [(weight.device, weight.dtype, weight.requires_grad, weight.clone()) for weight in weights]
+    improved = sgool.improve(pipeline, PROMPT, seed=3, iterations=2, memory="balanced")
+    assert improved.result.error is None and improved.score_after >= improved.score_before
+    assert improved.latent.is_cuda and improved.image.size == (128, 128)
+    for weight, (device, dtype, grad, value) in zip(weights, before, strict=True):
+        assert (weight.device, weight.dtype, weight.requires_grad) == (device, dtype, grad)
+        assert torch.equal(weight, value)

@@ -158,6 +158,7 @@ def test_out_of_memory_is_tried_once_more_with_less(webui, monkeypatch):
     break_(monkeypatch, "memory")
     p, processed = webui.make({})
     assert any("tries again with memory 'low'" in sentence for sentence in p.comments)
+    assert "SGOOL note" not in processed.infotexts[0]
     assert processed.infotexts[0]["SGOOL iterations done"] == "1"
 
 
@@ -279,7 +280,7 @@ def test_an_interrupt_while_the_candidates_are_tried(webui, monkeypatch):
     assert len(processed.images) == 2
     assert p.extra_generation_params["SGOOL iterations done"] == [0]
     with pytest.raises(HTTPException, match="404"):
-        api.picture("txt2img", gallery.last["txt2img"].number, 0, "loss")
+        api.picture(next(iter(gallery.runs)), 0, "loss")
 
 
 def test_a_picture_that_fails_leaves_a_settled_infotext(webui, monkeypatch):
@@ -309,7 +310,7 @@ def test_an_original_of_nan_is_left_alone(webui, monkeypatch):
     monkeypatch.setattr(WebuiBackend, "decode", lambda self, latent: torch.full((1, 3, 64, 64), float("nan")))
     _, processed = webui.make({})
     assert "NaN" in processed.infotexts[0]["SGOOL note"]
-    assert not gallery.last
+    assert not gallery.runs
 
 
 def test_an_interrupted_first_pass_is_left_alone(webui):
@@ -336,7 +337,8 @@ def test_progress_is_told_and_never_goes_back(webui, monkeypatch, values):
     p, _ = webui.make(values, batch_size=2)
     steps = [each[0] for each in seen]
     assert steps == sorted(set(steps)) and steps[0] > p.steps and steps[-1] == seen[-1][1]
-    assert seen[-1][2].startswith("SGOOL image 2/2, 0/1, score ") and "->" in seen[-1][2]
+    assert seen[-1][2].startswith("SGOOL image 2/2, 0/1, your image 0.")
+    assert ("sampled again" in seen[-1][2]) == (values["start"] == "seed")
     assert shared.state.current_image.size == (64, 64)
     assert shared.state.job_count == 1  # more jobs would make the first Interrupt wait
 

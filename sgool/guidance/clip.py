@@ -44,7 +44,8 @@ class BpeTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The token numbers of `text`, without start and end."""
-        return self.bpe.encode(text)
+        tokens: list[int] = self.bpe.encode(text)
+        return tokens
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         start, end = self.bpe.encoder["<start_of_text>"], self.bpe.encoder["<end_of_text>"]
@@ -79,7 +80,8 @@ class Clip(EmbeddingCritic):
         self.tokenizer = tokenizer
         self.device = torch.device(device)
         self.dtype = dtype
-        visual: Any = model.visual.to(device)  # type: ignore[operator]
+        visual: Any = model.visual
+        visual.to(device)
         size = visual.image_size
         self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         mean = mean or getattr(visual, "image_mean", None) or OPENAI_MEAN
@@ -94,7 +96,7 @@ class Clip(EmbeddingCritic):
     def to(self, device: torch.device | str) -> Clip:
         """This CLIP, its image encoder moved to another device."""
         self.device = torch.device(device)
-        self.model.visual.to(self.device)  # type: ignore[operator]
+        self.model.visual.to(self.device)
         self._mean, self._std = self._mean.to(device), self._std.to(device)
         self._texts.clear()  # they would only ever become more, and are quickly made again
         return self

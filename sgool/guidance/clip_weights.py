@@ -75,7 +75,8 @@ def known_weights(name: str, tag: str) -> dict[str, Any]:
 
     if name not in open_clip.list_models():
         raise SgoolError(f"open_clip has no CLIP model named {name!r}{_closest(name, open_clip.list_models())}.")
-    return get_pretrained_cfg(name, tag)
+    known: dict[str, Any] = get_pretrained_cfg(name, tag)
+    return known
 
 
 def endpoint() -> str:

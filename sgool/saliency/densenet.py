@@ -25,7 +25,8 @@ class DenseLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(F.relu(self.norm1(x)))
-        return self.conv2(F.relu(self.norm2(x)))
+        x = self.conv2(F.relu(self.norm2(x)))
+        return x
 
 
 class DenseBlock(nn.Sequential):

@@ -61,7 +61,7 @@ def _residual_energy(channel: Tensor) -> Tensor:
     log = torch.log(amplitude + 1e-3 * amplitude.mean())
     periodic = F.pad(log[None, None], (1, 1, 1, 1), mode="circular")
     residual = log - F.avg_pool2d(periodic, 3, stride=1)[0, 0]
-    energy = torch.fft.ifft2(torch.polar(torch.exp(residual), spectrum.angle())).abs().square()
+    energy: Tensor = torch.fft.ifft2(torch.polar(torch.exp(residual), spectrum.angle())).abs().square()
     return energy / energy.mean()
 
 

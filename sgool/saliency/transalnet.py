@@ -54,7 +54,8 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (f(x).unflatten(-1, (-1, 64)).transpose(1, 2) for f in (self.query, self.key, self.value))
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x
 
 
 class _FeedForward(nn.Module):
@@ -64,7 +65,8 @@ class _FeedForward(nn.Module):
         self.fc2 = nn.Linear(4 * hidden, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        x = self.fc2(F.gelu(self.fc1(x)))
+        return x
 
 
 class _Block(nn.Module):
@@ -77,7 +79,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.attention_norm(x))
-        return x + self.ffn(self.ffn_norm(x))
+        x = x + self.ffn(self.ffn_norm(x))
+        return x
 
 
 class _Transformer(nn.Module):
@@ -87,7 +90,8 @@ class _Transformer(nn.Module):
         self.encoder_norm = nn.LayerNorm(hidden, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.encoder_norm(self.layer(x))
+        x = self.encoder_norm(self.layer(x))
+        return x
 
 
 class _PlaceEncoder(nn.Module):
@@ -102,7 +106,8 @@ class _PlaceEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.patch_embeddings(x).flatten(2).transpose(1, 2) + self.position_embeddings
-        return self.transformer_encoder(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
+        related: Tensor = self.transformer_encoder(tokens)
+        return related.transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
 
 
 class _Encoder(nn.Module):
@@ -162,7 +167,8 @@ class TranSalNet(nn.Module):
         self.decoder = _Decoder(fine, middle, coarse)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.decoder(*self.encoder(x))
+        x = self.decoder(*self.encoder(x))
+        return x
 
 
 def letterbox(image: Tensor) -> Tensor:

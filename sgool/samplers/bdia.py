@@ -20,7 +20,8 @@ def gamma(steps: int, budget: float = 1e16) -> float:
     do not. As gamma falls BDIA becomes DDIM. A network that does not repeat its eps bit for bit is amplified just as
     much.
     """
-    return max(0.2, budget ** (-1 / steps))
+    needed: float = budget ** (-1 / steps)
+    return max(0.2, needed)
 
 
 def coefficients(schedule: Schedule, i: int, damping: float | None = None) -> tuple[float, float, float]:

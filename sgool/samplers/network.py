@@ -45,7 +45,7 @@ class Network:
         alphas_cumprod: Tensor,
         prediction: str = "epsilon",
         dtype: torch.dtype = torch.float32,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         if not branches:
             raise SgoolError("A noise prediction needs at least one branch.")

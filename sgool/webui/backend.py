@@ -5,13 +5,14 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
 from modules import devices, processing, prompt_parser, rng, sd_samplers, sd_samplers_common
 from torch import Tensor
 
 from sgool.checkpointing import Memory
 from sgool.errors import SgoolError
-from sgool.optimize import Stop
+from sgool.result import Stop
 from sgool.samplers import Branch, Network
 
 
@@ -29,6 +30,7 @@ class WebuiBackend:
         self.memory = memory
         self.device = torch.device(devices.device)
         self.alphas_cumprod = self.model.alphas_cumprod.detach().double().cpu()
+        self.latent_dtype = latent.dtype
         self.original = latent.detach().to(self.device, torch.float64, copy=True)
         self.seed_noise = None if noise is None else noise.detach().to(self.device, torch.float64, copy=True)
 
@@ -106,6 +108,15 @@ class WebuiBackend:
         if not torch.isfinite(image).all():
             raise SgoolError("The VAE makes NaN of it.")
         return image.clamp(0, 1)
+
+    @torch.no_grad()
+    def picture(self, latent: Tensor) -> np.ndarray:
+        """The latent as the WebUI itself makes a picture of it: uint8 RGB [H, W, 3]."""
+        (decoded,) = processing.decode_latent_batch(
+            self.model, latent.to(self.latent_dtype), target_device=devices.cpu, check_for_nans=True
+        )
+        pixels = torch.clamp((decoded.float() + 1) / 2, 0, 1)
+        return (255.0 * np.moveaxis(pixels.numpy(), 0, 2)).astype(np.uint8)
 
     def blend(self, latent: Tensor) -> Tensor:
         """The latent inside the inpainting mask and the original outside, as the WebUI blends at the end."""

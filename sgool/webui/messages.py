@@ -7,16 +7,40 @@ from collections.abc import Sequence
 from typing import Any
 
 from sgool.errors import SgoolError, brief, out_of_memory
+from sgool.result import TRIED
 from sgool.webui import models
-from sgool.webui.records import Run
+from sgool.webui.records import Outcome, Run
 
 
-def tell(p: Any, run: Run, numbers: Sequence[int], sentence: str) -> None:
-    """In the console, in the box below the gallery, and in the infotext of the images with these numbers."""
-    p.comment(sentence)
-    print(sentence, file=sys.stderr)
-    for number in numbers:
+def tell(p: Any, run: Run, numbers: Sequence[int], sentence: str, *, note: bool = True) -> None:
+    """In the console, in the box below the gallery and, as a note, in the infotext of the images with these numbers.
+
+    In a batch, what is told of a single image says which.
+    """
+    shown = sentence
+    if len(numbers) == 1 and len(p.all_seeds) > 1:
+        shown = f"Image {numbers[0] + 1} of {len(p.all_seeds)}: {sentence}"
+    p.comment(shown)
+    print(shown, file=sys.stderr)
+    for number in numbers if note else ():
         run.notes[number] = without_folder(sentence)
+
+
+def story(outcome: Outcome) -> str:
+    """How the score went: the user's image, that image sampled again by SGOOL, and what the updates added."""
+    parts = [f"your image {outcome.score_before:.3f}"]
+    if outcome.score_resampled is not None:
+        parts.append(f"sampled again {outcome.score_resampled:.3f}")
+    best = outcome.best_iteration
+    if best is None:
+        parts.append(f"no better image in {outcome.result.iterations} iterations")
+    elif best == TRIED:
+        parts.append(f"another candidate seed {outcome.score_after:.3f}")
+    elif best > 0 or outcome.score_resampled is None:
+        parts.append(f"after iteration {best} {outcome.score_after:.3f}")
+    else:
+        parts.append(f"no better one in {outcome.result.iterations} iterations")
+    return ", ".join(parts)
 
 
 def failure(error: Exception, memory: str) -> str:

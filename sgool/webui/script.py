@@ -53,7 +53,6 @@ class SgoolScript(scripts.Script):
             return
         from sgool.webui.records import Run
 
-        self._forget_last()
         if self.is_img2img:
             settings = settings.changed(start="image")
         run = Run(settings, weakref.ref(p))
@@ -84,30 +83,30 @@ class SgoolScript(scripts.Script):
         from sgool.webui import gallery, interrupts
 
         try:
-            gallery.show(p, processed, run, self.tabname)
+            gallery.show(p, processed, run)
         finally:
-            infotext.settle(p, run)
+            infotext.settle(p, run, gallery.keep(run))
             if run.interrupted:
                 interrupts.resume(p)
             vars(p).pop(_RUN, None)
 
     def _refuse(self, p: Any, sentence: str) -> None:
         """Below the gallery, in the infotext and in the console."""
-        self._forget_last()
         p.comment(sentence)
         p.extra_generation_params[infotext.NOTE] = sentence
         print(sentence, file=sys.stderr)
-
-    def _forget_last(self) -> None:
-        """What the page would show may be another user's run, and be taken for this one's."""
-        from sgool.webui import gallery
-
-        gallery.last.pop(self.tabname, None)
 
 
 def loaded_model(p: Any) -> str:
     """The name of the checkpoint that makes the image, for the defaults of its own that it may have."""
     return str(getattr(getattr(p.sd_model, "sd_checkpoint_info", None), "name_for_extra", ""))
+
+
+def remember_file(saved: Any) -> None:
+    """Which image of a run a file belongs to. Called for every file that the WebUI saves."""
+    run = _run(saved.p) if saved.p is not None else None
+    if run is not None and hasattr(saved.p, "batch_index"):
+        run.files[saved.filename] = saved.p.iteration * saved.p.batch_size + saved.p.batch_index
 
 
 def _run(p: Any) -> Any:

@@ -115,8 +115,10 @@ def last() -> list[dict[str, Any]]:
     """Of the images of the last run in txt2img: what the infotext does not say."""
     from sgool.webui import gallery
 
-    outcomes = gallery.last["txt2img"].outcomes
-    kept = [{"before": each.score_before, "scores": each.scores, "losses": each.losses} for each in outcomes]
+    outcomes = gallery.runs[next(reversed(gallery.runs))]
+    kept = [
+        {"before": each.score_before, "scores": each.result.scores, "losses": each.result.losses} for each in outcomes
+    ]
     return [{**each, "first": first} for each, first in zip(kept, firsts[-len(kept) :], strict=True)]
 
 
