@@ -77,8 +77,8 @@ def fetch(wanted: Needs, models_dir: Path, report: Report | None = None) -> None
         advice = "connect to the network and try again" if offline else "try again later"
         file = "file" if len(failed) == 1 else "files"
         raise SgoolError(
-            f"Cannot download {_listed(failed)}: {advice}, or put the {file} into {models_dir} yourself, or choose "
-            f"{_others(wanted, failed)}."
+            f"Cannot download {_listed(failed)}: {advice}, or put the {file} into {models_dir} yourself under "
+            f"{'this name' if len(failed) == 1 else 'these names'}, or choose {_others(wanted, failed)}."
         )
 
 

@@ -13,11 +13,12 @@ import hashlib
 import os
 import pickle
 import re
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -82,11 +83,17 @@ def ensure(weight: Weight, models_dir: str | Path | None = None, report: Report 
     raises.
     """
     folder = _folder(models_dir)
+
+    def wait() -> None:
+        if report is not None:
+            report(Transfer(weight.file, waiting="it is already being downloaded"))
+        time.sleep(0.5)
+
     found = _found(weight, folder)
     if found is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder / f"{weight.file}.lock"):
+            with _locked(folder / f"{weight.file}.lock", wait):
                 found = _found(weight, folder)  # another process may have fetched it while this one waited
                 if found is None:
                     return _fetch(weight, folder, report)
@@ -285,22 +292,30 @@ def _sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a file lock, which threads and processes both wait for and which dies with its process."""
+def _locked(path: Path, wait: Callable[[], None]) -> Iterator[None]:
+    """Hold a file lock, which threads and processes both wait for and which dies with its process. wait: a moment."""
     with open(path, "a+b") as file:
-        try:
-            import fcntl
-        except ImportError:
-            import msvcrt  # Windows; it gives up after ten seconds, so ask again
-            import time
-
-            while True:
-                try:
-                    msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
-                    break
-                except OSError:
-                    time.sleep(1)
-        else:
-            with contextlib.suppress(OSError):  # some network folders know no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+        while not _lock(file):
+            wait()
         yield
+
+
+def _lock(file: BinaryIO) -> bool:
+    """False where another holds it."""
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt  # Windows
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network folders know no locks
+        pass
+    return True

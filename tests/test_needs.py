@@ -101,8 +101,8 @@ def test_no_network_is_told_within_seconds_and_in_one_sentence(
     assert told.startswith("Cannot download ") and "\n" not in told
     assert told.count("huggingface.co cannot be reached: ") == 1 and told.count("Temporary failure") == 2
     assert told.endswith(
-        f": connect to the network and try again, or put the files into {tmp_path / 'models'} yourself, or choose "
-        "embedded as guide and selector and spectral as saliency detector."
+        f": connect to the network and try again, or put the files into {tmp_path / 'models'} yourself under these "
+        "names, or choose embedded as guide and selector and spectral as saliency detector."
     )
     assert sorted(offline) == ["drive.usercontent.google.com", "huggingface.co"]  # each once
 
@@ -110,11 +110,17 @@ def test_no_network_is_told_within_seconds_and_in_one_sentence(
 @pytest.mark.parametrize(
     ("wanted", "end"),
     [
-        (Needs("embedded", "embedded", "transalnet-res"), "the file into {} yourself, or choose spectral as saliency"),
-        (Needs("clip", "embedded", "spectral"), "the file into {} yourself, or choose embedded as guide."),
+        (
+            Needs("embedded", "embedded", "transalnet-res"),
+            "the file into {} yourself under this name, or choose spectral as saliency",
+        ),
+        (
+            Needs("clip", "embedded", "spectral"),
+            "the file into {} yourself under this name, or choose embedded as guide.",
+        ),
         (
             Needs("embedded", "clip", "transalnet-dense"),
-            "the files into {} yourself, or choose embedded as selector and",
+            "the files into {} yourself under these names, or choose embedded as selector and",
         ),
     ],
 )

@@ -7,6 +7,7 @@ import pickle
 import re
 import socket
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -16,8 +17,9 @@ import torch
 from file_server import CUT, Server, checkpoint, fetch, quiet, ranges, weight
 from huggingface_hub import constants
 
-from sgool.download import DownloadError
+from sgool.download import DownloadError, Transfer
 from sgool.errors import SgoolError
+from sgool.result import Stop
 from sgool.weights import Weight, default_models_dir, ensure, is_here, load_state_dict, safe_name
 
 
@@ -178,6 +180,26 @@ def test_concurrent_calls_download_once(server: Server, tmp_path: Path) -> None:
         thread.join()
     assert results == [server.body] * 4
     assert ranges(server) == [None, f"bytes={CUT}-", f"bytes={2 * CUT}-"]
+
+
+def test_waiting_for_another_download_is_told_and_can_be_stopped(server: Server, tmp_path: Path) -> None:
+    server.hold.clear()
+    other = threading.Thread(target=fetch, args=(server, tmp_path))
+    other.start()
+    while not (tmp_path / "Tiny.pth.part").exists():
+        time.sleep(0.05)
+    told: list[str] = []
+
+    def report(transfer: Transfer) -> None:
+        told.append(transfer.trouble)
+        if len(told) == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        ensure(weight(server), tmp_path, report)
+    server.hold.set()
+    other.join()
+    assert told == ["it is already being downloaded"] * 2 and fetch(server, tmp_path).read_bytes() == server.body
 
 
 def test_folder_that_cannot_be_made_is_told(server: Server, tmp_path: Path) -> None:

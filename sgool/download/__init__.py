@@ -22,7 +22,7 @@ from urllib.request import getproxies, proxy_bypass
 from tqdm import tqdm
 
 from sgool.download.drive import confirm_url
-from sgool.download.request import CONNECT, SILENCE, BrokenOff, Request, ServedPage, dial
+from sgool.download.request import CONNECT, SILENCE, BrokenOff, Received, Request, ServedPage, dial
 from sgool.errors import SgoolError, brief
 
 BUSY = (408, 429, 500, 502, 503, 504)
@@ -71,14 +71,6 @@ class Transfer:
 
 Report = Callable[[Transfer], None]
 """Told at least once a second how far a download is. What it raises ends the download; what has arrived is kept."""
-
-
-@dataclass(frozen=True)
-class Received:
-    """What the server said of a file that has arrived: its SHA-256 ("" if nothing), and whether how long it is."""
-
-    sha256: str
-    sized: bool
 
 
 class DownloadError(SgoolError):
@@ -159,7 +151,7 @@ class _Download:
             self._follow(request)
             self.total = request.total
             if request.error is None and request.whole:
-                return request.forget()
+                return request.received()
             if isinstance(request.error, ServedPage):
                 self._confirm(request.error)
             else:

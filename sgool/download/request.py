@@ -9,17 +9,15 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from email.message import Message
 from http.client import HTTPConnection, HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, build_opener
 from urllib.request import Request as HttpRequest
-
-if TYPE_CHECKING:
-    from sgool.download import Received
 
 CONNECT = 5
 """Seconds for a connection to come about."""
@@ -28,6 +26,14 @@ SILENCE = 30
 """Seconds without a byte after which a connection counts as broken."""
 
 _BLOCK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Received:
+    """What the server said of a file that has arrived: its SHA-256 ("" if nothing), and whether how long it is."""
+
+    sha256: str
+    sized: bool
 
 
 class ServedPage(Exception):
@@ -85,10 +91,8 @@ class Request:
         self.error = URLError(reason)
         return True
 
-    def forget(self) -> Received:
+    def received(self) -> Received:
         """What the server said of the file, which is whole, so the notes are not needed any more."""
-        from sgool.download import Received
-
         _notes_file(self.part).unlink(missing_ok=True)
         return Received(self.notes.get("sha256", ""), bool(self.notes.get("sized")))
 
