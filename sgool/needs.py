@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -83,7 +84,9 @@ def fetch(wanted: Needs, models_dir: Path, report: Report | None = None) -> None
 
 
 def _host(weight: Weight) -> str:
-    return urlsplit(weight.url).hostname or weight.url
+    with contextlib.suppress(ValueError):  # HF_ENDPOINT can hold anything
+        return urlsplit(weight.url).hostname or weight.url
+    return weight.url
 
 
 def _listed(failed: dict[Weight, str]) -> str:

@@ -159,6 +159,15 @@ def test_a_host_that_answers_is_not_away(server: Server) -> None:
     assert unreachable([server.url, "http://["]) == {}
 
 
+@pytest.mark.parametrize(
+    "endpoint", ["http://[", "mirror", "ftp://mirror", f"https://{'x' * 99}.invalid", "https://a b"]
+)
+def test_mirror_that_is_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(SgoolError, match=r"Cannot download ViT-B-32_laion2b_s34b_b79k\.safetensors from "):
+        fetch(Needs("clip", "embedded", "spectral"), tmp_path, quiet)
+
+
 def table(**tensors: torch.Tensor) -> bytes:
     buffer = io.BytesIO()
     torch.save(tensors, buffer)

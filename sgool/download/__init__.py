@@ -114,7 +114,7 @@ def unreachable(urls: Iterable[str], report: Report | None = None) -> dict[str, 
         try:
             dial(host, port).close()
             del reasons[host]
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name can be none at all
             reasons[host] = brief(error)
 
     threads = [threading.Thread(target=ask, args=each, name="sgool dial", daemon=True) for each in hosts.items()]
