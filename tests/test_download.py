@@ -265,6 +265,7 @@ def test_stalled_transfer_says_so_while_it_waits(server: Server, tmp_path: Path)
 def test_silent_transfer_counts_as_broken(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sgool.download.request.SILENCE", 0.5)
     server.hold.clear()
+    begun = time.monotonic()
     told = Told()
 
     def report(transfer: Transfer) -> None:
@@ -274,6 +275,7 @@ def test_silent_transfer_counts_as_broken(server: Server, tmp_path: Path, monkey
 
     assert ensure(weight(server), tmp_path, report).read_bytes() == server.body
     assert ranges(server) == [None, f"bytes={CUT}-"] and "nothing came" in " ".join(told.troubles)
+    assert time.monotonic() - begun < 4
 
 
 def downloading() -> list[threading.Thread]:
