@@ -217,6 +217,16 @@ def test_all_that_fails_is_told_together_and_the_rest_is_kept(server: Server, sm
     assert told.endswith("choose embedded as selector and spectral as saliency detector.")
 
 
+def test_host_that_is_away_is_told_before_anything_is_downloaded(
+    server: Server, small: Needs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = Weight("map.pth", "http://nowhere.invalid/map.pth")
+    monkeypatch.setitem(DETECTORS, "small", replace(DETECTORS["small"], weights=lambda: (away,)))
+    with pytest.raises(SgoolError, match=r"map\.pth from http://nowhere\.invalid/map\.pth \(nowhere") as caught:
+        fetch(small, tmp_path, quiet)
+    assert "one.pth" not in str(caught.value) and server.requests == []
+
+
 def test_host_that_goes_away_is_not_asked_for_the_next_file(
     server: Server, small: Needs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
