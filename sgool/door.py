@@ -21,6 +21,7 @@ from sgool.backends.diffusers import DiffusersBackend, check_pipeline
 from sgool.errors import SgoolError
 from sgool.generate import Critics, Request, check_prompts, check_seed, generate, load_critics
 from sgool.images import fit
+from sgool.needs import fetch, needs
 from sgool.pictures import to_uint8
 from sgool.presets import resolve
 from sgool.region import Region
@@ -70,7 +71,9 @@ class Improver:
         own = str(getattr(pipeline, "name_or_path", "")) == str(tiny.MODEL)
         self.settings = resolve(settings, model="tiny" if own else "")
         self.backend = DiffusersBackend(pipeline, self.settings.memory)
-        self.critics: Critics = load_critics(self.settings, default_models_dir(), self.backend.device)
+        wanted = needs(self.settings)
+        fetch(wanted, default_models_dir())
+        self.critics: Critics = load_critics(wanted, default_models_dir(), self.backend.device)
 
     def __call__(
         self,

@@ -17,6 +17,7 @@ from sgool.backends.diffusers import load_backend
 from sgool.errors import SgoolError
 from sgool.generate import Request, check_prompts, check_seed, check_start, generate, load_critics
 from sgool.images import fit, read_image
+from sgool.needs import fetch, needs
 from sgool.presets import resolve
 from sgool.result import Progress, Result, Snapshot
 from sgool.settings import Settings, check_names
@@ -51,11 +52,13 @@ def run(job: Job) -> tuple[dict[str, Any], Result]:
     _check_folder(job.out)
     image = None if job.init_image is None else read_image(job.init_image)
     device, dtype = machine(job.device, job.dtype)
+    wanted, folder = needs(settings), (job.models_dir or default_models_dir()).expanduser()
+    fetch(wanted, folder)
     print("Loading the models ...", file=sys.stderr)
     if job.model == "tiny":
         torch.set_num_threads(1)  # its layers are so small that a second thread only waits for the first
     backend = load_backend(job.model, device=device, dtype=dtype, memory=settings.memory)
-    critics = load_critics(settings, (job.models_dir or default_models_dir()).expanduser(), device)
+    critics = load_critics(wanted, folder, device)
     latent = None if image is None else backend.encode(fit(image, backend.size).to(device))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

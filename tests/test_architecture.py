@@ -23,7 +23,7 @@ LAYERS = (
     {"weights", "backends"},
     {"saliency", "guidance"},
     {"settings"},
-    {"presets", "optimize"},
+    {"presets", "optimize", "needs"},
     {"generate"},
     {"job", "door"},
     {"cli"},

@@ -20,6 +20,7 @@ from sgool.cli import main as product
 from sgool.images import read_image
 
 FILES = {"before.png", "after.png", "saliency.png", "loss.png", "comparison.png", "result.json"}
+NO_FILES = ["--guide", "embedded", "--selector", "embedded", "--saliency", "spectral"]
 FAST = ["--steps", "3", "--iterations", "1", "--cutouts", "1"]
 
 
@@ -72,7 +73,7 @@ BAD = [
     (["demo", "--strength", "0"], "strength must be above 0"),
     (["demo", "--strength", "1.5"], "strength must be at most 1"),
     (["demo", "--learning-rate", "nan"], "learning_rate must be at least 0"),
-    (["demo", "--model", "no-such-model"], "There is no model 'no-such-model'"),
+    (["demo", *NO_FILES, "--model", "no-such-model"], "There is no model 'no-such-model'"),
     (["demo", "--init-image", "no-such.png"], "no-such.png cannot be read"),
     (["demo", "--start", "image"], "initial image"),
     (["demo", "--start", "seed", "--init-image", "x.png"], "initial image"),
@@ -143,7 +144,7 @@ def test_models_for_inpainting_and_sdxl_are_refused(change, tmp_path, capsys):
     config = dict(UNet2DConditionModel.load_config(tiny.MODEL, subfolder="unet"))
     more = {"projection_class_embeddings_input_dim": 48} if "addition_embed_type" in change else {}
     UNet2DConditionModel.from_config({**config, **change, **more}).save_pretrained(tmp_path / "model" / "unet")
-    assert main(["demo", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]) == 2
+    assert main(["demo", *NO_FILES, "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]) == 2
     assert "is not a Stable Diffusion 1.x or 2.x model" in capsys.readouterr().err
 
 
@@ -175,7 +176,9 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, capsys):
 
 def test_truncated_weights(tmp_path, capsys):
     (tmp_path / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
-    assert main(["demo", "--model", str(tmp_path / "model.safetensors"), "--out", str(tmp_path / "out")]) == 2
+    assert (
+        main(["demo", *NO_FILES, "--model", str(tmp_path / "model.safetensors"), "--out", str(tmp_path / "out")]) == 2
+    )
     assert "could not be loaded" in capsys.readouterr().err
 
 

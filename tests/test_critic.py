@@ -19,6 +19,7 @@ from sgool.guidance import CRITICS, check_critic, load_critic
 from sgool.guidance.clip import VARIANTS
 from sgool.guidance.critic import Critic, CriticKind, EmbeddingCritic, shifted, spherical_distance
 from sgool.guidance.loss import DOODL, SaliencyLoss, Whole, crop, random_cutouts
+from sgool.needs import needs
 from sgool.presets import resolve
 from sgool.region import Region
 from sgool.result import Ending
@@ -185,7 +186,7 @@ def test_a_new_kind_is_loaded_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     monkeypatch.setitem(CRITICS, "painter", CriticKind("wants a color", load, check))
     settings = Settings(guide="painter:oil", selector="painter", saliency="spectral")
-    own = load_critics(settings, tmp_path)
+    own = load_critics(needs(settings), tmp_path)
     assert isinstance(own.guide, Painter) and isinstance(own.selector, Painter) and own.guide is not own.selector
     cpu = torch.device("cpu")
     assert asked == [("oil", "guide", tmp_path, cpu), ("", "selector", tmp_path, cpu)]

@@ -16,6 +16,7 @@ from sgool.lab.bench import ALL, exactness, trajectory_of
 from sgool.lab.bench_update import our_work, random_critics
 from sgool.lab.peak_memory import PeakMemory
 from sgool.lab.random_backend import SIZES, RandomBackend
+from sgool.needs import needs
 from sgool.presets import resolve
 from sgool.result import Ending, Progress
 from sgool.saliency import LoadedDetector, load_detector
@@ -39,7 +40,7 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def cuda_critics():
-    return load_critics(resolve({}, model="tiny"), Path("unused"), CUDA)
+    return load_critics(needs(resolve({}, model="tiny")), Path("unused"), CUDA)
 
 
 @pytest.mark.parametrize("name", ["bdia", "o-belm", "edict", "ddim"])

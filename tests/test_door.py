@@ -16,6 +16,7 @@ import sgool
 from sgool import tiny
 from sgool.errors import SgoolError
 from sgool.images import fit
+from sgool.needs import needs
 from sgool.presets import resolve
 from sgool.result import Ending, Progress, Stop
 from sgool.settings import SettingError
@@ -317,18 +318,18 @@ def test_low_memory_makes_the_image_of_fast(pipeline: Any) -> None:
 
 
 def test_other_folders_get_the_general_defaults(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr("sgool.door.load_critics", lambda settings, *_: asked.append(settings))
-    sgool.Improver(pipeline)
+    for name in ("fetch", "load_critics"):
+        monkeypatch.setattr(f"sgool.door.{name}", lambda *_: None)
+    own = sgool.Improver(pipeline).settings
     monkeypatch.setattr(type(pipeline), "name_or_path", "somebody/else", raising=False)
-    sgool.Improver(pipeline)
-    own, other = asked
+    other = sgool.Improver(pipeline).settings
     assert (own.steps, own.guide) == (10, "embedded") and other == sgool.Settings()
 
 
 def test_weights_are_kept_where_the_environment_says(pipeline: Any, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     asked = []
     monkeypatch.setenv("SGOOL_MODELS", str(tmp_path))
-    monkeypatch.setattr("sgool.door.load_critics", lambda settings, folder, device: asked.append((folder, device)))
-    sgool.Improver(pipeline)
-    assert asked == [(tmp_path, torch.device("cpu"))]
+    monkeypatch.setattr("sgool.door.fetch", lambda *given: asked.append(given))
+    monkeypatch.setattr("sgool.door.load_critics", lambda *given: asked.append(given))
+    wanted = needs(sgool.Improver(pipeline).settings)
+    assert asked == [(wanted, tmp_path), (wanted, tmp_path, torch.device("cpu"))]

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import gc
 import gzip
 import json
 import math
-import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from sgool.errors import SgoolError
-from sgool.guidance import clip as clip_module
-from sgool.guidance import critic as critic_module
-from sgool.guidance.clip import OPENAI_MEAN, OPENAI_STD, VARIANTS, Clip, load_clip, load_clip_folder
+from sgool.guidance.clip import Clip, load_clip_folder
 from sgool.guidance.critic import shifted, spherical_distance
 from sgool.guidance.loss import DOODL, SaliencyLoss, Whole, assign, crop, random_cutouts
 from sgool.region import Region
@@ -115,53 +111,6 @@ def test_missing_and_unfit_files_are_named(tmp_path: Path) -> None:
     (folder / "open_clip_config.json").write_text("{}")
     with pytest.raises(SgoolError, match="could not be loaded"):
         load_clip_folder(folder)
-
-
-def test_unknown_models_and_failed_downloads_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SgoolError, match="ViT-B-32"):
-        load_clip("ViT-B32", "openai", models_dir=tmp_path)
-    with pytest.raises(SgoolError, match="laion2b_s34b_b79k"):
-        load_clip("ViT-B-32", "laion2b", models_dir=tmp_path)
-
-    def offline(*_: object, **__: object) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(open_clip, "create_model", offline)
-    with pytest.raises(SgoolError, match=r"huggingface\.co/laion.*no route to host") as error:
-        load_clip(*VARIANTS["guide"].split("/"), models_dir=tmp_path)
-    assert str(tmp_path) in str(error.value)
-
-
-def test_named_models_load_from_a_checkpoint_and_none_stays_in_memory(tmp_path: Path) -> None:
-    config = {**CONFIG, "text_cfg": {"width": 64, "heads": 1, "layers": 1}}
-    (tmp_path / "sgool-test.json").write_text(json.dumps(config))
-    open_clip.add_model_config(tmp_path / "sgool-test.json")
-    checkpoint = str(tmp_path / "weights.pt")
-    torch.save(open_clip.create_model("sgool-test").state_dict(), checkpoint)
-    clip = load_clip("sgool-test", checkpoint, models_dir=tmp_path)
-    assert clip.image_size == (32, 32) and clip.context_length == 77
-    assert clip._mean.flatten().tolist() == pytest.approx(OPENAI_MEAN)
-    assert clip._std.flatten().tolist() == pytest.approx(OPENAI_STD)
-    tokens = torch.as_tensor(open_clip.tokenize(["a photo of a red car"]))
-    expected = clip.model.encode_text(tokens)[0]  # type: ignore[operator]
-    torch.testing.assert_close(clip.encode_text("a photo of a (red:1.2) car"), expected / expected.norm())
-    halves = [clip.encode_text("word " * n) for n in (75, 25)]
-    torch.testing.assert_close(clip.encode_text("word " * 100), torch.stack(halves).mean(0) / sum(halves).div(2).norm())
-    for module in (clip_module, critic_module):
-        assert not [name for name, value in vars(module).items() if hasattr(value, "cache_clear")]
-    kept = weakref.ref(clip.model)
-    del clip
-    gc.collect()
-    assert kept() is None
-
-
-def test_openai_weights_get_their_activation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict = {}
-    model = open_clip.CLIP(**CONFIG)
-    monkeypatch.setattr(open_clip, "create_model", lambda name, **kwargs: asked.update(kwargs) or model)
-    load_clip("ViT-B-32", "openai", models_dir=tmp_path)
-    newer = "quick_gelu" in open_clip.get_pretrained_cfg("ViT-B-32", "openai")
-    assert asked.get("force_quick_gelu", False) is newer and asked["cache_dir"] == str(tmp_path)
 
 
 def test_spherical_distance_is_half_the_squared_angle_and_safe_where_it_is_zero() -> None:

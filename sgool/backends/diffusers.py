@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sgool import tiny
 from sgool.checkpointing import MEMORY, blocks, checkpoint
-from sgool.errors import SgoolError
+from sgool.errors import SgoolError, brief
 from sgool.samplers import Branch, Network
 
 log = logging.getLogger(__name__)
@@ -173,8 +173,7 @@ def load_backend(
     except SgoolError:
         raise
     except Exception as error:  # diffusers, the hub, safetensors and pickle each raise their own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise SgoolError(f"The model {model!r} could not be loaded: {reason}") from error
+        raise SgoolError(f"The model {model!r} could not be loaded: {brief(error)}") from error
     check_pipeline(pipeline, f"The model {model!r}")
     pipeline.text_encoder.to(device, torch.float32)
     pipeline.vae.to(device, torch.float32)

@@ -27,6 +27,7 @@ from sgool.errors import SgoolError
 from sgool.generate import Critics, Request, generate, load_critics, make_sampler
 from sgool.guidance.clip import Clip, load_clip_folder
 from sgool.lab import world
+from sgool.needs import needs
 from sgool.presets import resolve
 from sgool.samplers import make_schedule
 from sgool.weights import default_models_dir
@@ -71,7 +72,7 @@ def updates_within(budget: int, run: int, candidates: int, share: float) -> tupl
 @cache
 def _loaded() -> tuple[DiffusersBackend, Critics, Clip]:
     torch.set_num_threads(1)
-    critics = load_critics(resolve({}, model="tiny"), default_models_dir())
+    critics = load_critics(needs(resolve({}, model="tiny")), default_models_dir())
     return load_backend("tiny"), critics, load_clip_folder(tiny.CLIPS["judge"])
 
 

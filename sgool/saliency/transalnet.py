@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgool.errors import SgoolError
+from sgool.errors import SgoolError, brief
 from sgool.saliency.densenet import densenet161
 from sgool.saliency.resnet import resnet50
 from sgool.weights import Weight, ensure, load_state_dict
@@ -214,7 +214,7 @@ def build(variant: str, state: Mapping[str, Tensor]) -> TranSalNet:
     try:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
-        raise SgoolError(f"These weights are not those of TranSalNet ({variant}): {str(error)[:300]}") from error
+        raise SgoolError(f"These weights are not those of TranSalNet ({variant}): {brief(error)}") from error
     return model.float().eval().requires_grad_(False)
 
 
@@ -222,6 +222,11 @@ def predict(model: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     """Saliency map [H, W] in (0, 1) of an image [1, 3, H, W] in [0, 1] of any size."""
     height, width = image.shape[-2:]
     return unletterbox(model(letterbox(image)), height, width)[0, 0]
+
+
+def weights(variant: str) -> tuple[Weight, ...]:
+    """The file that a variant needs."""
+    return (WEIGHTS[variant],)
 
 
 def load(variant: str, models_dir: str | Path | None, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sgool.errors import SgoolError, out_of_memory
+from sgool.errors import SgoolError, brief, out_of_memory
 from sgool.result import TRIED
 from sgool.webui import models
 from sgool.webui.records import Outcome, Run
@@ -50,8 +50,7 @@ def failure(error: Exception, memory: str) -> str:
         return f"SGOOL ran out of memory, so this is the image without it; choose {less}a smaller picture."
     if isinstance(error, SgoolError):
         return f"SGOOL left the image as it was: {error}"
-    reason = " ".join(str(error).split())[:200]
-    return f"SGOOL failed, so this is the image without it: {type(error).__name__}: {reason}"
+    return f"SGOOL failed, so this is the image without it: {type(error).__name__}: {brief(error, 200)}"
 
 
 def without_folder(sentence: str) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 from modules import devices, paths
 from torch import nn
 
-from sgool.generate import Critics, detector_name, load_critics
+from sgool.generate import Critics, load_critics
+from sgool.needs import Needs, needs
 from sgool.settings import Settings
 from sgool.webui import progress
 
-_last: tuple[tuple[str, ...], Critics] | None = None
+_last: tuple[Needs, Critics] | None = None
 
 
 def models_dir() -> Path:
@@ -29,14 +30,14 @@ def critics(settings: Settings) -> Iterator[Critics]:
     Raises SgoolError where that fails.
     """
     global _last
-    key = (settings.guide, settings.selector, detector_name(settings))  # all that `load_critics` goes by
-    if _last is None or _last[0] != key:
+    wanted = needs(settings)
+    if _last is None or _last[0] != wanted:
         _last = None  # the old ones go before the new ones come
         progress.tell("SGOOL loads its networks; those that are missing are downloaded first")
-        loaded = load_critics(settings, models_dir(), devices.cpu)
+        loaded = load_critics(wanted, models_dir(), devices.cpu)
         for critic in (loaded.guide, loaded.selector):
             _plain_gelus(critic)
-        _last = key, loaded
+        _last = wanted, loaded
     loaded = _last[1]
     try:
         yield loaded.to(devices.device)
