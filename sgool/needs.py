@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -27,12 +27,21 @@ class Needs:
 
     @property
     def weights(self) -> dict[str, Sequence[Weight]]:
-        """The files of each. Raises SgoolError for a name that there is not."""
-        return {
-            "guide": critic_weights(self.guide, "guide"),
-            "selector": critic_weights(self.selector, "selector"),
-            "detector": detector_weights(self.detector),
-        }
+        """The files of each. Raises SgoolError for a name that there is not, and says whose it is."""
+        with naming("guide"):
+            guide = critic_weights(self.guide, "guide")
+        with naming("selector"):
+            selector = critic_weights(self.selector, "selector")
+        return {"guide": guide, "selector": selector, "detector": detector_weights(self.detector)}
+
+
+@contextlib.contextmanager
+def naming(setting: str) -> Iterator[None]:
+    """An error in it says which setting is wrong."""
+    try:
+        yield
+    except SgoolError as error:
+        raise SgoolError(f"{setting}: {error}") from error
 
 
 def needs(settings: Settings) -> Needs:

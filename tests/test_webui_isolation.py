@@ -359,7 +359,7 @@ def test_progress_says_that_networks_are_loaded(webui, monkeypatch):
     monkeypatch.setattr(models, "_last", None)
     monkeypatch.setattr(models, "load_critics", lambda *args: told.append(shared.state.textinfo) or load(*args))
     webui.make({}, batch_size=2)
-    assert told == ["SGOOL loads its networks; those that are missing are downloaded first"]
+    assert told == ["SGOOL loads its networks"]
 
 
 @pytest.mark.parametrize(

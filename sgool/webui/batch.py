@@ -30,7 +30,7 @@ def improve(p: Any, run: Run, samples: Tensor) -> Tensor:
         return samples
     batch = Batch(p, run, samples)
     with batch.told(batch.numbers):
-        if sentence := nothing_to_do(run.settings) or unsupported.reason(p):
+        if sentence := unsupported.reason(p):
             tell(p, run, batch.numbers, sentence)
             return samples
         with isolated(p), models.critics(run.settings) as critics:

@@ -43,7 +43,7 @@ def story(outcome: Outcome) -> str:
     return ", ".join(parts)
 
 
-def failure(error: Exception, memory: str) -> str:
+def failure(error: Exception, memory: str = "") -> str:
     """Why an image is as it was. memory: the setting of the attempt that failed."""
     if out_of_memory(error):
         less = "memory 'low' or " if memory == "fast" else ""  # the next lower one has been tried already

@@ -11,7 +11,7 @@ from modules import devices, paths
 from torch import nn
 
 from sgool.generate import Critics, load_critics
-from sgool.needs import Needs, needs
+from sgool.needs import Needs, fetch, needs
 from sgool.settings import Settings
 from sgool.webui import progress
 
@@ -23,17 +23,26 @@ def models_dir() -> Path:
     return Path(paths.models_path) / "sgool"
 
 
+def prepare(settings: Settings) -> None:
+    """Download what these settings need and is not here.
+
+    Raises SgoolError, which names all files that cannot be had, and Stop where the user stops the download.
+    """
+    with progress.downloading() as report:
+        fetch(needs(settings), models_dir(), report)
+
+
 @contextmanager
 def critics(settings: Settings) -> Iterator[Critics]:
-    """The critics and the detector of these settings on the WebUI's device; missing weights are downloaded.
+    """The critics and the detector of these settings on the WebUI's device.
 
-    Raises SgoolError where that fails.
+    Raises SgoolError where their weights cannot be loaded.
     """
     global _last
     wanted = needs(settings)
     if _last is None or _last[0] != wanted:
         _last = None  # the old ones go before the new ones come
-        progress.tell("SGOOL loads its networks; those that are missing are downloaded first")
+        progress.tell("SGOOL loads its networks")
         loaded = load_critics(wanted, models_dir(), devices.cpu)
         for critic in (loaded.guide, loaded.selector):
             _plain_gelus(critic)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from modules import shared
 from PIL import Image
 
 from sgool import pictures
+from sgool.download import Report, Transfer
 from sgool.result import Progress, Result, Snapshot
 from sgool.settings import Settings
 from sgool.webui import interrupts
+from sgool.webui.isolation import attributes
 
 
 class BatchProgress(Progress):
@@ -63,6 +67,24 @@ class BatchProgress(Progress):
         """To so many steps of this image; never back, also where its run begins again."""
         reached = self.begun + min(steps, self.of_an_image)
         shared.state.sampling_step = max(shared.state.sampling_step, reached)
+
+
+@contextmanager
+def downloading() -> Iterator[Report]:
+    """Shows a download on the WebUI's bar, which is as it was afterwards. Interrupt and Skip stop the download."""
+    state = shared.state
+    names = ("job", "textinfo", "job_count", "job_no", "sampling_step", "sampling_steps")
+    with attributes(state, {name: getattr(state, name) for name in names}):
+
+        def report(transfer: Transfer) -> None:
+            tell(f"SGOOL downloads {transfer}")
+            if transfer.total:
+                # The WebUI draws no bar without a job.
+                state.job_count, state.job_no = 1, 0
+                state.sampling_step, state.sampling_steps = transfer.done, transfer.total
+            interrupts.check()
+
+        yield report
 
 
 def tell(text: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from modules import scripts
 
 from sgool.errors import SgoolError
+from sgool.result import Stop
 from sgool.webui import infotext
 from sgool.webui.arguments import parse
 
@@ -51,10 +52,24 @@ class SgoolScript(scripts.Script):
         if getattr(p, "firstpass_image", None) is not None:
             self._refuse(p, "SGOOL leaves an image that is only upscaled as it is.")
             return
+        from sgool.webui import models
+        from sgool.webui.batch import nothing_to_do
+        from sgool.webui.messages import failure
         from sgool.webui.records import Run
 
         if self.is_img2img:
             settings = settings.changed(start="image")
+        if sentence := nothing_to_do(settings):
+            self._refuse(p, sentence)
+            return
+        try:
+            models.prepare(settings)  # before the first pass, which may take minutes
+        except Stop:
+            self._refuse(p, "SGOOL was stopped while it downloaded its networks; what has arrived is kept.")
+            return
+        except Exception as error:
+            self._refuse(p, f"SGOOL is not used: {error}" if isinstance(error, SgoolError) else failure(error))
+            return
         run = Run(settings, weakref.ref(p))
         setattr(p, _RUN, run)
         infotext.write(p, run)
@@ -92,8 +107,10 @@ class SgoolScript(scripts.Script):
 
     def _refuse(self, p: Any, sentence: str) -> None:
         """Below the gallery, in the infotext and in the console."""
+        from sgool.webui.messages import without_folder
+
         p.comment(sentence)
-        p.extra_generation_params[infotext.NOTE] = sentence
+        p.extra_generation_params[infotext.NOTE] = without_folder(sentence)
         print(sentence, file=sys.stderr)
 
 
