@@ -78,7 +78,8 @@ def optimize(problem: Problem, starts: Sequence[Start], plan: Plan, progress: Pr
     """
     begun = time.monotonic()
     run = _Run(problem, plan, progress or Progress())
-    evals = run.evals()
+    network = problem.trajectory.network
+    forward, gradients = network.evals_forward, network.evals_backward
     try:
         ending = run.improve(run.choose_start(starts))
     except (Stop, KeyboardInterrupt):
@@ -93,7 +94,8 @@ def optimize(problem: Problem, starts: Sequence[Start], plan: Plan, progress: Pr
     assert result is not None
     result.ending = ending
     result.sampler = problem.trajectory.sampler.name
-    result.unet_evals = run.evals() - evals
+    result.unet_gradients = network.evals_backward - gradients
+    result.unet_evals = network.evals_forward - forward + result.unet_gradients
     result.seconds = time.monotonic() - begun
     return result
 
@@ -107,10 +109,6 @@ class _Run:
         self.progress = progress
         self.result: Result | None = None
         self._random = torch.Generator().manual_seed(plan.seed)
-
-    def evals(self) -> int:
-        network = self.problem.trajectory.network
-        return network.evals_forward + network.evals_backward
 
     def choose_start(self, starts: Sequence[Start]) -> Final:
         """Render the starts, and return the one with the highest sum of guide score and selector score.

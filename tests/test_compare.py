@@ -17,18 +17,18 @@ from sgool.lab.compare import METHODS, Plan, compare, paired, read_captions, riv
 @pytest.mark.parametrize(
     ("budget", "run", "asked", "share", "candidates", "updates"),
     [
-        (400, 20, 1, 1.0, 1, 9),
-        (60, 20, 1, 1.0, 1, 1),
-        (59, 20, 1, 1.0, 1, 0),
+        (400, 20, 1, 1.0, 1, 6),
+        (80, 20, 1, 1.0, 1, 1),
+        (79, 20, 1, 1.0, 1, 0),
         (20, 20, 8, 1.0, 1, 0),
-        (300, 12, 8, 2 / 3, 8, 12),
+        (300, 12, 8, 2 / 3, 8, 8),
         (60, 12, 8, 2 / 3, 3, 1),
     ],
 )
 def test_updates_within_the_budget(budget, run, asked, share, candidates, updates):
     assert updates_within(budget, run, asked, share) == (candidates, updates)
-    spent = candidates * run + updates * 2 * share * run
-    assert spent <= budget < spent + 2 * share * run
+    spent = candidates * run + updates * 3 * share * run
+    assert spent <= budget < spent + 3 * share * run
 
 
 def test_paired_interval_has_the_coverage_it_states():
@@ -62,7 +62,7 @@ def test_compare_runs_all_methods_within_the_budget(capsys):
     figures = json.loads(capsys.readouterr().out)
     assert list(figures["methods"]) == list(METHODS) and figures["captions"] == 2 and figures["budget"] == 60
     for row in figures["methods"].values():
-        assert 0 < row["unet_evals_per_image"] <= 60
+        assert 0 < row["forward_equivalents_per_image"] <= 60
         assert -1 <= row["score_mean"] <= 1 and 0 <= row["accuracy_mean"] <= 1
     ours, plain = figures["methods"]["sgool"], figures["methods"]["none"]
     for gains, mean in (("gain_over", "score_mean"), ("accuracy_gain_over", "accuracy_mean")):

@@ -68,6 +68,7 @@ def test_a_run_returns_the_best_image_and_counts_its_work(backend, critics):
     assert len(result.losses) == len(result.scores) == 3
     assert result.best.score in result.scores and result.best.score >= result.first.score == result.scores[0]
     assert result.unet_evals == 2 * 4 * (3 + 2)  # both halves of guidance, 4 steps, 3 ways there and 2 back
+    assert result.forward_equivalents == 2 * 4 * (3 + 2 * 2)
     assert result.best.image.shape == (1, 3, 128, 128)
     assert result.best.image.min() >= 0 and result.best.image.max() <= 1
     again = generate(backend, critics, asked(1), small())

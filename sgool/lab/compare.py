@@ -1,4 +1,4 @@
-"""Methods at the same budget of network evaluations, judged by a CLIP that none of them has seen.
+"""Methods at the same budget of forward equivalents, judged by a CLIP that none of them has seen.
 
 Paired by caption and seed: every method gets the same starting noise (best-of-N: as its first).
 """
@@ -50,21 +50,22 @@ class Trial:
     """One image of one method: the judge's score, whether it finds the right caption, and the cost.
 
     right: among all captions and, for one of the embedded world, its near misses, which differ from it in one thing.
+    equivalents: forward equivalents of the UNet.
     """
 
     score: float
     right: bool
-    evals: int
+    equivalents: int
     seconds: float
 
 
 def updates_within(budget: int, run: int, candidates: int, share: float) -> tuple[int, int]:
-    """(candidates, updates) that a budget allows, with `run` evaluations for a whole run of the sampler.
+    """(candidates, updates) that a budget of forward equivalents allows; `run` evaluations make one image.
 
-    Each candidate is one run, as many as leave room for an update. An update is the improved share of a run, there and
-    back.
+    Each candidate is one run, and there are as many as leave room for an update. An update is the improved share of a
+    run with gradients (two equivalents each, see `Result.forward_equivalents`), then the same share without.
     """
-    update = round(2 * share * run)
+    update = round(3 * share * run)
     candidates = max(1, min(candidates, (budget - update) // run))
     return candidates, max(0, (budget - candidates * run) // update)
 
@@ -83,7 +84,7 @@ def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str
     own = PLAIN if method in ("none", "best-of-N") else OPTIMIZERS[method]
     settings = resolve(own, model="tiny")
     network = 2 if settings.guidance_scale > 1 else 1
-    run = settings.steps * network * (2 if settings.sampler == "edict" else 1)
+    run = settings.steps * network * make_sampler(settings).evals_per_step
     if method == "best-of-N":
         settings = settings.changed(candidates=max(1, budget // run))
     elif method != "none":
@@ -95,7 +96,7 @@ def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str
     result = generate(backend, critics, Request(caption, seed=seed), settings)
     seconds = time.monotonic() - begun
     scores = _embeddings((caption, *rivals(caption, captions))) @ judge.encode_image(result.best.image)[0]
-    return Trial(scores[0].item(), int(scores.argmax()) == 0, result.unet_evals, seconds)
+    return Trial(scores[0].item(), int(scores.argmax()) == 0, result.forward_equivalents, seconds)
 
 
 def rivals(caption: str, captions: Sequence[str]) -> tuple[str, ...]:
@@ -125,7 +126,7 @@ def read_captions(path: Path) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared: the first `limit` captions, `seeds` images each, with `budget` evaluations an image.
+    """What is compared: the first `limit` captions, `seeds` images each, with a budget of forward equivalents an image.
 
     jobs: processes, by default one for each core. Raises SgoolError for what cannot be.
     """
@@ -200,7 +201,7 @@ def summarize(trials: Mapping[str, Sequence[Trial]], mask: np.ndarray, seeds: in
             "images": len(row),
             "score_mean": float(scores[name].mean()),
             "accuracy_mean": float(found[name].mean()),
-            "unet_evals_per_image": float(np.mean([t.evals for t in row])),
+            "forward_equivalents_per_image": float(np.mean([t.equivalents for t in row])),
             "seconds_per_image": float(np.mean([t.seconds for t in row])),
             "gain_over": gains(scores, name),
             "accuracy_gain_over": gains(found, name),
@@ -223,13 +224,13 @@ def paired(differences: np.ndarray, groups: np.ndarray, samples: int = 5000) -> 
 
 def render_tables(figures: Mapping[str, Any]) -> str:
     """The comparison as markdown tables, one for all captions and one for each subset."""
-    lines = [f"{figures['captions']} captions, {figures['seeds']} seed(s), {figures['budget']} evaluations an image"]
+    lines = [f"{figures['captions']} captions, {figures['seeds']} seed(s), {figures['budget']} forward equivalents an image"]
     for title, methods in {"all": figures["methods"], **figures["subsets"]}.items():
         lines += [
             "",
             f"**{title}**",
             "",
-            "| method | images | score | accuracy | evals | seconds | sgool's gain (95 %) | in accuracy |",
+            "| method | images | score | accuracy | equivalents | seconds | sgool's gain (95 %) | in accuracy |",
         ]
         lines += ["|---|---|---|---|---|---|---|---|"]
         ours = methods.get("sgool", {})
@@ -237,7 +238,7 @@ def render_tables(figures: Mapping[str, Any]) -> str:
             score, accuracy = (_interval(ours.get(key, {}).get(name)) for key in ("gain_over", "accuracy_gain_over"))
             lines.append(
                 f"| {name} | {row['images']} | {row['score_mean']:.3f} | {row['accuracy_mean']:.2f} | "
-                f"{row['unet_evals_per_image']:.0f} | {row['seconds_per_image']:.1f} | {score} | {accuracy} |"
+                f"{row['forward_equivalents_per_image']:.0f} | {row['seconds_per_image']:.1f} | {score} | {accuracy} |"
             )
     return "\n".join(lines)
 
