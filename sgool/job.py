@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from sgool import pictures
 from sgool.backends.diffusers import load_backend
 from sgool.errors import SgoolError
 from sgool.generate import Request, check_prompts, check_seed, check_start, generate, load_critics
+from sgool.guidance.prompt import clean_prompt
 from sgool.images import fit, read_image
 from sgool.presets import resolve
 from sgool.result import Progress, Result, Snapshot
 from sgool.settings import Settings, check_names
+from sgool.tiny.words import COLORS, OTHERS, SUBJECTS, unknown_words
 from sgool.weights import default_models_dir
 
 
@@ -51,6 +53,8 @@ def run(job: Job) -> tuple[dict[str, Any], Result]:
     _check_folder(job.out)
     image = None if job.init_image is None else read_image(job.init_image)
     device, dtype = machine(job.device, job.dtype)
+    for note in notes(job):
+        print(f"sgool: {note}", file=sys.stderr)
     print("Loading the models ...", file=sys.stderr)
     if job.model == "tiny":
         torch.set_num_threads(1)  # its layers are so small that a second thread only waits for the first
@@ -71,6 +75,14 @@ def job_settings(job: Job) -> Settings:
     check_names(job.values)
     start = {"start": "image"} if job.init_image else {}
     return resolve({**start, **job.values}, model=job.model)
+
+
+def notes(job: Job) -> Iterator[str]:
+    """What the user should know before the run begins, a sentence each."""
+    if job.model == "tiny" and (unknown := unknown_words(clean_prompt(job.prompt))):
+        more = " ..." if len(unknown) > 8 else ""
+        known = "; ".join(map(", ".join, (SUBJECTS, COLORS, OTHERS)))
+        yield f"The embedded model does not know {', '.join(unknown[:8])}{more}. Its only words are {known}."
 
 
 def machine(device: str | None, dtype: str | None, *, meta: bool = False) -> tuple[torch.device, torch.dtype]:

@@ -17,6 +17,7 @@ import pytest
 from sgool import tiny
 from sgool.__main__ import main
 from sgool.cli import main as product
+from sgool.errors import SgoolError
 from sgool.images import read_image
 
 FILES = {"before.png", "after.png", "saliency.png", "loss.png", "comparison.png", "result.json"}
@@ -53,6 +54,38 @@ def test_start_from_a_picture_of_another_shape(tmp_path):
     before = cv2.imread(str(tmp_path / "out" / "before.png"))
     assert before.shape == (128, 256, 3)
     assert np.abs(before.astype(int)[:, 200:] - 90).mean() < 40  # the picture itself, as the autoencoder sees it
+
+
+@pytest.fixture
+def before_loading(tmp_path, capsys, monkeypatch):
+    """Runs a command up to where it would load the models; returns what it has told, line by line."""
+
+    def stop(*args, **options):
+        raise SgoolError("Stopped by the test.")
+
+    def begin(*arguments):
+        assert main([*arguments, "--out", str(tmp_path / "begun")]) == 2
+        printed, told = capsys.readouterr()
+        assert not printed
+        *lines, last = told.splitlines()
+        assert last == "sgool: Stopped by the test." and lines.pop() == "Loading the models ..."
+        return lines
+
+    monkeypatch.setattr("sgool.job.load_backend", stop)
+    return begin
+
+
+def test_the_embedded_model_says_which_words_it_knows(before_loading):
+    (line,) = before_loading("generate", "--prompt", "a cat reading a newspaper on a (red:1.2) background")
+    assert "does not know cat, reading, newspaper." in line
+    assert all(word in line for word in ("panda", "sunflower", "purple", "busy", "background"))
+    assert not before_loading("generate", "--prompt", "a small panda on a busy red background")
+    assert not before_loading("generate", "--prompt", "a panda on a red background", "--negative-prompt", "ugly")
+    assert not before_loading("generate", "--prompt", "a cat", "--model", "some/model")
+    (line,) = before_loading(
+        "generate", "--prompt", "a lot of " + "different words each unlike any other known".upper()
+    )
+    assert line.count(",") < 40 and " ..." in line
 
 
 BAD = [
