@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sgool import __version__
+from sgool import __version__, streams
 from sgool.errors import SgoolError, out_of_memory
 
 DEMO_PROMPT = "a small frog and a car on a yellow background"
@@ -31,9 +31,15 @@ def main(arguments: Sequence[str] | None = None, more: AddCommands | None = None
 
     more: adds the laboratory's commands, where there is one.
     """
+    with streams.tolerant_stderr():
+        return _run(arguments, more)
+
+
+def _run(arguments: Sequence[str] | None, more: AddCommands | None) -> int:
     try:
-        args = build_parser(more).parse_args(arguments)
-        return args.run(args)
+        with streams.collected():
+            args = build_parser(more).parse_args(arguments)
+            return args.run(args)
     except SgoolError as error:
         print(f"sgool: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

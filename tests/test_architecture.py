@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     {"errors", "region", "tiny", "checkpointing"},
-    {"download", "samplers", "update", "result", "images", "pictures"},
+    {"download", "samplers", "update", "result", "images", "pictures", "streams"},
     {"weights", "backends"},
     {"saliency", "guidance"},
     {"settings"},
@@ -193,7 +193,8 @@ def functions(tree: ast.AST, method: bool = False) -> Iterator[tuple[ast.Functio
 def test_parameters_are_counted() -> None:
     tree = ast.parse(
         "def f(a, /, b, *args, c=1, **options):\n    def g(self): ...\n"
-        "class A:\n    def h(self, a): ...\n    @staticmethod\n    def i(a): ...\n    @classmethod\n    def j(cls): ...\n"
+        "class A:\n    def h(self, a): ...\n"
+        "    @staticmethod\n    def i(a): ...\n    @classmethod\n    def j(cls): ...\n"
     )
     assert {node.name: count for node, count in functions(tree)} == {"f": 3, "g": 1, "h": 1, "i": 1, "j": 0}
 
