@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sgool import __version__
+from sgool import __version__, streams
 from sgool.errors import SgoolError, out_of_memory
+from sgool.signals import Guard, Terminated
 
 DEMO_PROMPT = "a small frog and a car on a yellow background"
 
@@ -27,24 +28,34 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None, more: AddCommands | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for an error the user can correct, 130 after Ctrl-C.
+    """Run a command; returns the exit code (see `EXIT_CODES`).
 
-    more: adds the laboratory's commands, where there is one.
+    arguments: None for those of the process, which ends with this. more: adds the laboratory's commands, where there is
+    one.
     """
+    with streams.tolerant_stderr(), Guard(last=arguments is None) as guard:
+        return _run(arguments, more, guard)
+
+
+def _run(arguments: Sequence[str] | None, more: AddCommands | None, guard: Guard) -> int:
     try:
-        args = build_parser(more).parse_args(arguments)
-        return args.run(args)
+        with streams.collected():
+            args = build_parser(more).parse_args(arguments, argparse.Namespace(guard=guard))
+            return args.run(args)
     except SgoolError as error:
-        print(f"sgool: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _failed(str(error))
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        print("sgool: There is not enough memory; with --memory low a run takes less.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("sgool: Interrupted.", file=sys.stderr)
-        return 130
+        return _failed("There is not enough memory; with --memory low a run takes less.")
+    except KeyboardInterrupt as error:
+        guard.hold()
+        return _failed("Interrupted.", 143 if isinstance(error, Terminated) else 130)
+
+
+def _failed(sentence: str, code: int = 2) -> int:
+    print(f"sgool: {' '.join(sentence.split())}", file=sys.stderr)
+    return code
 
 
 def build_parser(more: AddCommands | None = None) -> argparse.ArgumentParser:
@@ -98,11 +109,14 @@ def run_generate(args: argparse.Namespace) -> int:
     own = {name: given[name] for name in ("prompt", "negative_prompt", "seed", "model", "init_image", "out")}
     machine = {name: given[name] for name in ("device", "dtype", "models_dir")}
     values = {name: value for name, value in given.items() if name in ABOUT}
-    figures, result = job.run(job.Job(**own, **machine, values=values))
+    figures, result = job.run(job.Job(**own, **machine, values=values), args.guard)
     print(json.dumps(figures, indent=1) if args.json else f"The pictures are in {args.out.resolve()}")
     if result.ended:
         print(f"sgool: {result.ended}", file=sys.stderr)
-    return {Ending.FAILED: 2, Ending.INTERRUPTED: 130}.get(result.ending, 0)
+    if result.failed:
+        return 2
+    stopped = 130 if result.ending is Ending.INTERRUPTED else 0
+    return 128 + args.guard.number if args.guard.number else stopped
 
 
 def run_export(args: argparse.Namespace) -> int:

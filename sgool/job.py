@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,22 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from sgool import pictures
-from sgool.backends.diffusers import load_backend
+from sgool import outputs, pictures
+from sgool.backends.diffusers import DiffusersBackend, find_model, load_backend
 from sgool.errors import SgoolError
-from sgool.generate import Request, check_prompts, check_seed, check_start, generate, load_critics
+from sgool.generate import Critics, Request, check_prompts, check_seed, check_start, generate, load_critics
+from sgool.guidance.prompt import clean_prompt
 from sgool.images import fit, read_image
 from sgool.needs import fetch, needs
 from sgool.presets import resolve
-from sgool.result import Progress, Result, Snapshot
+from sgool.result import Progress, Result, Snapshot, Stop
 from sgool.settings import Settings, check_names
+from sgool.signals import Guard
+from sgool.tiny.words import COLORS, OTHERS, SUBJECTS, unknown_words
 from sgool.weights import default_models_dir
+
+FILES = ("before.png", "after.png", "saliency.png", "comparison.png", "loss.png", "result.json")
+"""What a run may leave in its folder."""
 
 
 @dataclass(frozen=True)
@@ -40,33 +46,47 @@ class Job:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run(job: Job) -> tuple[dict[str, Any], Result]:
+def run(job: Job, guard: Guard | None = None) -> tuple[dict[str, Any], Result]:
     """Do the job and write its pictures into its folder: (what result.json holds, the result).
 
-    Raises SgoolError for bad input, before anything slow where that can be known.
+    Raises SgoolError for bad input, before anything slow where that can be known. guard: takes the signals. They act at
+    once while the models are loaded; from then on they end the run with the best image so far, and never the writing.
     """
+    guard = guard or Guard()
     check_seed(job.seed)
     settings = job_settings(job)
     check_prompts(job.prompt, job.negative_prompt)
     check_start(settings, job.init_image is not None)
-    _check_folder(job.out)
-    image = None if job.init_image is None else read_image(job.init_image)
-    device, dtype = machine(job.device, job.dtype)
-    wanted, folder = needs(settings), (job.models_dir or default_models_dir()).expanduser()
-    fetch(wanted, folder)
-    print("Loading the models ...", file=sys.stderr)
-    if job.model == "tiny":
-        torch.set_num_threads(1)  # its layers are so small that a second thread only waits for the first
-    backend = load_backend(job.model, device=device, dtype=dtype, memory=settings.memory)
-    critics = load_critics(wanted, folder, device)
-    latent = None if image is None else backend.encode(fit(image, backend.size).to(device))
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    find_model(job.model)
+    with outputs.claimed(job.out, FILES):
+        image = None if job.init_image is None else read_image(job.init_image)
+        device, dtype = machine(job.device, job.dtype)
+        for note in notes(job):
+            print(f"sgool: {note}", file=sys.stderr)
+        wanted, folder = needs(settings), (job.models_dir or default_models_dir()).expanduser()
+        fetch(wanted, folder)
+        print("Loading the models ...", file=sys.stderr)
+        if job.model == "tiny":
+            torch.set_num_threads(1)  # its layers are so small that a second thread only waits for the first
+        backend = load_backend(job.model, device=device, dtype=dtype, memory=settings.memory)
+        critics = load_critics(wanted, folder, device)
+        latent = None if image is None else backend.encode(fit(image, backend.size).to(device))
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        request = Request(job.prompt, job.negative_prompt, job.seed, latent)
+        guard.hold()
+        result = shown(backend, critics, request, settings, guard)
+        return write(job, settings, result, device), result
+
+
+def shown(backend: DiffusersBackend, critics: Critics, request: Request, settings: Settings, guard: Guard) -> Result:
+    """Generate, with a progress bar. Before the first image a signal that is held acts as if it were not."""
     iterations = 0 if settings.method == "none" else settings.iterations
     with tqdm(total=iterations + 1, desc="SGOOL", unit="image", file=sys.stderr) as bar:
-        request = Request(job.prompt, job.negative_prompt, job.seed, latent)
-        result = generate(backend, critics, request, settings, Bar(bar))
-    return write(job, settings, result, device), result
+        try:
+            return generate(backend, critics, request, settings, Bar(bar, guard))
+        except Stop:
+            guard.interrupt()
 
 
 def job_settings(job: Job) -> Settings:
@@ -74,6 +94,14 @@ def job_settings(job: Job) -> Settings:
     check_names(job.values)
     start = {"start": "image"} if job.init_image else {}
     return resolve({**start, **job.values}, model=job.model)
+
+
+def notes(job: Job) -> Iterator[str]:
+    """What the user should know before the run begins, a sentence each."""
+    if job.model == "tiny" and (unknown := unknown_words(clean_prompt(job.prompt))):
+        more = " ..." if len(unknown) > 8 else ""
+        known = "; ".join(map(", ".join, (SUBJECTS, COLORS, OTHERS)))
+        yield f"The embedded model does not know {', '.join(unknown[:8])}{more}. Its only words are {known}."
 
 
 def machine(device: str | None, dtype: str | None, *, meta: bool = False) -> tuple[torch.device, torch.dtype]:
@@ -93,7 +121,7 @@ def machine(device: str | None, dtype: str | None, *, meta: bool = False) -> tup
 
 
 def write(job: Job, settings: Settings, result: Result, device: torch.device) -> dict[str, Any]:
-    """Write before, after, saliency, loss, comparison and result.json; returns the last."""
+    """Write before, after, saliency, comparison, loss and result.json; returns the last."""
     drawn = draw(job, result)
     figures = {
         "prompt": job.prompt,
@@ -115,14 +143,9 @@ def write(job: Job, settings: Settings, result: Result, device: torch.device) ->
         "ending": result.ending.value,
         "ended": result.ended,
     }
-    for name, picture in drawn.items():
-        pictures.save_png(job.out / f"{name}.png", picture)
-    try:
-        if "loss" not in drawn:
-            (job.out / "loss.png").unlink(missing_ok=True)  # of an earlier run
-        (job.out / "result.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    except OSError as error:
-        raise SgoolError(f"{job.out / 'result.json'} could not be written: {error.strerror or error}.") from error
+    files = {f"{name}.png": pictures.png(picture) for name, picture in drawn.items()}
+    files["result.json"] = json.dumps(figures, indent=1).encode()
+    outputs.replace(job.out, files, FILES)
     return figures
 
 
@@ -151,26 +174,26 @@ def peak_memory_mb(device: torch.device) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def _check_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".sgool-probe"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise SgoolError(f"The output folder {folder} cannot be written to: {error.strerror or error}") from error
-
-
 class Bar(Progress):
-    """Shows on the progress bar how far the sampler is, and the scores of the first and the best image."""
+    """Shows on the progress bar how far the sampler is, and the scores of the first and the best image.
 
-    def __init__(self, bar: tqdm) -> None:
+    Ends the run where a signal is held back.
+    """
+
+    def __init__(self, bar: tqdm, guard: Guard) -> None:
         self.bar = bar
+        self.guard = guard
         self.scores = ""
 
     def step(self, done: int, total: int) -> None:
         self.bar.set_postfix_str(f"{self.scores}step {done}/{total}")
+        self._check()
 
     def image(self, result: Result, newest: Snapshot) -> None:
         self.scores = f"score {result.first.score:.3f} -> {result.best.score:.3f}, "
         self.bar.update()
+        self._check()
+
+    def _check(self) -> None:
+        if self.guard.number:
+            raise Stop

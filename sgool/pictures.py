@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,17 +35,11 @@ def to_tensor(picture: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float() / 255
 
 
-def save_png(path: str | Path, array: np.ndarray) -> None:
-    """Writes a uint8 RGB array [H, W, 3] as PNG, making its folder; SgoolError when that is not possible."""
+def png(array: np.ndarray) -> bytes:
+    """A uint8 RGB array [H, W, 3] as a PNG file."""
     import cv2
 
-    # Encoded here and written by Python: cv2.imwrite fails silently, and on Windows for any path beyond ASCII.
-    encoded = cv2.imencode(".png", cv2.cvtColor(array, cv2.COLOR_RGB2BGR))[1]
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_bytes(encoded.tobytes())
-    except OSError as error:
-        raise SgoolError(f"The picture {path} could not be written: {error.strerror or error}.") from error
+    return cv2.imencode(".png", cv2.cvtColor(array, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def overlay(image: np.ndarray, saliency: Tensor | np.ndarray, regions: Sequence[Region]) -> np.ndarray:

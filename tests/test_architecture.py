@@ -18,8 +18,8 @@ from sgool.settings import ABOUT, DEFAULTS
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    {"errors", "region", "tiny", "checkpointing"},
-    {"download", "samplers", "update", "result", "images", "pictures"},
+    {"errors", "region", "tiny", "checkpointing", "signals"},
+    {"download", "samplers", "update", "result", "images", "pictures", "streams", "outputs"},
     {"weights", "backends"},
     {"saliency", "guidance"},
     {"settings"},

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import cv2
 import numpy as np
@@ -17,6 +12,7 @@ import pytest
 from sgool import tiny
 from sgool.__main__ import main
 from sgool.cli import main as product
+from sgool.errors import SgoolError
 from sgool.images import read_image
 
 FILES = {"before.png", "after.png", "saliency.png", "loss.png", "comparison.png", "result.json"}
@@ -54,6 +50,39 @@ def test_start_from_a_picture_of_another_shape(tmp_path):
     before = cv2.imread(str(tmp_path / "out" / "before.png"))
     assert before.shape == (128, 256, 3)
     assert np.abs(before.astype(int)[:, 200:] - 90).mean() < 40  # the picture itself, as the autoencoder sees it
+
+
+@pytest.fixture
+def before_loading(tmp_path, capsys, monkeypatch):
+    """Runs a command up to where it would load the models; returns what it has told, line by line."""
+
+    def stop(*args, **options):
+        raise SgoolError("Stopped by the test.")
+
+    def begin(*arguments):
+        assert main([*arguments, "--out", str(tmp_path / "begun")]) == 2
+        printed, told = capsys.readouterr()
+        assert not printed
+        *lines, last = told.splitlines()
+        assert last == "sgool: Stopped by the test." and lines.pop() == "Loading the models ..."
+        return lines
+
+    monkeypatch.setattr("sgool.job.load_backend", stop)
+    return begin
+
+
+def test_the_embedded_model_says_which_words_it_knows(before_loading):
+    (line,) = before_loading("generate", "--prompt", "a cat reading a newspaper on a (red:1.2) background")
+    assert "does not know cat, reading, newspaper." in line
+    assert all(word in line for word in ("panda", "sunflower", "purple", "busy", "background"))
+    assert not before_loading("generate", "--prompt", "a small panda on a busy red background")
+    assert not before_loading("generate", "--prompt", "a panda on a red background", "--negative-prompt", "ugly")
+    networks = ("--guide", "embedded", "--selector", "embedded", "--saliency", "spectral")
+    assert not before_loading("generate", "--prompt", "a cat", "--model", "some/model", *networks)
+    (line,) = before_loading(
+        "generate", "--prompt", "a lot of " + "different words each unlike any other known".upper()
+    )
+    assert line.count(",") < 40 and " ..." in line
 
 
 BAD = [
@@ -148,17 +177,6 @@ def test_models_for_inpainting_and_sdxl_are_refused(change, tmp_path, capsys):
     assert "is not a Stable Diffusion 1.x or 2.x model" in capsys.readouterr().err
 
 
-def test_a_result_that_cannot_be_written_and_a_curve_of_an_earlier_run(tmp_path, capsys):
-    (tmp_path / "loss.png").write_bytes(b"of an earlier run")
-    (tmp_path / "result.json").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sgool.job.Bar.step", _at_the_second_start)
-        assert main(["demo", *FAST, "--candidates", "2", "--out", str(tmp_path)]) == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("sgool: ") and "result.json could not be written" in told
-    assert {path.name for path in tmp_path.iterdir()} == FILES - {"loss.png"}
-
-
 def test_no_memory_before_the_first_image(tmp_path, capsys, monkeypatch):
     def full(*args):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
@@ -168,43 +186,12 @@ def test_no_memory_before_the_first_image(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.splitlines()[-1].startswith("sgool: There is not enough memory")
 
 
-def test_a_folder_that_cannot_be_written_to(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert main(["demo", "--out", str(tmp_path / "file" / "below")]) == 2
-    assert "cannot be written to" in capsys.readouterr().err
-
-
 def test_truncated_weights(tmp_path, capsys):
     (tmp_path / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
     assert (
         main(["demo", *NO_FILES, "--model", str(tmp_path / "model.safetensors"), "--out", str(tmp_path / "out")]) == 2
     )
     assert "could not be loaded" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing on Windows")
-def test_ctrl_c_writes_the_best_image_so_far(tmp_path):
-    command = [sys.executable, "-u", "-m", "sgool", "demo", "--iterations", "900", "--patience", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def hear() -> None:  # a shell's background job ignores Ctrl-C, and so would its children
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(
-            [*command, "--out", str(tmp_path / "out")], stderr=log, env=environment, preexec_fn=hear
-        )
-        try:
-            deadline = time.monotonic() + 300
-            while " 2/901" not in (tmp_path / "log").read_text():
-                assert time.monotonic() < deadline, "no two images in five minutes"
-                time.sleep(0.2)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(60) == 130
-        finally:
-            process.kill()
-    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
-    assert "Interrupted" in json.loads((tmp_path / "out" / "result.json").read_text())["ended"]
 
 
 def _at_the_second_start(self, done, total):

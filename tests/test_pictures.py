@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from sgool.errors import SgoolError
-from sgool.pictures import BLUE, GREEN, ORANGE, _ticks, _wrap, comparison, loss_curve, overlay, save_png, to_uint8
+from sgool.pictures import BLUE, GREEN, ORANGE, _ticks, _wrap, comparison, loss_curve, overlay, png, to_uint8
 
 
 @dataclass(frozen=True)
@@ -33,16 +32,12 @@ def test_pixels_are_rounded_and_clipped() -> None:
         to_uint8(torch.zeros(2, 3, 4, 4))
 
 
-def test_png_keeps_the_colors_under_any_name(tmp_path: Path) -> None:
+def test_png_keeps_the_colors() -> None:
     import cv2
 
     array = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
-    path = tmp_path / "neu" / "größe 图.png"
-    save_png(path, array)
-    read = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    read = cv2.imdecode(np.frombuffer(png(array), np.uint8), cv2.IMREAD_COLOR)
     assert (read[..., ::-1] == array).all()
-    with pytest.raises(SgoolError, match="could not be written"):
-        save_png(path / "below a file.png", array)
 
 
 @pytest.mark.parametrize(("size", "factor"), [(64, 4), (128, 4), (512, 1), (700, 1)])

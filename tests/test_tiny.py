@@ -12,7 +12,9 @@ from transformers import CLIPTokenizer
 from sgool import tiny
 from sgool.guidance.clip import Clip, load_clip_folder
 from sgool.images import read_image
+from sgool.lab import world
 from sgool.samplers import Trajectory, get_sampler, make_schedule
+from sgool.tiny.words import KNOWN, unknown_words
 
 SCENES = Path(__file__).parent / "data" / "scenes"
 
@@ -81,3 +83,22 @@ def test_both_tokenizers_agree():
     ours = CLIPTokenizer.from_pretrained(tiny.MODEL / "tokenizer")(text).input_ids
     theirs = load_clip_folder(tiny.CLIPS["guide"]).tokenizer([text])[0].tolist()
     assert theirs[: len(ours)] == ours and not any(theirs[len(ours) :])
+
+
+def test_the_words_that_are_told_are_those_that_were_learned():
+    assert {word for scene in world.all_scenes() for word in scene.caption.split()} == KNOWN
+    tokenizer = CLIPTokenizer.from_pretrained(tiny.MODEL / "tokenizer")
+    assert all(len(tokenizer(word).input_ids) == 3 for word in KNOWN)  # the word between start and end
+
+
+@pytest.mark.parametrize(
+    ("text", "unknown"),
+    [
+        ("A small Frog, and a car on a busy red background.", []),
+        ("a cat reading a newspaper, a Cat", ["cat", "reading", "newspaper"]),
+        ("\u4e00\u53ea\u718a\u732b a panda", ["\u4e00\u53ea\u718a\u732b"]),
+        ("a \U0001f43c on a red background", ["\U0001f43c"]),
+    ],
+)
+def test_unknown_words(text, unknown):
+    assert unknown_words(text) == unknown

@@ -28,7 +28,12 @@ def add(commands: Any) -> None:
     command.add_argument("--captions", type=Path, help="CSV with a column caption (default: 200 held-out captions)")
     command.add_argument("--limit", type=int, default=60, help="captions taken from the file")
     command.add_argument("--seeds", type=int, default=1, help="images per caption")
-    command.add_argument("--budget", type=int, default=400, help="per image, in evaluations of the UNet; one with a gradient counts as two (default 400)")
+    command.add_argument(
+        "--budget",
+        type=int,
+        default=400,
+        help="per image, in evaluations of the UNet; one with a gradient counts as two (default 400)",
+    )
     command.add_argument("--methods", nargs="+", metavar="METHOD", help="some of them only (default: all)")
     command.add_argument("--jobs", type=int, help="processes (default: one per core)")
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")

@@ -224,7 +224,9 @@ def paired(differences: np.ndarray, groups: np.ndarray, samples: int = 5000) -> 
 
 def render_tables(figures: Mapping[str, Any]) -> str:
     """The comparison as markdown tables, one for all captions and one for each subset."""
-    lines = [f"{figures['captions']} captions, {figures['seeds']} seed(s), {figures['budget']} forward equivalents an image"]
+    lines = [
+        f"{figures['captions']} captions, {figures['seeds']} seed(s), {figures['budget']} forward equivalents an image"
+    ]
     for title, methods in {"all": figures["methods"], **figures["subsets"]}.items():
         lines += [
             "",

@@ -14,26 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
-OBJECTS = {
-    "panda": "1f43c",
-    "pizza": "1f355",
-    "frog": "1f438",
-    "strawberry": "1f353",
-    "penguin": "1f427",
-    "sunflower": "1f33b",
-    "car": "1f697",
-    "whale": "1f433",
-}
-"""Word in the caption -> code point of the emoji, which is also the name of the picture file."""
+from sgool.tiny.words import COLORS as COLOR_WORDS
+from sgool.tiny.words import SUBJECTS
 
-COLORS = {
-    "red": (208, 52, 48),
-    "yellow": (240, 205, 60),
-    "green": (60, 160, 75),
-    "blue": (55, 105, 205),
-    "purple": (130, 70, 175),
-    "white": (236, 236, 238),
-}
+OBJECTS = dict(zip(SUBJECTS, ("1f43c", "1f355", "1f438", "1f353", "1f427", "1f33b", "1f697", "1f433"), strict=True))
+"""Word in the caption -> code point of the emoji, which is the name of its picture."""
+
+COLORS = dict(
+    zip(
+        COLOR_WORDS,
+        ((208, 52, 48), (240, 205, 60), (60, 160, 75), (55, 105, 205), (130, 70, 175), (236, 236, 238)),
+        strict=True,
+    )
+)
 """Word in the caption -> mean RGB of the background."""
 
 SMALL = (0.2, 0.25)
