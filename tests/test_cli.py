@@ -13,7 +13,6 @@ from sgool import tiny
 from sgool.__main__ import main
 from sgool.cli import main as product
 from sgool.errors import SgoolError
-from sgool.images import read_image
 
 FILES = {"before.png", "after.png", "saliency.png", "loss.png", "comparison.png", "result.json"}
 FAST = ["--steps", "3", "--iterations", "1", "--cutouts", "1"]
@@ -140,25 +139,6 @@ def test_what_is_installed_has_no_laboratory(capsys):
         product(["--help"])
     told = capsys.readouterr().out
     assert all(name in told for name in ("demo", "generate", "export-webui")) and "compare" not in told
-
-
-def test_a_picture_that_is_none(tmp_path, capsys):
-    (tmp_path / "in.png").write_text("not a picture")
-    assert main(["demo", "--init-image", str(tmp_path / "in.png"), "--out", str(tmp_path)]) == 2
-    assert "not a picture" in capsys.readouterr().err
-
-
-def test_what_is_transparent_in_the_initial_image_is_white(tmp_path):
-    picture = np.zeros((2, 2, 4), np.uint8)
-    picture[0, 0] = 200, 0, 100, 255  # blue, green, red
-    picture[0, 1] = 200, 0, 100, 51
-    picture[1, 0] = 255, 0, 255, 0
-    cv2.imwrite(str(tmp_path / "in.png"), picture)
-    read = read_image(tmp_path / "in.png")[0].permute(1, 2, 0) * 255
-    expected = [[[100, 0, 200], [224, 204, 244]], [[255, 255, 255], [255, 255, 255]]]
-    assert np.allclose(read.numpy(), expected, atol=0.01)
-    cv2.imwrite(str(tmp_path / "deep.png"), picture.astype(np.uint16) * 257)
-    assert np.allclose(read_image(tmp_path / "deep.png")[0].permute(1, 2, 0).numpy() * 255, expected, atol=0.01)
 
 
 @pytest.mark.parametrize(
