@@ -167,8 +167,13 @@ def make_trajectory(backend: Backend, request: Request, settings: Settings) -> T
 
 
 def make_sampler(settings: Settings) -> Sampler:
-    """The sampler that the settings ask for, "auto" resolved; BDIA is undamped from an image (see `AUTO`)."""
-    name = AUTO[settings.start] if settings.sampler == "auto" else settings.sampler
+    """The sampler that the settings ask for, "auto" resolved; BDIA is undamped from an image (see `AUTO`).
+
+    With method none nothing goes back from a seed, and DDIM does; an image is still carried back, to come out as it is.
+    """
+    plain = settings.method == "none" and settings.start == "seed"
+    auto = "ddim" if plain else AUTO[settings.start]
+    name = auto if settings.sampler == "auto" else settings.sampler
     return bdia.sampler(gamma=1.0) if (name, settings.start) == ("bdia", "image") else get_sampler(name)
 
 

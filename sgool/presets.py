@@ -19,7 +19,7 @@ PRESET_FIELDS = tuple(dict.fromkeys(name for preset in PRESETS.values() for name
 METHODS: dict[str, dict[str, Any]] = {
     "sgool": {},
     "doodl": {"sampler": "edict", "strength": 1.0, "steps": 50, "iterations": 50, "guidance_scale": 7.5},
-    "none": {"sampler": "ddim", "strength": 1.0, "iterations": 0},
+    "none": {"strength": 1.0, "iterations": 0},
 }
 """What a method sets; DOODL's values are the published ones."""
 

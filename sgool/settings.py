@@ -76,7 +76,8 @@ class Settings:
     sampler: str = setting(
         "auto",
         "Sampler",
-        "a sampler that also runs backwards; auto: bdia from a seed, o-belm from an image; ddim needs more memory",
+        "a sampler that also runs backwards; auto: bdia from a seed (ddim with method none), o-belm from an image; "
+        "ddim needs more memory",
         group="Expert",
         choices=(*SAMPLERS, "auto"),
     )
