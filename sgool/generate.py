@@ -21,7 +21,7 @@ from sgool.result import Ending, Progress, Result, Stop
 from sgool.saliency import LoadedDetector, load_detector
 from sgool.saliency.regions import find_regions
 from sgool.samplers import Sampler, Trajectory, bdia, get_sampler, make_schedule
-from sgool.settings import Settings
+from sgool.settings import SettingError, Settings
 from sgool.update import DoodlUpdate, Prior, SgoolUpdate, Update
 
 SEEDS = 2**63
@@ -91,7 +91,7 @@ def check_seed(seed: int) -> None:
 def check_start(settings: Settings, image: bool) -> None:
     """Raises SgoolError where the start is an image and there is none, or the other way round."""
     if (settings.start == "image") != image:
-        raise SgoolError("The start from an image and an initial image go together: give both or neither.")
+        raise SettingError("start", "image and an initial image go together: give both or neither")
 
 
 def detector_name(settings: Settings) -> str:

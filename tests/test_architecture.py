@@ -24,7 +24,7 @@ LAYERS = (
     {"saliency", "guidance"},
     {"settings"},
     {"presets", "optimize"},
-    {"generate"},
+    {"generate", "flags"},
     {"job", "door"},
     {"cli"},
     {"lab", "webui"},

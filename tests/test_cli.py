@@ -82,35 +82,65 @@ def test_the_embedded_model_says_which_words_it_knows(before_loading):
     assert line.count(",") < 40 and " ..." in line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--method", "doodl", "--cutouts", "4", "--learning-rate", "0.1", "--rule", "adam", "--steps", "4"],
+         ["With --method doodl these do nothing: --cutouts, --rule, --learning-rate."]),
+        (["--method", "none", "--iterations", "3", "--candidates", "2"],
+         ["With --method none these do nothing: --iterations."]),
+        (["--cutouts", "4", "--learning-rate", "0.1"], []),
+        (["--candidates", "2", "--init-image", "in.png"],
+         ["With --method sgool and --start image these do nothing: --candidates."]),
+    ],
+)  # fmt: skip
+def test_flags_that_do_nothing_are_named(arguments, told, before_loading, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("in.png", np.zeros((4, 4, 3), np.uint8))
+    assert before_loading("demo", *arguments) == [f"sgool: {line}" for line in told]
+
+
+def test_what_does_nothing_does_not_stand_in_the_result(tmp_path):
+    arguments = ["--method", "none", "--steps", "2", "--rule", "adam", "--out", str(tmp_path)]
+    assert main(["demo", *arguments]) == 0
+    figures = json.loads((tmp_path / "result.json").read_text())
+    assert not {"rule", "learning_rate", "cutouts", "saliency_weight", "iterations", "patience"} & figures.keys()
+    assert {"method", "steps", "strength", "candidates", "max_regions", "guide", "memory"} <= figures.keys()
+
+
 BAD = [
-    (["demo", "--sampler", "euler"], "sampler must be one of bdia"),
-    (["demo", "--saliency", "eyes"], "saliency must be one of"),
-    (["demo", "--method", "magic"], "method must be one of"),
+    (["demo", "--sampler", "euler"], "sgool: --sampler must be one of bdia"),
+    (["demo", "--saliency", "eyes"], "sgool: --saliency must be one of"),
+    (["demo", "--method", "magic"], "sgool: --method must be one of"),
     (["demo", "--prompt", "  "], "prompt is empty"),
     (["demo", "--prompt", "<lora:x:1>, ,"], "prompt is empty"),
     (["demo", "--prompt", "a caf\udce9"], "not text (UTF-8)"),
     (["demo", "--seed", "-1"], "seed must lie between 0 and"),
     (["demo", "--seed", str(2**63)], "seed must lie between 0 and"),
     (["generate"], "required: --prompt"),
-    (["demo", "--steps", "1"], "steps must be at least 2"),
-    (["demo", "--steps", "251"], "steps must be at most 250"),
+    (["demo", "--steps", "1"], "sgool: --steps must be at least 2"),
+    (["demo", "--steps", "251"], "sgool: --steps must be at most 250"),
     (["demo", "--steps", "many"], "invalid int value"),
-    (["demo", "--iterations", "-1"], "iterations must be at least 0"),
-    (["demo", "--strength", "0"], "strength must be above 0"),
-    (["demo", "--strength", "1.5"], "strength must be at most 1"),
-    (["demo", "--learning-rate", "nan"], "learning_rate must be at least 0"),
+    (["demo", "--iterations", "-1"], "sgool: --iterations must be at least 0"),
+    (["demo", "--strength", "0"], "sgool: --strength must be above 0"),
+    (["demo", "--strength", "1.5"], "sgool: --strength must be at most 1"),
+    (["demo", "--learning-rate", "nan"], "sgool: --learning-rate must be at least 0"),
     (["demo", "--model", "no-such-model"], "There is no model 'no-such-model'"),
     (["demo", "--init-image", "no-such.png"], "no-such.png cannot be read"),
-    (["demo", "--start", "image"], "initial image"),
-    (["demo", "--start", "seed", "--init-image", "x.png"], "initial image"),
-    (["demo", "--start", "noise"], "start must be one of seed, image"),
+    (["demo", "--start", "image"], "sgool: --start image and an initial image go together"),
+    (["demo", "--start", "seed", "--init-image", "x.png"], "sgool: --start image and an initial image go together"),
+    (["demo", "--guidance-scale", "0.5"], "sgool: --guidance-scale must be at least 1, not 0.5."),
+    (["demo", "--region-prompt", "a caf\udce9"], "sgool: --region-prompt holds bytes that are not text"),
+    (["demo", "--out", ""], "--out: an empty path"),
+    (["demo", "--init-image", ""], "--init-image: an empty path"),
+    (["demo", "--start", "noise"], "sgool: --start must be one of seed, image"),
     (["demo", "--device", "abacus"], "device 'abacus'"),
     (["demo", "--device", "meta"], "device 'meta'"),
     (["bench", "--device", "meta"], "device 'meta'"),
     (["demo", "--guide", "clip:ViT-Z-99/openai"], "no CLIP model named"),
     (["demo", "--guide", "clip:ViT-B-32/weights"], "no pretrained weights 'weights'"),
-    (["demo", "--guide", "clip:../../x"], "guide does not fit: A CLIP is named clip:MODEL/WEIGHTS"),
-    (["demo", "--selector", "nobody"], "selector does not fit: There is no critic 'nobody'"),
+    (["demo", "--guide", "clip:../../x"], "sgool: --guide does not fit: A CLIP is named clip:MODEL/WEIGHTS"),
+    (["demo", "--selector", "nobody"], "sgool: --selector does not fit: There is no critic 'nobody'"),
     (["compare", "--captions", "no-such.csv"], "no-such.csv cannot be read"),
     (["compare", "--limit", "0"], "--limit"),
     (["compare", "--jobs", "-1"], "--jobs"),
