@@ -15,12 +15,18 @@ from sgool.signals import Guard, Terminated
 
 DEMO_PROMPT = "a small frog and a car on a yellow background"
 
+EXIT_CODES = "Exit codes: 0, done; 2, a wrong argument or a failure; 130, Ctrl-C; 143, SIGTERM."
+KEPT = "Once there is a first image, the best one so far is written, whatever ends the run."
+
 AddCommands = Callable[[Any], None]
 """Adds commands to what `argparse` calls subparsers."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line, and whose flags are written in full."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"epilog": EXIT_CODES, "allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         print(f"sgool: {message}", file=sys.stderr)
@@ -43,7 +49,9 @@ def _run(arguments: Sequence[str] | None, more: AddCommands | None, guard: Guard
             args = build_parser(more).parse_args(arguments, argparse.Namespace(guard=guard))
             return args.run(args)
     except SgoolError as error:
-        return _failed(str(error))
+        from sgool.flags import sentence
+
+        return _failed(sentence(error))
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -59,45 +67,66 @@ def _failed(sentence: str, code: int = 2) -> int:
 
 
 def build_parser(more: AddCommands | None = None) -> argparse.ArgumentParser:
-    parser = Parser(prog="sgool", description="Saliency guided optimization of diffusion latents.", allow_abbrev=False)
+    parser = Parser(prog="sgool", description="Saliency guided optimization of diffusion latents.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     for name, text in (
         ("demo", "generate with the embedded model and its defaults"),
         ("generate", "make an image and optimize its starting latent"),
     ):
-        _add_generate(commands.add_parser(name, help=text, description=text, allow_abbrev=False), name == "demo")
-    command = commands.add_parser("export-webui", help="write the embedded model for the WebUI", allow_abbrev=False)
+        command = commands.add_parser(name, help=text, description=text, epilog=f"{EXIT_CODES} {KEPT}")
+        _add_generate(command, demo=name == "demo")
+    text = "write the embedded model for the WebUI"
+    command = commands.add_parser("export-webui", help=text, description=text)
     command.set_defaults(run=run_export)
-    command.add_argument("folder", type=Path, help="usually the WebUI's models/Stable-diffusion")
+    command.add_argument("folder", type=path, help="usually the WebUI's models/Stable-diffusion")
     if more is not None:
         more(commands)
     return parser
 
 
-def _add_generate(command: argparse.ArgumentParser, demo: bool) -> None:
-    from sgool.settings import ABOUT, DEFAULTS
+def path(text: str) -> Path:
+    """A path that an argument names. An empty one, often a variable that is not set, would be this folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path")
+    return Path(text)
 
+
+def _add_generate(command: argparse.ArgumentParser, demo: bool) -> None:
+    from sgool.flags import add_settings
+
+    prompt, seed = (DEMO_PROMPT, 5) if demo else (None, 0)
     command.set_defaults(run=run_generate)
-    command.add_argument("--prompt", default=DEMO_PROMPT if demo else None, required=not demo)
-    command.add_argument("--negative-prompt", default="")
-    command.add_argument("--seed", type=int, default=5 if demo else 0)
-    command.add_argument("--model", default="tiny", help="tiny, a folder, a checkpoint file or a hub name")
-    command.add_argument("--init-image", type=Path, help="the image to start from (with --start image)")
-    command.add_argument("--out", type=Path, default=Path("sgool-output"), help="folder for the pictures")
-    command.add_argument("--json", action="store_true", help="print result.json")
-    for key, about in ABOUT.items():
-        kind = type(DEFAULTS[key])
-        command.add_argument(
-            "--" + key.replace("_", "-"),
-            type=kind,
-            default=argparse.SUPPRESS,
-            help=f"{about.help} (default {DEFAULTS[key]})",
-            metavar=kind.__name__.upper(),
-        )
-    command.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
-    command.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the UNet")
-    command.add_argument("--models-dir", type=Path, help="where downloaded weights are kept")
+    image = command.add_argument_group("image")
+    asked = f"what the image should show (default: {prompt})" if demo else "what the image should show"
+    image.add_argument("--prompt", metavar="TEXT", default=prompt, required=not demo, help=asked)
+    image.add_argument(
+        "--negative-prompt", metavar="TEXT", default="", help="what it should not show (default: nothing)"
+    )
+    image.add_argument("--seed", metavar="N", type=int, default=seed, help=f"of the starting noise (default {seed})")
+    image.add_argument(
+        "--model",
+        default="tiny",
+        help="tiny (the embedded model, the default), a diffusers folder, a checkpoint file or a hub name (owner/name)",
+    )
+    image.add_argument("--init-image", metavar="FILE", type=path, help="start from this image (--start image)")
+    output = command.add_argument_group("output")
+    folder = Path("sgool-output")
+    output.add_argument(
+        "--out", metavar="FOLDER", type=path, default=folder, help=f"for the pictures (default {folder})"
+    )
+    output.add_argument("--json", action="store_true", help="print result.json, and nothing else, to stdout")
+    add_settings(command, "tiny" if demo else "")
+    machine = command.add_argument_group("machine")
+    machine.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
+    dtypes = ("float32", "float16", "bfloat16")
+    machine.add_argument("--dtype", choices=dtypes, help="of the UNet (default: float16 on cuda, else float32)")
+    machine.add_argument(
+        "--models-dir",
+        metavar="FOLDER",
+        type=path,
+        help="where downloaded weights are kept (default: what SGOOL_MODELS names, or ~/.cache/sgool)",
+    )
 
 
 def run_generate(args: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from sgool.result import Ending, Progress, Result, Stop
 from sgool.saliency import LoadedDetector, load_detector
 from sgool.saliency.regions import find_regions
 from sgool.samplers import Sampler, Trajectory, bdia, get_sampler, make_schedule
-from sgool.settings import Settings
+from sgool.settings import SettingError, Settings
 from sgool.update import DoodlUpdate, Prior, SgoolUpdate, Update
 
 SEEDS = 2**63
@@ -93,7 +93,7 @@ def check_seed(seed: int) -> None:
 def check_start(settings: Settings, image: bool) -> None:
     """Raises SgoolError where the start is an image and there is none, or the other way round."""
     if (settings.start == "image") != image:
-        raise SgoolError("The start from an image and an initial image go together: give both or neither.")
+        raise SettingError("start", "image and an initial image go together: give both or neither")
 
 
 def load_critics(wanted: Needs, models_dir: Path, device: torch.device | str = "cpu") -> Critics:
@@ -166,8 +166,13 @@ def make_trajectory(backend: Backend, request: Request, settings: Settings) -> T
 
 
 def make_sampler(settings: Settings) -> Sampler:
-    """The sampler that the settings ask for, "auto" resolved; BDIA is undamped from an image (see `AUTO`)."""
-    name = AUTO[settings.start] if settings.sampler == "auto" else settings.sampler
+    """The sampler that the settings ask for, "auto" resolved; BDIA is undamped from an image (see `AUTO`).
+
+    With method none nothing goes back from a seed, and DDIM does; an image is still carried back, to come out as it is.
+    """
+    plain = settings.method == "none" and settings.start == "seed"
+    auto = "ddim" if plain else AUTO[settings.start]
+    name = auto if settings.sampler == "auto" else settings.sampler
     return bdia.sampler(gamma=1.0) if (name, settings.start) == ("bdia", "image") else get_sampler(name)
 
 

@@ -15,13 +15,14 @@ from tqdm import tqdm
 from sgool import outputs, pictures
 from sgool.backends.diffusers import DiffusersBackend, find_model, load_backend
 from sgool.errors import SgoolError
+from sgool.flags import flag
 from sgool.generate import Critics, Request, check_prompts, check_seed, check_start, generate, load_critics
 from sgool.guidance.prompt import clean_prompt
 from sgool.images import fit, read_image
 from sgool.needs import fetch, needs
-from sgool.presets import resolve
+from sgool.presets import ignored, resolve
 from sgool.result import Progress, Result, Snapshot, Stop
-from sgool.settings import Settings, check_names
+from sgool.settings import ABOUT, Settings, check_names
 from sgool.signals import Guard
 from sgool.tiny.words import COLORS, OTHERS, SUBJECTS, unknown_words
 from sgool.weights import default_models_dir
@@ -61,7 +62,7 @@ def run(job: Job, guard: Guard | None = None) -> tuple[dict[str, Any], Result]:
     with outputs.claimed(job.out, FILES):
         image = None if job.init_image is None else read_image(job.init_image)
         device, dtype = machine(job.device, job.dtype)
-        for note in notes(job):
+        for note in notes(job, settings):
             print(f"sgool: {note}", file=sys.stderr)
         wanted, folder = needs(settings), (job.models_dir or default_models_dir()).expanduser()
         fetch(wanted, folder)
@@ -96,8 +97,11 @@ def job_settings(job: Job) -> Settings:
     return resolve({**start, **job.values}, model=job.model)
 
 
-def notes(job: Job) -> Iterator[str]:
+def notes(job: Job, settings: Settings) -> Iterator[str]:
     """What the user should know before the run begins, a sentence each."""
+    if idle := ignored(job.values, settings.method, settings.start):
+        where = f"--method {settings.method}" + (" and --start image" if settings.start == "image" else "")
+        yield f"With {where} these do nothing: {', '.join(map(flag, idle))}."
     if job.model == "tiny" and (unknown := unknown_words(clean_prompt(job.prompt))):
         more = " ..." if len(unknown) > 8 else ""
         known = "; ".join(map(", ".join, (SUBJECTS, COLORS, OTHERS)))
@@ -128,7 +132,7 @@ def write(job: Job, settings: Settings, result: Result, device: torch.device) ->
         "negative_prompt": job.negative_prompt,
         "seed": job.seed,
         "model": job.model,
-        **settings.as_dict(),
+        **effective(settings),
         "sampler": result.sampler,
         "iterations_done": result.iterations,
         "best_iteration": result.best_update,
@@ -147,6 +151,12 @@ def write(job: Job, settings: Settings, result: Result, device: torch.device) ->
     files["result.json"] = json.dumps(figures, indent=1).encode()
     outputs.replace(job.out, files, FILES)
     return figures
+
+
+def effective(settings: Settings) -> dict[str, Any]:
+    """The settings that have a part in the run."""
+    idle = ignored(ABOUT, settings.method, settings.start)
+    return {name: value for name, value in settings.as_dict().items() if name not in idle}
 
 
 def draw(job: Job, result: Result) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sgool.settings import DEFAULTS, SettingError, Settings, check_names
@@ -19,9 +19,19 @@ PRESET_FIELDS = tuple(dict.fromkeys(name for preset in PRESETS.values() for name
 METHODS: dict[str, dict[str, Any]] = {
     "sgool": {},
     "doodl": {"sampler": "edict", "strength": 1.0, "steps": 50, "iterations": 50, "guidance_scale": 7.5},
-    "none": {"sampler": "ddim", "strength": 1.0, "iterations": 0},
+    "none": {"strength": 1.0, "iterations": 0},
 }
 """What a method sets; DOODL's values are the published ones."""
+
+_LOSS = ("saliency", "saliency_weight", "region_prompt", "region_match", "refresh", "cutouts")
+_UPDATE = ("rule", "learning_rate", "warmup", "regularization")
+
+IGNORED: dict[str, tuple[str, ...]] = {
+    "sgool": (),
+    "doodl": (*_LOSS, *_UPDATE),  # it has a loss and an update of its own
+    "none": ("iterations", *_LOSS, *_UPDATE, "patience"),
+}
+"""What changes no image of a method. (The other settings of regions still show in the picture of the saliency.)"""
 
 MODELS: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -39,6 +49,13 @@ MODELS: dict[str, dict[str, Any]] = {
 """What a model sets. `tiny` is the embedded model."""
 
 MODELS["sgool-tiny"] = MODELS["tiny"]  # its name as a checkpoint of the WebUI, see `sgool.tiny.export`
+
+
+def ignored(given: Iterable[str], method: str, start: str = "seed") -> tuple[str, ...]:
+    """Which of the given settings do nothing with this method and this start, in the order of `Settings`."""
+    idle = (*IGNORED[method], *(("candidates",) if start == "image" else ()))
+    names = set(given)
+    return tuple(name for name in DEFAULTS if name in names and name in idle)
 
 
 def resolve(given: Mapping[str, Any], *, preset: str = "", model: str = "") -> Settings:

@@ -76,7 +76,8 @@ class Settings:
     sampler: str = setting(
         "auto",
         "Sampler",
-        "a sampler that also runs backwards; auto: bdia from a seed, o-belm from an image; ddim needs more memory",
+        "a sampler that also runs backwards; auto: bdia from a seed (ddim with method none), o-belm from an image; "
+        "ddim needs more memory",
         group="Expert",
         choices=(*SAMPLERS, "auto"),
     )
@@ -304,18 +305,28 @@ def _checked(name: str, about: About, value: Any) -> Any:
     shown = reprlib.repr(value)
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise SettingError(name, f"must be {KINDS[kind]}, not {shown}")
+    if kind is str and not _is_text(value):
+        raise SettingError(name, "holds bytes that are not text (UTF-8)")
     if about.choices and value not in about.choices:
         raise SettingError(name, f"must be one of {', '.join(about.choices)}, not {shown}")
     # Written so that NaN fails too.
     if about.low is not None and not value >= about.low:
-        raise SettingError(name, f"must be at least {about.low}, not {shown}")
+        raise SettingError(name, f"must be at least {about.low:g}, not {shown}")
     if about.above is not None and not value > about.above:
-        raise SettingError(name, f"must be above {about.above}, not {shown}")
+        raise SettingError(name, f"must be above {about.above:g}, not {shown}")
     if about.high is not None and not value <= about.high:
-        raise SettingError(name, f"must be at most {about.high}, not {shown}")
+        raise SettingError(name, f"must be at most {about.high:g}, not {shown}")
     if about.check is not None:
         try:
             about.check(value)
         except SgoolError as error:
             raise SettingError(name, f"does not fit: {str(error).rstrip('.')}") from error
     return kind(value)
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

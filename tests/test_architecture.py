@@ -24,7 +24,7 @@ LAYERS = (
     {"saliency", "guidance"},
     {"settings"},
     {"presets", "optimize", "needs"},
-    {"generate"},
+    {"generate", "flags"},
     {"job", "door"},
     {"cli"},
     {"lab", "webui"},

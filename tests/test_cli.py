@@ -13,7 +13,6 @@ from sgool import tiny
 from sgool.__main__ import main
 from sgool.cli import main as product
 from sgool.errors import SgoolError
-from sgool.images import read_image
 
 FILES = {"before.png", "after.png", "saliency.png", "loss.png", "comparison.png", "result.json"}
 NO_FILES = ["--guide", "embedded", "--selector", "embedded", "--saliency", "spectral"]
@@ -85,35 +84,65 @@ def test_the_embedded_model_says_which_words_it_knows(before_loading):
     assert line.count(",") < 40 and " ..." in line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--method", "doodl", "--cutouts", "4", "--learning-rate", "0.1", "--rule", "adam", "--steps", "4"],
+         ["With --method doodl these do nothing: --cutouts, --rule, --learning-rate."]),
+        (["--method", "none", "--iterations", "3", "--candidates", "2"],
+         ["With --method none these do nothing: --iterations."]),
+        (["--cutouts", "4", "--learning-rate", "0.1"], []),
+        (["--candidates", "2", "--init-image", "in.png"],
+         ["With --method sgool and --start image these do nothing: --candidates."]),
+    ],
+)  # fmt: skip
+def test_flags_that_do_nothing_are_named(arguments, told, before_loading, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("in.png", np.zeros((4, 4, 3), np.uint8))
+    assert before_loading("demo", *arguments) == [f"sgool: {line}" for line in told]
+
+
+def test_what_does_nothing_does_not_stand_in_the_result(tmp_path):
+    arguments = ["--method", "none", "--steps", "2", "--rule", "adam", "--out", str(tmp_path)]
+    assert main(["demo", *arguments]) == 0
+    figures = json.loads((tmp_path / "result.json").read_text())
+    assert not {"rule", "learning_rate", "cutouts", "saliency_weight", "iterations", "patience"} & figures.keys()
+    assert {"method", "steps", "strength", "candidates", "max_regions", "guide", "memory"} <= figures.keys()
+
+
 BAD = [
-    (["demo", "--sampler", "euler"], "sampler must be one of bdia"),
-    (["demo", "--saliency", "eyes"], "saliency must be one of"),
-    (["demo", "--method", "magic"], "method must be one of"),
+    (["demo", "--sampler", "euler"], "sgool: --sampler must be one of bdia"),
+    (["demo", "--saliency", "eyes"], "sgool: --saliency must be one of"),
+    (["demo", "--method", "magic"], "sgool: --method must be one of"),
     (["demo", "--prompt", "  "], "prompt is empty"),
     (["demo", "--prompt", "<lora:x:1>, ,"], "prompt is empty"),
     (["demo", "--prompt", "a caf\udce9"], "not text (UTF-8)"),
     (["demo", "--seed", "-1"], "seed must lie between 0 and"),
     (["demo", "--seed", str(2**63)], "seed must lie between 0 and"),
     (["generate"], "required: --prompt"),
-    (["demo", "--steps", "1"], "steps must be at least 2"),
-    (["demo", "--steps", "251"], "steps must be at most 250"),
+    (["demo", "--steps", "1"], "sgool: --steps must be at least 2"),
+    (["demo", "--steps", "251"], "sgool: --steps must be at most 250"),
     (["demo", "--steps", "many"], "invalid int value"),
-    (["demo", "--iterations", "-1"], "iterations must be at least 0"),
-    (["demo", "--strength", "0"], "strength must be above 0"),
-    (["demo", "--strength", "1.5"], "strength must be at most 1"),
-    (["demo", "--learning-rate", "nan"], "learning_rate must be at least 0"),
-    (["demo", *NO_FILES, "--model", "no-such-model"], "There is no model 'no-such-model'"),
+    (["demo", "--iterations", "-1"], "sgool: --iterations must be at least 0"),
+    (["demo", "--strength", "0"], "sgool: --strength must be above 0"),
+    (["demo", "--strength", "1.5"], "sgool: --strength must be at most 1"),
+    (["demo", "--learning-rate", "nan"], "sgool: --learning-rate must be at least 0"),
+    (["demo", "--model", "no-such-model"], "There is no model 'no-such-model'"),
     (["demo", "--init-image", "no-such.png"], "no-such.png cannot be read"),
-    (["demo", "--start", "image"], "initial image"),
-    (["demo", "--start", "seed", "--init-image", "x.png"], "initial image"),
-    (["demo", "--start", "noise"], "start must be one of seed, image"),
+    (["demo", "--start", "image"], "sgool: --start image and an initial image go together"),
+    (["demo", "--start", "seed", "--init-image", "x.png"], "sgool: --start image and an initial image go together"),
+    (["demo", "--guidance-scale", "0.5"], "sgool: --guidance-scale must be at least 1, not 0.5."),
+    (["demo", "--region-prompt", "a caf\udce9"], "sgool: --region-prompt holds bytes that are not text"),
+    (["demo", "--out", ""], "--out: an empty path"),
+    (["demo", "--init-image", ""], "--init-image: an empty path"),
+    (["demo", "--start", "noise"], "sgool: --start must be one of seed, image"),
     (["demo", "--device", "abacus"], "device 'abacus'"),
     (["demo", "--device", "meta"], "device 'meta'"),
     (["bench", "--device", "meta"], "device 'meta'"),
     (["demo", "--guide", "clip:ViT-Z-99/openai"], "no CLIP model named"),
     (["demo", "--guide", "clip:ViT-B-32/weights"], "no pretrained weights 'weights'"),
-    (["demo", "--guide", "clip:../../x"], "guide does not fit: A CLIP is named clip:MODEL/WEIGHTS"),
-    (["demo", "--selector", "nobody"], "selector does not fit: There is no critic 'nobody'"),
+    (["demo", "--guide", "clip:../../x"], "sgool: --guide does not fit: A CLIP is named clip:MODEL/WEIGHTS"),
+    (["demo", "--selector", "nobody"], "sgool: --selector does not fit: There is no critic 'nobody'"),
     (["compare", "--captions", "no-such.csv"], "no-such.csv cannot be read"),
     (["compare", "--limit", "0"], "--limit"),
     (["compare", "--jobs", "-1"], "--jobs"),
@@ -142,25 +171,6 @@ def test_what_is_installed_has_no_laboratory(capsys):
         product(["--help"])
     told = capsys.readouterr().out
     assert all(name in told for name in ("demo", "generate", "export-webui")) and "compare" not in told
-
-
-def test_a_picture_that_is_none(tmp_path, capsys):
-    (tmp_path / "in.png").write_text("not a picture")
-    assert main(["demo", "--init-image", str(tmp_path / "in.png"), "--out", str(tmp_path)]) == 2
-    assert "not a picture" in capsys.readouterr().err
-
-
-def test_what_is_transparent_in_the_initial_image_is_white(tmp_path):
-    picture = np.zeros((2, 2, 4), np.uint8)
-    picture[0, 0] = 200, 0, 100, 255  # blue, green, red
-    picture[0, 1] = 200, 0, 100, 51
-    picture[1, 0] = 255, 0, 255, 0
-    cv2.imwrite(str(tmp_path / "in.png"), picture)
-    read = read_image(tmp_path / "in.png")[0].permute(1, 2, 0) * 255
-    expected = [[[100, 0, 200], [224, 204, 244]], [[255, 255, 255], [255, 255, 255]]]
-    assert np.allclose(read.numpy(), expected, atol=0.01)
-    cv2.imwrite(str(tmp_path / "deep.png"), picture.astype(np.uint16) * 257)
-    assert np.allclose(read_image(tmp_path / "deep.png")[0].permute(1, 2, 0).numpy() * 255, expected, atol=0.01)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from sgool import tiny
 from sgool.errors import SgoolError
-from sgool.generate import CANDIDATE_STRIDE, Request, generate
+from sgool.generate import CANDIDATE_STRIDE, Request, generate, make_sampler
 from sgool.guidance.loss import SaliencyLoss, Whole
 from sgool.presets import resolve
 from sgool.result import TRIED, Ending, Progress, Stop
@@ -182,6 +182,25 @@ def test_image_start_begins_with_the_image_itself(backend, critics, sampler, str
     own = small(start="image", strength=strength, sampler=sampler, steps=8, iterations=1)
     result = generate(backend, critics, asked(latent=backend.encode(image)), own)
     assert (result.first.latent - backend.encode(image)).abs().max() < 1e-6
+
+
+def test_method_none_from_an_image_is_that_image(backend, critics):
+    latent = backend.encode(torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
+    result = generate(
+        backend, critics, asked(latent=latent), resolve({"method": "none", "start": "image"}, model="tiny")
+    )
+    assert (result.first.latent - latent).abs().max() < 1e-6
+    assert result.best is result.first and len(result.scores) == 1
+    assert torch.allclose(result.first.image, backend.decode(latent.float()).clamp(0, 1), atol=1e-5)
+
+
+def test_auto_is_the_sampler_that_suits_the_method_and_the_start():
+    def auto(**changes):
+        return make_sampler(resolve(changes, model="tiny")).name
+
+    assert auto() == "bdia" and auto(start="image") == "o-belm"
+    assert auto(method="none") == "ddim" and auto(method="none", start="image") == "o-belm"
+    assert auto(method="none", sampler="bdia") == "bdia" and auto(method="doodl") == "edict"
 
 
 @pytest.mark.parametrize("how", [Stop, KeyboardInterrupt])

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
+from sgool.cli import path
 from sgool.errors import SgoolError
 
 
 def add(commands: Any) -> None:
     """Add the commands to `argparse`'s subparsers."""
-    command = commands.add_parser("bench", help="measure the samplers, or with --size an update", allow_abbrev=False)
+    from sgool.lab.compare import METHODS, Plan
+
+    text = "measure the samplers, or with --size an update"
+    command = commands.add_parser("bench", help=text, description=text)
     command.set_defaults(run=run_bench)
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
     command.add_argument("--quick", action="store_true", help="a few settings only")
@@ -21,21 +24,22 @@ def add(commands: Any) -> None:
     update = command.add_argument_group("one update of networks with random weights, instead of the samplers")
     update.add_argument("--size", choices=("small", "sd15", "sdxl"), help="with --device meta only counted, not done")
     update.add_argument("--steps", type=int, help="sampling steps (default: the size's own)")
-    update.add_argument("--doodl", type=Path, help="checkout of github.com/salesforce/DOODL to measure it against")
+    update.add_argument("--doodl", type=path, help="checkout of github.com/salesforce/DOODL to measure it against")
 
-    command = commands.add_parser("compare", help="compare methods at the same budget", allow_abbrev=False)
+    plan, text = Plan(), "compare methods at the same budget"
+    command = commands.add_parser("compare", help=text, description=text)
     command.set_defaults(run=run_compare)
-    command.add_argument("--captions", type=Path, help="CSV with a column caption (default: 200 held-out captions)")
-    command.add_argument("--limit", type=int, default=60, help="captions taken from the file")
-    command.add_argument("--seeds", type=int, default=1, help="images per caption")
-    command.add_argument(
-        "--budget",
-        type=int,
-        default=400,
-        help="per image, in evaluations of the UNet; one with a gradient counts as two (default 400)",
-    )
-    command.add_argument("--methods", nargs="+", metavar="METHOD", help="some of them only (default: all)")
-    command.add_argument("--jobs", type=int, help="processes (default: one per core)")
+    command.add_argument("--captions", type=path, help="CSV with a column caption (default: 200 held-out captions)")
+    for name, text in (
+        ("limit", "captions taken from the file"),
+        ("seeds", "images per caption"),
+        ("budget", "UNet evaluations per image; one with a gradient counts as two"),
+    ):
+        default = getattr(plan, name)
+        command.add_argument(f"--{name}", metavar="N", type=int, default=default, help=f"{text} (default {default})")
+    some = f"some of {', '.join(METHODS)} (default: all)"
+    command.add_argument("--methods", nargs="+", metavar="METHOD", help=some)
+    command.add_argument("--jobs", metavar="N", type=int, help="processes (default: one per core)")
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
