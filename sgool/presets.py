@@ -58,6 +58,13 @@ def ignored(given: Iterable[str], method: str, start: str = "seed") -> tuple[str
     return tuple(name for name in DEFAULTS if name in names and name in idle)
 
 
+def unused(settings: Settings, model: str = "") -> tuple[str, ...]:
+    """Which settings differ from what their method and model set, and do nothing with that method and start."""
+    own = resolve({"method": settings.method}, model=model)
+    changed = [name for name in DEFAULTS if getattr(settings, name) != getattr(own, name)]
+    return ignored(changed, settings.method, settings.start)
+
+
 def resolve(given: Mapping[str, Any], *, preset: str = "", model: str = "") -> Settings:
     """The settings of a run: what the user gave, over the preset, the method, the model and the general defaults.
 

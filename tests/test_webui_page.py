@@ -88,12 +88,15 @@ def test_choosing_a_method_sets_what_the_api_sets(webui, method):
 def test_infotext_brings_every_control_back():
     assert set(OTHER) == set(WEBUI)
     assert all(OTHER[name] != DEFAULTS[name] for name in WEBUI)
-    p = SimpleNamespace(extra_generation_params={})
-    infotext.write(p, SimpleNamespace(settings=Settings(**OTHER), outcomes={}, notes={}))
-    written = {key: str(value) for key, value in p.extra_generation_params.items() if not callable(value)}
-    assert written["SGOOL version"] == __version__
-    assert infotext.paste_enabled(written) is True
-    assert {name: infotext.paste(name)(written) for name in WEBUI} == OTHER
+    alone = {name: OTHER[name] for name in ("method", "start")}  # with these some of the others do nothing
+    for values in (alone, {name: value for name, value in OTHER.items() if name not in alone}):
+        p = SimpleNamespace(extra_generation_params={})
+        infotext.write(p, SimpleNamespace(settings=Settings(**values), outcomes={}, notes={}))
+        written = {key: str(value) for key, value in p.extra_generation_params.items() if not callable(value)}
+        assert written["SGOOL version"] == __version__
+        assert infotext.paste_enabled(written) is True
+        defaults = {name: DEFAULTS[name] for name in WEBUI}
+        assert {name: infotext.paste(name)(written) for name in WEBUI} == {**defaults, **values}
 
 
 def test_infotext_names_only_what_differs_and_the_rest_comes_back_to_its_default():

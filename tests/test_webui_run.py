@@ -194,6 +194,20 @@ def test_the_exported_embedded_model_brings_its_own_defaults(webui):
     assert text["SGOOL Smallest region"] == str(MODELS["tiny"]["min_size"]) and text["SGOOL Region threshold"] == "0.3"
 
 
+def test_settings_that_a_method_makes_no_use_of_are_named_and_left_out(webui):
+    doodl = {"method": "doodl", "steps": 2, "iterations": 1, "sampler": "edict"}
+    p, processed = webui.make({**doodl, "cutouts": 3, "rule": "adam"})
+    assert list(p.comments) == ["SGOOL: with method doodl these do nothing: Saliency detector, Cutouts, Update rule."]
+    text = processed.infotexts[0]
+    assert text["SGOOL Method"] == "doodl" and not {"SGOOL Cutouts", "SGOOL Update rule"} & set(text)
+    for quiet in ({**doodl, "cutouts": 8, "saliency": "transalnet-res"}, {}):
+        assert not webui.make(quiet)[0].comments
+    p, _ = webui.make({"candidates": 4, "start": "image"})
+    assert list(p.comments) == [
+        "SGOOL: with method sgool and a start from the image these do nothing: Candidate seeds."
+    ]
+
+
 def test_bad_arguments_are_said_and_the_image_comes(webui):
     p, processed = webui.make({"threshold": 7.0})
     (sentence,) = p.comments
@@ -305,7 +319,7 @@ def test_several_candidates_are_tried_also_without_updates(webui, critics, own):
     batch = {"batch_size": 2, "steps": 2}
     p, _ = webui.make({**own, "candidates": 3, "steps": 5, "start": "seed"}, **batch)
     plain, _ = webui.make(**batch)
-    assert not p.comments
+    assert all("these do nothing" in sentence for sentence in p.comments)
     for i, outcome in enumerate(_outcomes()):
         assert outcome.result.iterations == 0 and outcome.best_iteration in (0, -1, None)
         assert outcome.improved == (not torch.equal(latents(p)[i], latents(plain)[i]))

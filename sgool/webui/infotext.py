@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sgool import __version__
+from sgool.presets import ignored
 from sgool.settings import DEFAULTS
 from sgool.webui.arguments import WEBUI
 from sgool.webui.records import Outcome, Run
@@ -58,9 +59,10 @@ def without_ours(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(p: Any, run: Run) -> None:
-    """Add every parameter that is not at its default, what came of each image, and the version."""
+    """Add every setting that has a part in the run and is not at its default, what came of each image, the version."""
     params = p.extra_generation_params
-    for name in WEBUI:
+    idle = ignored(WEBUI, run.settings.method, run.settings.start)
+    for name in [name for name in WEBUI if name not in idle]:
         value = getattr(run.settings, name)
         if value != DEFAULTS[name]:
             params[key(name)] = value

@@ -9,9 +9,10 @@ from typing import Any
 from modules import scripts
 
 from sgool.errors import SgoolError
+from sgool.presets import unused
 from sgool.result import Stop
 from sgool.webui import infotext
-from sgool.webui.arguments import parse
+from sgool.webui.arguments import WEBUI, parse
 
 _RUN = "sgool_run"
 OVERRIDES = "sgool_overrides"
@@ -62,6 +63,9 @@ class SgoolScript(scripts.Script):
         if sentence := nothing_to_do(settings):
             self._refuse(p, sentence)
             return
+        if idle := unused(settings, loaded_model(p)):
+            where = f"method {settings.method}" + (" and a start from the image" if settings.start == "image" else "")
+            p.comment(f"SGOOL: with {where} these do nothing: {', '.join(WEBUI[name].label for name in idle)}.")
         try:
             models.prepare(settings)  # before the first pass, which may take minutes
         except Stop:
