@@ -21,7 +21,7 @@ from sgool.guidance.prompt import clean_prompt
 from sgool.images import fit, read_image
 from sgool.needs import fetch, needs
 from sgool.presets import ignored, resolve
-from sgool.result import Progress, Result, Snapshot, Stop
+from sgool.result import TRIED, Progress, Result, Snapshot, Stop
 from sgool.settings import ABOUT, Settings, check_names
 from sgool.signals import Guard
 from sgool.tiny.words import COLORS, OTHERS, SUBJECTS, unknown_words
@@ -137,6 +137,7 @@ def write(job: Job, settings: Settings, result: Result, device: torch.device) ->
         "iterations_done": result.iterations,
         "best_iteration": result.best_update,
         "score_before": result.first.score,
+        "score_start": result.score_start,
         "score_after": result.best.score,
         "scores": result.scores,
         "losses": result.losses,
@@ -185,7 +186,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 class Bar(Progress):
-    """Shows on the progress bar how far the sampler is, and the scores of the first and the best image.
+    """Shows how far the sampler is, and the scores of the first image, of iteration 0 and of the best image.
 
     Ends the run where a signal is held back.
     """
@@ -200,7 +201,9 @@ class Bar(Progress):
         self._check()
 
     def image(self, result: Result, newest: Snapshot) -> None:
-        self.scores = f"score {result.first.score:.3f} -> {result.best.score:.3f}, "
+        before, start, after = result.first.score, result.scores[0], result.best.score
+        where = "" if result.best_update == TRIED else f" at {result.best_update}"
+        self.scores = f"score before {before:.3f}, start {start:.3f}, best {after:.3f}{where}, "
         self.bar.update()
         self._check()
 

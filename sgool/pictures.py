@@ -75,9 +75,15 @@ def overlay(image: np.ndarray, saliency: Tensor | np.ndarray, regions: Sequence[
 
 
 def loss_curve(losses: Sequence[float], scores: Sequence[float], best: int) -> np.ndarray:
-    """Loss and score per update, side by side, the update `best` (-1: none) marked in both; without scores the loss."""
-    curves = ((losses, "Loss", BLUE), (scores, "Score", ORANGE))
-    panels = [_plot(values, title, best, color) for values, title, color in curves if len(values)]
+    """The guide's loss and the selector's score per iteration, side by side; without scores the loss alone.
+
+    best: the iteration of the best score, marked in the panel of the scores (-1: none). It need not be the lowest loss.
+    """
+    curves = (
+        (losses, _Curve("Loss", "of the guide, lower is better", BLUE)),
+        (scores, _Curve("Score", "of the selector, higher is better", ORANGE, best)),
+    )
+    panels = [_plot(values, curve) for values, curve in curves if len(values)]
     if not panels:
         raise SgoolError("A loss curve needs at least one value.")
     return np.hstack(panels)
@@ -120,7 +126,17 @@ def comparison(
     return canvas
 
 
-def _plot(values: Sequence[float], title: str, best: int, color: tuple[int, int, int]) -> np.ndarray:
+@dataclass(frozen=True)
+class _Curve:
+    """What a plot says of its curve: title, what it is, color, and the value to mark (-1: none)."""
+
+    title: str
+    note: str
+    color: tuple[int, int, int]
+    best: int = -1
+
+
+def _plot(values: Sequence[float], curve: _Curve) -> np.ndarray:
     import cv2
 
     height, width, left, right, top, bottom = 360, 520, 86, 24, 52, 58
@@ -148,17 +164,19 @@ def _plot(values: Sequence[float], title: str, best: int, color: tuple[int, int,
     points = [place(i, v) if math.isfinite(v) else None for i, v in enumerate(values)]
     for start, end in pairwise(points):
         if start and end:
-            cv2.line(canvas, start, end, color, 2, cv2.LINE_AA)
+            cv2.line(canvas, start, end, curve.color, 2, cv2.LINE_AA)
     for point in points if len(points) <= 60 else []:
         if point:
-            cv2.circle(canvas, point, 3, color, -1, cv2.LINE_AA)
+            cv2.circle(canvas, point, 3, curve.color, -1, cv2.LINE_AA)
+    best = curve.best
     marked = points[best] if 0 <= best < len(points) else None
     if marked:
         cv2.circle(canvas, marked, 8, PAPER, -1, cv2.LINE_AA)
         cv2.circle(canvas, marked, 7, GREEN, 3, cv2.LINE_AA)
-        _text(canvas, f"best: {values[best]:.4f} at {best}", (width - right, 18), _Type(15, GREEN, "right"))
-    _text(canvas, title, (left, 16), _Type(18, INK, bold=True))
-    _text(canvas, "update", ((left + width - right) // 2, height - 24), _Type(14, GRAY, "center"))
+        _text(canvas, f"best: {values[best]:.4f} at {best}", (width - right, height - 24), _Type(14, GREEN, "right"))
+    _text(canvas, curve.title, (left, 16), _Type(18, INK, bold=True))
+    _text(canvas, curve.note, (left + _text_width(curve.title, 18, bold=True) + 10, 19), _Type(14, GRAY))
+    _text(canvas, "iteration", ((left + width - right) // 2, height - 24), _Type(14, GRAY, "center"))
     return canvas
 
 

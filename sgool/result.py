@@ -74,6 +74,13 @@ class Result:
         return max(0, len(self.losses) - 1)
 
     @property
+    def score_start(self) -> float | None:
+        """The score of iteration 0, from which the updates begin; another image than `first` where several starts were
+        tried. None for a run that ended before it.
+        """
+        return self.scores[0] if self.scores else None
+
+    @property
     def best_update(self) -> int:
         """Which of `scores` is the best image's; TRIED (-1) where a start that was only tried is the best."""
         return self.best.iteration

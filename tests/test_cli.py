@@ -8,28 +8,73 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from sgool import tiny
 from sgool.__main__ import main
 from sgool.cli import main as product
 from sgool.errors import SgoolError
+from sgool.job import Bar
+from sgool.result import TRIED, Result, Snapshot
+from sgool.signals import Guard
 
 FILES = {"before.png", "after.png", "saliency.png", "loss.png", "comparison.png", "result.json"}
 NO_FILES = ["--guide", "embedded", "--selector", "embedded", "--saliency", "spectral"]
 FAST = ["--steps", "3", "--iterations", "1", "--cutouts", "1"]
 
 
-def test_demo_writes_everything_and_prints_only_json(tmp_path, capsys):
-    assert main(["demo", *FAST, "--json", "--out", str(tmp_path / "new" / "folder")]) == 0
+def pixels(path):
+    """A PNG as an image [1, 3, H, W] in [0, 1]."""
+    return torch.from_numpy(cv2.imread(str(path))[..., ::-1].copy()).permute(2, 0, 1)[None] / 255
+
+
+def test_demo_writes_everything_and_prints_only_json(tmp_path, capsys, critics):
+    out = tmp_path / "new" / "folder"
+    assert main(["demo", *FAST, "--json", "--out", str(out)]) == 0
     printed, told = capsys.readouterr()
     figures = json.loads(printed)
-    assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == FILES
-    assert figures == json.loads((tmp_path / "new" / "folder" / "result.json").read_text())
-    wanted = {"prompt", "seed", "method", "sampler", "steps", "iterations", "score_before", "score_after"}
-    assert wanted | {"losses", "unet_evals", "seconds", "peak_memory_mb"} <= figures.keys()
-    assert figures["score_after"] >= figures["score_before"] and len(figures["losses"]) == 2
-    assert figures["peak_memory_mb"] > 0 and figures["steps"] == 3
+    assert {path.name for path in out.iterdir()} == FILES
+    assert figures == json.loads((out / "result.json").read_text())
+    wanted = {"prompt", "seed", "method", "sampler", "steps", "iterations", "unet_evals", "seconds"}
+    assert wanted <= figures.keys() and figures["steps"] == 3 and figures["peak_memory_mb"] > 0
+    assert len(figures["losses"]) == len(figures["scores"]) == 2 and figures["ending"] == "done"
+    assert figures["score_before"] == figures["score_start"] == figures["scores"][0]
+    assert figures["score_after"] == figures["scores"][figures["best_iteration"]] == max(figures["scores"])
+    for name in ("before", "after"):  # the scores are those of the pictures, whose pixels have 8 bits
+        score = critics.selector.judge(pixels(out / f"{name}.png"), figures["prompt"])
+        assert score == pytest.approx(figures[f"score_{name}"], abs=2e-3)
     assert "SGOOL" in told  # the progress bar
+
+
+def snapshot(iteration, score, shade=0.5):
+    image = torch.full((1, 3, 64, 64), shade)
+    return Snapshot(iteration, image, torch.zeros(1, 4, 8, 8), score, torch.zeros(64, 64))
+
+
+def test_the_bar_shows_the_scores_of_the_first_image_of_the_start_and_of_the_best(capsys):
+    class Seen:
+        text = ""
+
+        def set_postfix_str(self, text):
+            self.text = text
+
+        def update(self):
+            pass
+
+    bar = Bar(Seen(), Guard())
+    result = Result(snapshot(TRIED, 0.5), snapshot(2, 0.75), scores=[0.625, 0.6, 0.75])
+    bar.image(result, result.best)
+    bar.step(3, 8)
+    assert bar.bar.text == "score before 0.500, start 0.625, best 0.750 at 2, step 3/8"
+    bar.image(Result(snapshot(TRIED, 0.5), snapshot(TRIED, 0.9), scores=[0.625]), result.best)
+    bar.step(4, 8)
+    assert "best 0.900, step 4/8" in bar.bar.text
+
+
+def test_with_candidates_the_score_at_the_start_is_that_of_the_one_chosen(tmp_path):
+    assert main(["demo", *FAST, "--candidates", "3", "--seed", "5", "--out", str(tmp_path)]) == 0
+    figures = json.loads((tmp_path / "result.json").read_text())
+    assert figures["score_start"] == figures["scores"][0] != figures["score_before"]
 
 
 def test_without_json_it_prints_where_the_pictures_are(tmp_path, capsys):
@@ -215,4 +260,5 @@ def test_stopped_between_the_starting_noises_it_writes_the_best_of_them(tmp_path
     monkeypatch.setattr("sgool.job.Bar.step", _at_the_second_start)
     assert main(["demo", *FAST, "--candidates", "3", "--out", str(tmp_path)]) == 130
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"loss.png"}
-    assert json.loads((tmp_path / "result.json").read_text())["iterations_done"] == 0
+    figures = json.loads((tmp_path / "result.json").read_text())
+    assert figures["iterations_done"] == 0 and figures["score_start"] is None

@@ -72,20 +72,40 @@ def test_ticks_are_few_round_and_cover_the_values(low: float, high: float) -> No
     np.testing.assert_allclose(np.diff(ticks), step)
 
 
-def test_curve_falls_where_the_loss_falls_and_marks_the_best() -> None:
-    losses = [1.0, 0.9, 0.4, 0.5]
-    picture = loss_curve(losses, [], 2)
+def across(panel: np.ndarray, color: tuple[int, int, int], curve: tuple[int, int, int]) -> float:
+    """Where the middle of a color lies between the ends of the curve, 0 to 1; the axes' own texts are left out."""
+    shown = panel[60:300]
+    ends = np.nonzero((shown == curve).all(-1))[1]
+    return (np.nonzero((shown == color).all(-1))[1].mean() - ends.min()) / (ends.max() - ends.min())
+
+
+def test_curve_falls_where_the_loss_falls() -> None:
+    picture = loss_curve([1.0, 0.9, 0.4, 0.5], [], 2)
     rows, columns = np.nonzero((picture == BLUE).all(-1))
     assert rows[columns < columns.min() + 4].mean() < rows[columns > columns.max() - 4].mean()
-    columns_best = np.nonzero((picture[60:] == GREEN).all(-1))[1]
-    across = (columns_best.mean() - columns.min()) / (columns.max() - columns.min())
-    assert across == pytest.approx(2 / 3, abs=0.02)
-    both = loss_curve(losses, [0.1, 0.2, 0.3, 0.2], 2)
-    assert both.shape[1] == 2 * picture.shape[1] and has_color(both, ORANGE) and not has_color(picture, ORANGE)
+    assert not has_color(picture, ORANGE)
     for values in ([0.5], [0.0, float("nan"), 0.0], list(np.arange(200) / 7)):
         assert loss_curve(values, values, 0).dtype == np.uint8
     with pytest.raises(SgoolError, match="at least one value"):
         loss_curve([], [], 0)
+
+
+def test_the_best_is_marked_among_the_scores_and_not_among_the_losses() -> None:
+    """The best score of the README's own demo has nearly the highest loss."""
+    losses, scores = [0.4, 0.9, 1.0, 0.5], [0.1, 0.2, 0.3, 0.2]
+    left, right = np.hsplit(loss_curve(losses, scores, 2), 2)
+    assert has_color(left, BLUE) and not has_color(left, GREEN) and not has_color(left, ORANGE)
+    assert has_color(right, ORANGE) and across(right, GREEN, ORANGE) == pytest.approx(2 / 3, abs=0.02)
+    assert not has_color(loss_curve(losses, scores, -1), GREEN)
+    assert not has_color(loss_curve(losses, [], 2), GREEN)
+
+
+def test_the_panels_say_what_they_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("sgool.pictures._text", lambda canvas, text, *rest: said.append(text))
+    loss_curve([0.4, 0.9], [0.1, 0.2], 1)
+    for words in ("of the guide, lower is better", "of the selector, higher is better", "best: 0.2000 at 1"):
+        assert said.count(words) == 1
 
 
 def test_comparison_shows_its_three_pictures_in_order() -> None:
