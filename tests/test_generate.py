@@ -85,7 +85,9 @@ def test_regions_are_looked_for_every_few_images_and_kept_in_between(backend, cr
     """But not at the last image, whose loss nothing follows from."""
     detector = Watched(critics.detector)
     made = images(backend, replace(critics, detector=detector), Request(PROMPT), small(refresh=2, iterations=6))
-    looked = [number for number, each in enumerate(made) if any(torch.equal(each.image, seen) for seen in detector.seen)]
+    looked = [
+        number for number, each in enumerate(made) if any(torch.equal(each.image, seen) for seen in detector.seen)
+    ]
     assert looked == [0, 2, 4] and len(detector.seen) == 3
     for number, each in enumerate(made):
         latest = min(number // 2 * 2, 4)
@@ -180,7 +182,9 @@ def test_each_setting_of_the_update_changes_the_next_images(backend, critics, ch
     assert (base[2].latent - other[2].latent).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("change", [{"threshold": 0.9}, {"max_regions": 1}, {"min_size": 0.9}, {"padding": 0.9}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"threshold": 0.9}, {"max_regions": 1}, {"min_size": 0.9}, {"padding": 0.9}], ids=str
+)
 def test_each_setting_of_the_regions_changes_what_is_found(backend, critics, change):
     own = small(iterations=0, max_regions=4, min_size=0.1, threshold=0.1, padding=0.0)
     base, other = (generate(backend, critics, Request(PROMPT), each) for each in (own, own.changed(**change)))
