@@ -109,6 +109,16 @@ def test_all_views_and_crops_go_through_the_critic_in_one_batch() -> None:
     assert critic.seen == [1 + 4 + 2]
 
 
+@pytest.mark.parametrize(("prompt", "match_phrases"), [("a car.", True), ("a car and a tree", False)])
+def test_without_phrases_to_choose_from_every_region_is_compared_with_the_prompt(
+    prompt: str, match_phrases: bool
+) -> None:
+    critic, image = Painter(), pictures()
+    loss = SaliencyLoss(critic, prompt, whole=Whole(cutouts=0), match_phrases=match_phrases, saliency_weight=1.0)
+    first, second = (-critic.score(critic.resize(crop(image, region)), prompt).item() for region in REGIONS)
+    assert loss(image, REGIONS).item() == pytest.approx((2 * first + second) / 3, rel=1e-5)
+
+
 @pytest.mark.parametrize("match_phrases", [False, True])
 def test_the_gradient_of_the_loss_matches_finite_differences(match_phrases: bool) -> None:
     loss = SaliencyLoss(Painter(), PROMPT, whole=Whole(cutouts=3), match_phrases=match_phrases)

@@ -124,6 +124,9 @@ def test_spherical_distance_is_half_the_squared_angle_and_safe_where_it_is_zero(
     tangent = np.stack([-np.sin(angle), np.cos(angle)], 1)
     np.testing.assert_allclose((gradient.numpy() * tangent).sum(1), angle, rtol=1e-6, atol=1e-9)
     assert spherical_distance(y, -y).isfinite() and torch.isfinite(gradient).all()
+    opposite = (-y).requires_grad_()
+    (steep,) = torch.autograd.grad(spherical_distance(y, opposite), opposite)
+    assert steep.isfinite().all()
 
 
 def test_cutouts_are_pooled_squares_of_the_image() -> None:
@@ -148,6 +151,35 @@ def test_small_images_still_give_different_cutouts() -> None:
     cuts = random_cutouts(image, 4, 32, torch.Generator().manual_seed(0))
     assert cuts.shape == (4, 3, 32, 32) and not torch.allclose(cuts[0], cuts[1])
     assert random_cutouts(image, 0, 32).shape == (0, 3, 32, 32)
+
+
+def test_the_largest_cutouts_reach_every_border_and_do_not_leave_the_image() -> None:
+    """With a power of 0 every square is as large as can be, so it is a part of the image as it is."""
+    for height, width in ((66, 64), (64, 66)):
+        image = torch.rand(1, 3, height, width)
+        cuts = random_cutouts(image, 40, 64, torch.Generator().manual_seed(0), power=0.0)
+        places = [(top, left) for top in range(height - 63) for left in range(width - 63)]
+        parts = [image[0, :, top : top + 64, left : left + 64] for top, left in places]
+        found = [[torch.equal(cut, part) for part in parts].index(True) for cut in cuts]
+        assert set(found) == {0, 1, 2}
+
+
+def test_the_smallest_side_of_a_cutout_is_what_is_asked_for() -> None:
+    grid = torch.arange(64.0).expand(1, 3, 64, 64)
+
+    def sides(**options: int) -> torch.Tensor:
+        cuts = random_cutouts(grid, 200, 16, torch.Generator().manual_seed(0), power=3.0, **options)
+        return (cuts[:, 0, 0, -1] - cuts[:, 0, 0, 0]) * 16 / 15
+
+    assert 39 <= sides(min_size=40).min() <= 42
+    assert sides(min_size=99).min() == pytest.approx(64)
+    assert 15 <= sides().min() <= 18
+
+
+def test_a_cutout_smaller_than_what_the_guide_sees_is_interpolated_between_the_centers_of_its_pixels() -> None:
+    ramp = torch.arange(16.0).expand(1, 3, 16, 16)
+    cut = random_cutouts(ramp, 1, 32, power=0.0)[0, 0]
+    torch.testing.assert_close(cut[0, :5], torch.tensor([0.0, 0.25, 0.75, 1.25, 1.75]))
 
 
 def test_loss_is_the_weighted_sum_of_single_distances(clip: Clip) -> None:
@@ -237,8 +269,13 @@ def test_bad_regions_and_weights_are_refused(clip: Clip) -> None:
     for box in (Region(0, 0, 0, 5, 1.0), Region(20, 0, 20, 5, 1.0), Region(0, -1, 5, 5, 1.0)):
         with pytest.raises(SgoolError, match="region"):
             crop(image, box)
-    with pytest.raises(SgoolError, match="between 0 and 1"):
-        SaliencyLoss(clip, "x", saliency_weight=1.5)
+    wide = torch.rand(1, 3, 32, 48)
+    assert torch.equal(crop(wide, Region(2, 40, 30, 8, 1.0)), wide[..., 2:32, 40:48])
+    with pytest.raises(SgoolError, match="does not lie within the image of 48x32"):
+        crop(wide, Region(2, 41, 30, 8, 1.0))
+    for weight in (1.5, -0.1):
+        with pytest.raises(SgoolError, match="between 0 and 1"):
+            SaliencyLoss(clip, "x", saliency_weight=weight)
     with pytest.raises(SgoolError, match="at least one cutout"):
         Whole(cutouts=0, itself=False)
 
@@ -248,6 +285,10 @@ def test_an_image_is_judged_by_the_mean_over_shifted_copies(clip: Clip) -> None:
     copies = shifted(image)
     assert copies.shape == (5, 3, 64, 96) and torch.equal(copies[0], image[0])
     assert torch.equal(copies[1][:, 2:, 3:], image[0][:, :-2, :-3])  # down and to the right by a 32nd
+    assert torch.equal(copies[2][:, 2:, :-3], image[0][:, :-2, 3:])
+    assert torch.equal(copies[3][:, :-2, 3:], image[0][:, 2:, :-3])
     assert torch.equal(copies[4][:, :-2, :-3], image[0][:, 2:, 3:])
+    # What comes in from outside is the border once more.
+    assert torch.equal(copies[1][:, :2, 3:], image[0][:, :1, :-3].expand(3, 2, 93))
     single = [float(clip.encode_image(copy[None])[0] @ clip.encode_text("a red car")) for copy in copies]
     assert clip.judge(image, "a red car") == pytest.approx(np.mean(single), abs=1e-5)

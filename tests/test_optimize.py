@@ -66,7 +66,10 @@ def test_gradient_of_the_whole_chain_is_that_of_full_autograd(backend, critics):
 def test_a_run_returns_the_best_image_and_counts_its_work(backend, critics):
     result = generate(backend, critics, asked(1), small())
     assert len(result.losses) == len(result.scores) == 3
-    assert result.best.score in result.scores and result.best.score >= result.first.score == result.scores[0]
+    assert result.first.score == result.scores[0] and result.best.score == max(result.scores)
+    assert result.scores[result.best_update] == result.best.score
+    for each in (result.first, result.best):
+        assert each.score == pytest.approx(critics.selector.judge(each.image, PROMPT), abs=1e-6)
     assert result.unet_evals == 2 * 4 * (3 + 2)  # both halves of guidance, 4 steps, 3 ways there and 2 back
     assert result.forward_equivalents == 2 * 4 * (3 + 2 * 2)
     assert result.best.image.shape == (1, 3, 128, 128)

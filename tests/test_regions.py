@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sgool.errors import SgoolError
 from sgool.region import Region
-from sgool.saliency.regions import MAX_INSIDE, MAX_IOU, find_regions
+from sgool.saliency.regions import MAX_INSIDE, MAX_IOU, _Box, find_regions
 
 
 def blobs(height: int, width: int, *spots: tuple[float, float, float, float]) -> Tensor:
@@ -102,6 +102,25 @@ def test_a_place_does_not_reach_around_a_higher_one() -> None:
     saliency = blobs(128, 128, (60, 40, 12, 1.0), (60, 86, 6, 0.3))
     faint = min(find_regions(saliency, threshold=0.25, padding=0), key=lambda region: region.mass)
     assert faint.left > 40 and faint.width < 50
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_regions_of_a_turned_map_are_turned(seed: int) -> None:
+    """Rows and columns count alike."""
+    rng = np.random.default_rng(seed)
+    spots = [(rng.uniform(0, 70), rng.uniform(0, 90), rng.uniform(3, 14), rng.uniform(0.3, 1)) for _ in range(6)]
+    saliency = blobs(70, 90, *spots)
+    regions = find_regions(saliency, max_regions=9, threshold=0.25, min_size=0.1, padding=0.1)
+    turned = find_regions(saliency.T, max_regions=9, threshold=0.25, min_size=0.1, padding=0.1)
+    assert [(r.top, r.left, r.height, r.width) for r in regions] == [(r.left, r.top, r.width, r.height) for r in turned]
+
+
+def test_boxes_overlap_from_more_than_the_limits_on() -> None:
+    large = _Box(0, 0, 100, 100)
+    for inside, overlap in ((6, False), (7, True)):  # of ten rows
+        assert large.overlaps(_Box(100 - inside, 20, 110 - inside, 30)) == overlap
+    for shared, overlap in ((46, False), (47, True)):  # of 100 columns: 46 in 154 are 0.299, 47 in 153 are 0.307
+        assert large.overlaps(_Box(0, 100 - shared, 100, 200 - shared)) == overlap
 
 
 def test_only_the_heaviest_regions_are_returned() -> None:
@@ -218,3 +237,12 @@ def test_bad_map_is_refused(saliency: Tensor) -> None:
 def test_bad_parameter_is_refused(wrong: dict) -> None:
     with pytest.raises(SgoolError, match="Salient regions need"):
         find_regions(torch.rand(8, 8), **wrong)
+
+
+@pytest.mark.parametrize(
+    ("extreme", "size"),
+    [({"threshold": 1.0}, 22), ({"min_size": 1.0}, 64), ({"min_size": 0.0}, 22), ({"padding": 0}, 16)],
+)
+def test_parameters_may_be_as_large_and_as_small_as_they_can(extreme: dict, size: int) -> None:
+    (region,) = find_regions(blobs(64, 64, (32, 32, 6.5, 1.0)), **{"min_size": 0.1, **extreme}, max_regions=1)
+    assert region.height == region.width == pytest.approx(size, abs=1)

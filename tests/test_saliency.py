@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sgool.errors import SgoolError
-from sgool.saliency import DETECTORS, load_detector
+from sgool.saliency import DETECTORS, LoadedDetector, detector_weights, load_detector
 from sgool.saliency.regions import find_regions
 from sgool.saliency.spectral import opponent
 from sgool.saliency.transalnet import WEIGHTS, build, letterbox, predict, unletterbox
@@ -169,6 +169,28 @@ def test_opponent_channels_of_gray_and_primaries() -> None:
     assert torch.allclose(opponent(colors)[:, :, 0, 0], expected)
 
 
+def test_spectral_is_the_residual_of_the_log_spectrum() -> None:
+    """The formulas in plain numpy, at the size where nothing is scaled."""
+    image = disc_image(20, 40, 9, SPOT, confetti(64, 64))
+    red, green, blue = image[0].double().numpy()
+    distance = np.minimum(np.arange(64), 63 - np.arange(64)) + 0.5
+    fade = np.where(distance < 8, 0.5 - 0.5 * np.cos(np.pi * distance / 8), 1)
+    total = np.zeros((64, 64))
+    for channel in ((red + green + blue) / 3, red - green, blue - (red + green) / 2):
+        spectrum = np.fft.fft2((channel - channel.mean()) * np.outer(fade, fade))
+        amplitude = np.abs(spectrum)
+        log = np.log(amplitude + amplitude.mean() / 1000)
+        around = sum(np.roll(log, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)) / 9
+        energy = np.abs(np.fft.ifft2(np.exp(log - around + 1j * np.angle(spectrum)))) ** 2
+        total += channel.var() * energy / energy.mean()
+    kernel = np.exp(-(np.arange(-10, 11) ** 2) / (2 * 2.5**2))
+    smooth = np.pad(total, 10, mode="edge")
+    for axis in (0, 1):
+        smooth = np.apply_along_axis(np.convolve, axis, smooth, kernel / kernel.sum(), mode="valid")
+    expected = np.sqrt(smooth)
+    assert np.abs(load_detector("spectral")(image).numpy() - expected / expected.max()).max() < 1e-3
+
+
 def test_spectral_follows_mirroring_but_not_contrast() -> None:
     detect = load_detector("spectral")
     image = disc_image(60, 60, 24, SPOT, confetti(128, 128))
@@ -203,3 +225,18 @@ def test_error_for_an_unknown_detector_lists_the_known_ones() -> None:
         load_detector("deepgaze")
     assert all(name in str(caught.value) for name in DETECTORS)
     assert set(DETECTORS) == {"transalnet-res", "transalnet-dense", "spectral"}
+
+
+def test_moving_a_detector_moves_its_network() -> None:
+    network = torch.nn.Conv2d(3, 1, 1)
+    detector = LoadedDetector(network, torch.device("cpu"))
+    assert detector.to(torch.device("meta")) is detector
+    assert network.weight.device.type == detector.device.type == "meta"
+
+
+def test_each_detector_says_which_files_it_needs() -> None:
+    assert detector_weights("transalnet-res") == (WEIGHTS["res"],)
+    assert detector_weights("transalnet-dense") == (WEIGHTS["dense"],)
+    assert not detector_weights("spectral")
+    with pytest.raises(SgoolError, match="no saliency detector 'eyes'"):
+        detector_weights("eyes")

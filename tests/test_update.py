@@ -66,6 +66,9 @@ def test_true_noise_is_hardly_changed_and_z_scores_are_standard() -> None:
 def test_the_penalty_has_the_gradient_of_its_value() -> None:
     x = (noise(4, (1, 1, 6, 8)) * 1.7 + 0.5).requires_grad_(True)
     assert torch.autograd.gradcheck(lambda t: Prior.gaussian().penalty([t]), (x,))
+    beyond = Prior.gaussian().z_scores(x[None]).abs().sub(2).clamp_min(0)  # the tolerance is two standard errors
+    assert beyond.any()
+    torch.testing.assert_close(Prior.gaussian().penalty([x]), beyond.square().sum() / 2)
 
 
 def test_an_image_start_keeps_its_own_statistics() -> None:
