@@ -3,7 +3,7 @@
 The command line's flags, the WebUI's controls, the API's schema, the infotext and the X/Y/Z axes are all drawn from
 `Settings`. Two contracts follow:
 
-* A label is the key of an infotext (`SGOOL candidate seeds: 4`). An image made earlier reads back only while its labels
+* A label is the key of an infotext (`SGOOL Candidate seeds: 4`). An image made earlier reads back only while its labels
   stay as they are.
 * The order of the fields is the order of the API's positional arguments. A new field goes to the end.
 """

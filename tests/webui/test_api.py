@@ -233,10 +233,10 @@ def test_the_curl_lines_of_the_docs(server, path, body):
     assert outcome(answer).iterations > 0 and not outcome(answer).note.startswith("SGOOL is not used")
     for name, value in asked.items():
         if name != "enabled" and value != DEFAULTS[name]:
-            assert f"SGOOL {WEBUI[name].label.lower()}: {value}," in answer.texts[0]
+            assert f"SGOOL {WEBUI[name].label}: {value}," in answer.texts[0]
 
 
 def test_the_docs_have_a_curl_line_for_every_route(server):
     paths = {path for path, _ in curl_lines()}
-    ours = {path for path in server.get("/openapi.json")["paths"] if path.startswith("/sgool/") and "last" not in path}
+    ours = {path for path in server.get("/openapi.json")["paths"] if path.startswith("/sgool/") and "runs" not in path}
     assert {"/sdapi/v1/txt2img", *ours} == paths
