@@ -281,9 +281,7 @@ def test_the_output_folder_is_made_and_left_without_a_trace_of_the_check(tmp_pat
         run(Job(PROMPT, tmp_path / "new" / "folder", device="meta"))
     assert list((tmp_path / "new" / "folder").iterdir()) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        SgoolError, match=r"The output folder .* cannot be written to: .*[Nn]ot a directory|File exists"
-    ):
+    with pytest.raises(SgoolError, match=r"The output folder .* cannot be written to: \w"):
         run(Job(PROMPT, tmp_path / "file", device="meta"))
 
 
