@@ -74,6 +74,14 @@ def test_without_embeddings_distance_and_table_follow_from_the_rating() -> None:
     torch.testing.assert_close(critic.score(pictures(3), "a tree"), critic.table(features, texts)[:, 1])
 
 
+def test_the_network_sees_a_picture_of_its_own_size_with_every_pixel_in_its_place() -> None:
+    ramp = torch.arange(12.0).expand(1, 3, 8, 12)
+    seen = Painter((16, 24)).resize(ramp)
+    assert seen.shape == (1, 3, 16, 24) and Painter((8, 12)).resize(ramp) is ramp
+    # Twice as many pixels, each with its center a quarter beside the old one's.
+    torch.testing.assert_close(seen[0, 0, 3, 8:12], torch.tensor([3.75, 4.25, 4.75, 5.25]))
+
+
 def test_an_image_is_judged_by_the_mean_of_five_views_without_a_graph() -> None:
     critic, image = Painter(), pictures().requires_grad_()
     single = [critic.score(view[None], "a car").item() for view in shifted(image.detach())]

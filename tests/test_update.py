@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -58,6 +59,10 @@ def test_true_noise_is_hardly_changed_and_z_scores_are_standard() -> None:
     x = noise(3, (200, 4, 32, 32))[None]
     z = Prior.gaussian().z_scores(x)
     assert z.mean((1, 2, 3)).abs().max() < 0.15 and (z.std((1, 2, 3)) - 1).abs().max() < 0.1
+    # The k-th Hermite polynomial of noise that is shifted by m has the mean m^k, and the variance k! / n without it.
+    shifted = Prior.gaussian().z_scores(x + 0.5)[:4].mean((1, 2, 3))
+    expected = torch.tensor([0.5**k / (math.factorial(k) / 1024) ** 0.5 for k in (1, 2, 3, 4)], dtype=torch.float64)
+    torch.testing.assert_close(shifted, expected, rtol=0, atol=0.2)
     pulled = torch.stack(Prior.gaussian().pull([x[0]], 1.0))
     assert (pulled - x).norm() / x.norm() < 0.03
     assert Prior.gaussian().excess(pulled).abs().max() < 0.2 * Prior.gaussian().excess(x).abs().max()
@@ -83,6 +88,32 @@ def test_an_image_start_keeps_its_own_statistics() -> None:
         assert (after - before).norm() > 1e-3
         np.testing.assert_allclose(statistics(after), statistics(before), rtol=0.35, atol=0.5)
         assert np.abs(statistics(after)[0] - statistics(before)[0]).max() < 0.1
+
+
+def test_without_a_prior_the_first_state_is_its_own() -> None:
+    start = [torch.exp(0.3 * noise(5)) * 2 + 0.7 * wave() for _ in range(2)]
+    gradients = [torch.ones(SHAPE).double(), wave()]
+    states = []
+    for update in (SgoolUpdate(), SgoolUpdate(Prior.of(start))):
+        state = update.step(start, gradients)
+        states.append(update.step(state, gradients))
+    for ours, expected in zip(*states, strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("rule", ["momentum", "adam"])
+def test_a_step_goes_along_the_running_means_of_the_gradients(rule: str) -> None:
+    """By hand, to first order in the step: what the norm takes back is along the state itself."""
+    x, first, second = (noise(seed, (1, 1, 8, 8)) for seed in (14, 15, 16))
+    first, second = (g / g.square().mean().sqrt() for g in (first, second))
+    update = SgoolUpdate(learning_rate=1e-6, rule=rule, warmup=0, regularization=0.0)
+    middle = update.step([x], [3 * first])[0]
+    moved = update.step([middle], [5 * second])[0] - middle
+    mean = (0.09 * first + 0.1 * second) / 0.19
+    square = (0.000999 * first.square() + 0.001 * second.square()) / (1 - 0.999**2)
+    expected = -1e-6 * x.square().mean().sqrt() * (mean if rule == "momentum" else mean / square.sqrt())
+    expected -= x * (x * expected).sum() / x.square().sum()
+    torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("rule", ["momentum", "adam"])
