@@ -133,7 +133,9 @@ def generate(
         return begun
     except SgoolError:
         return begun
-    result.unet_evals, result.seconds = result.unet_evals + begun.unet_evals, result.seconds + begun.seconds
+    result.unet_evals += begun.unet_evals
+    result.forward_equivalents += begun.forward_equivalents
+    result.seconds += begun.seconds
     result.stored_latents = True
     return result
 

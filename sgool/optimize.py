@@ -74,7 +74,7 @@ def optimize(problem: Problem, starts: Sequence[Start], plan: Plan, progress: Pr
     """
     begun = time.monotonic()
     run = _Run(problem, plan, progress or Progress())
-    evals = run.evals()
+    evals, cost = run.work()
     try:
         ending = run.improve(run.choose_start(starts))
     except (Stop, KeyboardInterrupt):
@@ -89,7 +89,8 @@ def optimize(problem: Problem, starts: Sequence[Start], plan: Plan, progress: Pr
     assert result is not None
     result.ending = ending
     result.sampler = problem.trajectory.sampler.name
-    result.unet_evals = run.evals() - evals
+    evals_now, cost_now = run.work()
+    result.unet_evals, result.forward_equivalents = evals_now - evals, cost_now - cost
     result.seconds = time.monotonic() - begun
     return result
 
@@ -104,9 +105,10 @@ class _Run:
         self.result: Result | None = None
         self._random = torch.Generator().manual_seed(plan.seed)
 
-    def evals(self) -> int:
+    def work(self) -> tuple[int, int]:
+        """(evaluations of the network so far, their cost in forward passes)."""
         network = self.problem.trajectory.network
-        return network.evals_forward + network.evals_backward
+        return network.evals_forward + network.evals_backward, network.forward_equivalents
 
     def choose_start(self, starts: Sequence[Start]) -> Final:
         """Render the starts, and return the one whose image the guide and the selector together like best.

@@ -46,6 +46,7 @@ class Result:
     `first` where none beats it. losses, scores: one for each image of the run, from iteration 0. error: what made it
     fail. stored_latents: whether the run began again with stored latents, because its network does not repeat its
     predictions. sampler: the sampler's name. unet_evals: evaluations of the UNet, with and without a graph.
+    forward_equivalents: what they cost, in forward passes (`sgool.samplers.GRADIENT`).
     """
 
     first: Snapshot
@@ -57,6 +58,7 @@ class Result:
     stored_latents: bool = False
     sampler: str = ""
     unet_evals: int = 0
+    forward_equivalents: int = 0
     seconds: float = 0.0
 
     @property

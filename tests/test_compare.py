@@ -7,28 +7,46 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sgool import lab
+from sgool import generate, lab
 from sgool.__main__ import main
-from sgool.lab.compare import METHODS, Plan, compare, paired, read_captions, rivals, updates_within
 from sgool.errors import SgoolError
 from sgool.lab import world
+from sgool.lab.compare import (
+    METHODS,
+    Plan,
+    compare,
+    paired,
+    read_captions,
+    render_tables,
+    rivals,
+    trial,
+    updates_within,
+)
 
 
 @pytest.mark.parametrize(
     ("budget", "run", "asked", "share", "candidates", "updates"),
     [
-        (400, 20, 1, 1.0, 1, 9),
-        (60, 20, 1, 1.0, 1, 1),
-        (59, 20, 1, 1.0, 1, 0),
+        (400, 20, 1, 1.0, 1, 6),
+        (80, 20, 1, 1.0, 1, 1),
+        (79, 20, 1, 1.0, 1, 0),
         (20, 20, 8, 1.0, 1, 0),
-        (300, 12, 8, 2 / 3, 8, 12),
+        (300, 12, 8, 2 / 3, 8, 8),
         (60, 12, 8, 2 / 3, 3, 1),
     ],
 )
 def test_updates_within_the_budget(budget, run, asked, share, candidates, updates):
+    """An update is the improved share of a run, there for 1 and back for 2."""
     assert updates_within(budget, run, asked, share) == (candidates, updates)
-    spent = candidates * run + updates * 2 * share * run
-    assert spent <= budget < spent + 2 * share * run
+    spent = candidates * run + updates * 3 * share * run
+    assert spent <= budget < spent + 3 * share * run
+
+
+def test_a_sampler_is_counted_by_its_evaluations_and_not_by_its_name(monkeypatch):
+    """EDICT as what "auto" comes to: twice the evaluations a step, under a name that says nothing of it."""
+    monkeypatch.setitem(generate.AUTO, "seed", "edict")
+    made = trial("sgool", "a car on a red background", 0, 120, ())
+    assert made.forward_equivalents <= 120 and made.evals < made.forward_equivalents  # at least one update
 
 
 def test_paired_interval_covers_the_mean_as_often_as_it_says():
@@ -59,9 +77,13 @@ def test_compare_runs_all_methods_within_the_budget(capsys):
     figures = json.loads(capsys.readouterr().out)
     assert list(figures["methods"]) == list(METHODS) and figures["captions"] == 2 and figures["budget"] == 60
     for row in figures["methods"].values():
-        assert 0 < row["unet_evals_per_image"] <= 60
+        assert 0 < row["unet_evals_per_image"] <= row["forward_equivalents_per_image"] <= 60
         assert -1 <= row["score_mean"] <= 1 and 0 <= row["accuracy_mean"] <= 1
     ours, plain = figures["methods"]["sgool"], figures["methods"]["none"]
+    assert plain["forward_equivalents_per_image"] == plain["unet_evals_per_image"] == 20
+    assert ours["unet_evals_per_image"] == 3 * 12 + 16 and ours["forward_equivalents_per_image"] == 3 * 12 + 24
+    line = next(line for line in render_tables(figures).splitlines() if line.startswith("| sgool "))
+    assert [cell.strip() for cell in line.split("|")][5:7] == ["60", f"{ours['seconds_per_image']:.1f}"]
     for gains, mean in (("gain_over", "score_mean"), ("accuracy_gain_over", "accuracy_mean")):
         assert all(set(row[gains]) == set(METHODS) - {name} for name, row in figures["methods"].items())
         assert ours[gains]["none"]["mean"] == pytest.approx(ours[mean] - plain[mean])

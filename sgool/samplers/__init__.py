@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sgool.errors import SgoolError
 from sgool.samplers import bdia, belm, ddim, edict
-from sgool.samplers.network import Branch, Network
+from sgool.samplers.network import GRADIENT, Branch, Network
 from sgool.samplers.sampler import Sampler
 from sgool.samplers.schedule import Schedule, make_schedule
 from sgool.samplers.trajectory import Final, Trajectory
@@ -25,6 +25,7 @@ def get_sampler(name: str) -> Sampler:
 
 
 __all__ = [
+    "GRADIENT",
     "SAMPLERS",
     "Branch",
     "Final",

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from sgool.errors import SgoolError
 
+GRADIENT = 2
+"""The cost of an evaluation with its gradient, in forward passes: one there, and one back through frozen weights."""
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -33,7 +36,8 @@ class Network:
 
     alphas_cumprod: [N]. prediction: what the weighted sum means, "epsilon" or "v_prediction" (arXiv 2202.00512).
     dtype: what the latent is cast to for the branches. autocast: makes the context the branches run in.
-    evals_forward and evals_backward count evaluations without a graph (by `__call__`) and with one (by `vjp`).
+    evals_forward and evals_backward count evaluations without a graph (by `__call__`) and with one (by `vjp`);
+    forward_equivalents is what both cost.
 
     The samplers recover earlier latents only as well as eps is reproduced: `__call__` and `vjp` cast the same float64
     latent to the same network input, so their eps agree as far as the network is deterministic, even in half precision.
@@ -58,6 +62,11 @@ class Network:
         self.autocast = autocast
         self.evals_forward = 0
         self.evals_backward = 0
+
+    @property
+    def forward_equivalents(self) -> int:
+        """The cost of all evaluations so far, in forward passes; see `GRADIENT`."""
+        return self.evals_forward + GRADIENT * self.evals_backward
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t: int) -> Tensor:
