@@ -1,6 +1,6 @@
-"""Installs what the WebUI lacks; with AUTOMATIC1111's own requirements that is nothing.
+"""Installs the packages that the WebUI lacks. With AUTOMATIC1111's own requirements there are none.
 
-It runs at every start of the WebUI, so that what only an installation needs is imported only for one.
+The WebUI runs this file at every start, so modules that only an installation needs are imported in `install`.
 """
 
 import importlib.util
@@ -9,7 +9,7 @@ NEEDED = {"open_clip": "open-clip-torch", "cv2": "opencv-python-headless", "safe
 
 
 def install(packages):
-    """Everything that is installed is a constraint, so that no version of it can move."""
+    """Install the packages with pip. All installed versions become constraints, so none of them can change."""
     import importlib.metadata
     import os
     import tempfile
@@ -21,10 +21,10 @@ def install(packages):
         constraints = os.path.join(folder, "constraints.txt")
         with open(constraints, "w", encoding="utf-8") as file:
             for name, version in installed.items():
-                if name and not name.startswith("~"):  # pip leaves such names on Windows when it is cut off
+                if name and not name.startswith("~"):  # on Windows, an interrupted pip leaves such names
                     file.write(f"{name}=={version}\n")
         names = " ".join(packages)
-        launch.run_pip(f'install {names} -c "{constraints}"', f"what sd-webui-sgool needs: {names}")
+        launch.run_pip(f'install {names} -c "{constraints}"', f"requirements of sd-webui-sgool: {names}")
 
 
 missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]

@@ -1,4 +1,4 @@
-"""What the WebUI loads. Everything is in the package `sgool.webui`."""
+"""The script that the WebUI loads. All its code is in the package `sgool.webui`."""
 
 from sgool.webui import register
 from sgool.webui.script import SgoolScript

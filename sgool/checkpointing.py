@@ -1,6 +1,6 @@
-"""Less memory for a gradient: blocks of a network keep only their inputs and are computed again on the way back.
+"""Gradient checkpointing (Chen et al., arXiv 1604.06174) for the UNets and decoders of ldm, sgm and diffusers.
 
-(Chen et al., arXiv 1604.06174.) Serves the UNets and decoders of ldm, sgm and diffusers alike.
+Blocks of a network keep only their inputs and are recomputed in the backward pass, which saves memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 @dataclass(frozen=True)
 class Memory:
-    """decoder, network: whether their blocks are computed again. sequential: guidance's two halves one by one."""
+    """decoder, network: whether their blocks are recomputed. sequential: whether guidance runs one prompt at a time."""
 
     decoder: bool
     network: bool
@@ -29,21 +29,21 @@ MEMORY = {
     "balanced": Memory(decoder=True, network=False, sequential=False),
     "low": Memory(decoder=True, network=True, sequential=True),
 }
-"""From the fastest to the one that needs the least memory: the decoder's graph is the largest and cheap to repeat."""
+"""From fastest to least memory. The decoder comes first because its graph is the largest and cheap to recompute."""
 
 _CONTAINERS = ("down_blocks", "up_blocks", "input_blocks", "output_blocks", "up", "down")
 _MIDDLES = ("mid_block", "middle_block", "mid")
 
 
 def blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """The parts of a UNet or decoder that are worth recomputing one at a time: residual, attention and resampling."""
+    """The parts of a UNet or decoder to recompute one at a time: residual, attention and resampling blocks."""
     for name, child in network.named_children():
         if name in _MIDDLES or name in _CONTAINERS:
             yield from _parts(child)
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost descendants that are called as functions rather than only hold or chain others."""
+    """The outermost modules that compute something themselves, below containers and the blocks in `_WALKED`."""
     children = [child for child in module.children()]
     holds = isinstance(module, nn.ModuleList) or type(module).forward is nn.Module.forward
     if holds or type(module).__name__ in _WALKED:
@@ -62,11 +62,11 @@ _WALKED = {
     "UNetMidBlock2D",
     "UpDecoderBlock2D",
 }
-"""diffusers' blocks hold several residual blocks, too much for one graph."""
+"""Blocks of diffusers that hold several residual blocks, which is too much for one graph."""
 
 
 def checkpoint(modules: Iterator[nn.Module] | list[nn.Module]) -> Callable[[], None]:
-    """Replace each module's `forward` by one that recomputes where gradients are on; returns what undoes it."""
+    """Make each module's `forward` recompute while gradients are on. Returns a function that undoes this."""
     changed = list(modules)
     for module in changed:
         module.forward = _recomputing(module.forward)  # type: ignore[method-assign]
@@ -78,9 +78,9 @@ def checkpoint(modules: Iterator[nn.Module] | list[nn.Module]) -> Callable[[], N
             if inner is None:
                 continue
             if getattr(inner, "__func__", None) is type(module).forward:
-                del module.forward  # the class's own shows again
+                del module.forward  # uncovers the forward of the class
             else:
-                module.forward = inner  # another's, on this object before ours
+                module.forward = inner  # someone else had set this forward on the object before
 
     return undo
 
@@ -90,7 +90,7 @@ def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled() or not any(isinstance(x, torch.Tensor) and x.requires_grad for x in args):
             return forward(*args, **kwargs)
-        # The blocks draw no random numbers (they are in evaluation mode), so the generators need not be kept.
+        # The blocks are in evaluation mode and draw no random numbers, so the generator states need not be saved.
         return recompute(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     return wrapper

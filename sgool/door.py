@@ -21,6 +21,7 @@ from sgool.backends.diffusers import DiffusersBackend, check_pipeline
 from sgool.errors import SgoolError
 from sgool.generate import Critics, Request, check_prompts, check_seed, generate, load_critics
 from sgool.images import fit
+from sgool.needs import fetch, needs
 from sgool.pictures import to_uint8
 from sgool.presets import resolve
 from sgool.region import Region
@@ -70,7 +71,9 @@ class Improver:
         own = str(getattr(pipeline, "name_or_path", "")) == str(tiny.MODEL)
         self.settings = resolve(settings, model="tiny" if own else "")
         self.backend = DiffusersBackend(pipeline, self.settings.memory)
-        self.critics: Critics = load_critics(self.settings, default_models_dir(), self.backend.device)
+        wanted = needs(self.settings)
+        fetch(wanted, default_models_dir())
+        self.critics: Critics = load_critics(wanted, default_models_dir(), self.backend.device)
 
     def __call__(
         self,
@@ -129,9 +132,11 @@ def improve(
 
 def _pixels(image: Image | Tensor) -> Tensor:
     if isinstance(image, Tensor):
-        if image.ndim != 4 or image.shape[:2] != (1, 3):
+        if image.ndim != 4 or image.shape[:2] != (1, 3) or 0 in image.shape:
             raise SgoolError(f"An image tensor has the shape [1, 3, H, W], not {list(image.shape)}.")
         return image.detach().float().clamp(0, 1)
+    if not hasattr(image, "convert"):
+        raise SgoolError(f"The initial image must be a PIL image or a tensor, not a {type(image).__name__}.")
     import numpy as np
 
     return torch.from_numpy(np.asarray(image.convert("RGB"), np.float32) / 255).permute(2, 0, 1)[None]

@@ -15,6 +15,7 @@ from sgool.errors import NotRepeatable, SgoolError
 from sgool.guidance import Critic, load_critic
 from sgool.guidance.loss import DOODL, SaliencyLoss, Whole
 from sgool.guidance.prompt import clean_prompt
+from sgool.needs import Needs
 from sgool.optimize import Plan, Problem, Regions, Start, optimize
 from sgool.region import Region
 from sgool.result import Ending, Progress, Result, Stop
@@ -49,8 +50,9 @@ class Critics:
 
     def to(self, device: torch.device) -> Critics:
         """The same networks, moved to another device."""
-        for network in (self.guide, self.selector, self.detector):
-            network.to(device)
+        with torch.inference_mode(False):
+            for network in (self.guide, self.selector, self.detector):
+                network.to(device)
         return self
 
 
@@ -94,22 +96,17 @@ def check_start(settings: Settings, image: bool) -> None:
         raise SettingError("start", "image and an initial image go together: give both or neither")
 
 
-def detector_name(settings: Settings) -> str:
-    """The detector that a run needs: without saliency in the loss only the map is drawn, by one without weights."""
-    salient = settings.method == "sgool" and settings.saliency_weight > 0
-    return settings.saliency if salient else "spectral"
-
-
-def load_critics(settings: Settings, models_dir: Path, device: torch.device | str = "cpu") -> Critics:
-    """The critics and the detector that the settings name; missing weights are downloaded into models_dir.
+def load_critics(wanted: Needs, models_dir: Path, device: torch.device | str = "cpu") -> Critics:
+    """The critics and the detector that are wanted; weights that `sgool.needs.fetch` has not are downloaded now.
 
     Raises SgoolError where the weights cannot be had.
     """
-    return Critics(
-        load_critic(settings.guide, "guide", models_dir, device),
-        load_critic(settings.selector, "selector", models_dir, device),
-        load_detector(detector_name(settings), models_dir, device),
-    )
+    with torch.inference_mode(False):  # a caller's would make tensors that no gradient can go through
+        return Critics(
+            load_critic(wanted.guide, "guide", models_dir, device),
+            load_critic(wanted.selector, "selector", models_dir, device),
+            load_detector(wanted.detector, models_dir, device),
+        )
 
 
 def generate(
@@ -134,7 +131,7 @@ def generate(
     except SgoolError:
         return begun
     result.unet_evals += begun.unet_evals
-    result.forward_equivalents += begun.forward_equivalents
+    result.unet_gradients += begun.unet_gradients
     result.seconds += begun.seconds
     result.stored_latents = True
     return result

@@ -13,12 +13,13 @@ import torch
 from tqdm import tqdm
 
 from sgool import outputs, pictures
-from sgool.backends.diffusers import DiffusersBackend, load_backend
+from sgool.backends.diffusers import DiffusersBackend, find_model, load_backend
 from sgool.errors import SgoolError
 from sgool.flags import flag
 from sgool.generate import Critics, Request, check_prompts, check_seed, check_start, generate, load_critics
 from sgool.guidance.prompt import clean_prompt
 from sgool.images import fit, read_image
+from sgool.needs import fetch, needs
 from sgool.presets import ignored, resolve
 from sgool.result import TRIED, Progress, Result, Snapshot, Stop
 from sgool.settings import ABOUT, Settings, check_names
@@ -57,17 +58,19 @@ def run(job: Job, guard: Guard | None = None) -> tuple[dict[str, Any], Result]:
     settings = job_settings(job)
     check_prompts(job.prompt, job.negative_prompt)
     check_start(settings, job.init_image is not None)
+    find_model(job.model)
     with outputs.claimed(job.out, FILES):
         image = None if job.init_image is None else read_image(job.init_image)
         device, dtype = machine(job.device, job.dtype)
         for note in notes(job, settings):
             print(f"sgool: {note}", file=sys.stderr)
-        # Missing weights are to be fetched HERE, once the input is known to be good and before anything slow.
+        wanted, folder = needs(settings), (job.models_dir or default_models_dir()).expanduser()
+        fetch(wanted, folder)
         print("Loading the models ...", file=sys.stderr)
         if job.model == "tiny":
             torch.set_num_threads(1)  # its layers are so small that a second thread only waits for the first
         backend = load_backend(job.model, device=device, dtype=dtype, memory=settings.memory)
-        critics = load_critics(settings, (job.models_dir or default_models_dir()).expanduser(), device)
+        critics = load_critics(wanted, folder, device)
         latent = None if image is None else backend.encode(fit(image, backend.size).to(device))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -140,7 +143,6 @@ def write(job: Job, settings: Settings, result: Result, device: torch.device) ->
         "losses": result.losses,
         "regions": [vars(region) for region in result.best.regions],
         "unet_evals": result.unet_evals,
-        "forward_equivalents": result.forward_equivalents,
         "seconds": round(result.seconds, 3),
         "peak_memory_mb": round(peak_memory_mb(device), 1),
         "ending": result.ending.value,

@@ -1,10 +1,10 @@
-"""The loop: sample, look, measure, pull the gradient back to the start, move it; keep the best image seen.
+"""The optimization loop, which keeps the best image. One iteration:
 
 1. run the reversible sampler from the starting state to the image latent
-2. decode it; now and then ask the detector where people look
-3. the loss on the whole image and the salient crops; its gradient with respect to the image latent
-4. pull that back through every sampling step, in flat memory
-5. move the starting state, and keep it on the prior
+2. decode the latent; every few iterations run the saliency detector
+3. compute the loss on the whole image and the salient crops, and its gradient with respect to the image latent
+4. pull the gradient back through every sampling step, in constant memory
+5. move the starting state against the gradient, and keep it close to the prior
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ Start = Callable[[], list[Tensor]]
 
 @dataclass(frozen=True)
 class Regions:
-    """Where the crops come from: a detector, how its map becomes regions, and how often it is asked."""
+    """Where the crops come from.
+
+    detect: the saliency detector. find: turns a saliency map into regions. refresh: the detector runs every `refresh`
+    iterations.
+    """
 
     detect: SaliencyFunction
     find: Callable[[Tensor], Sequence[Region]]
@@ -41,9 +45,9 @@ class Regions:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is optimized: a trajectory's image, for a loss. loss: holds the guide and the prompt.
+    """What is optimized: the image of a trajectory, for a loss.
 
-    selector: never optimized against; it gives the score and picks the best image.
+    loss: holds the guide and the prompt. selector: gives the score and picks the best image; never optimized against.
     """
 
     backend: Backend
@@ -55,7 +59,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Plan:
-    """How: updates are rendered `iterations` times, or until `patience` of them (0: never) brought no better score.
+    """How to optimize: `iterations` updates, but stop after `patience` updates without a better score (0: never stop).
 
     seed: of the random cutouts.
     """
@@ -69,12 +73,13 @@ class Plan:
 def optimize(problem: Problem, starts: Sequence[Start], plan: Plan, progress: Progress | None = None) -> Result:
     """Choose one of the starts and improve it. `Result.first` is always the image of the first start.
 
-    A failure after the first image (a network that returns NaN, no memory left) ends the run with the best image so
-    far; before the first image, SgoolError or the failure itself is raised.
+    A failure after the first image (NaN from a network, out of memory) ends the run with the best image so far. Before
+    the first image, SgoolError or the original error is raised.
     """
     begun = time.monotonic()
     run = _Run(problem, plan, progress or Progress())
-    evals, cost = run.work()
+    network = problem.trajectory.network
+    forward, gradients = network.evals_forward, network.evals_backward
     try:
         ending = run.improve(run.choose_start(starts))
     except (Stop, KeyboardInterrupt):
@@ -89,14 +94,14 @@ def optimize(problem: Problem, starts: Sequence[Start], plan: Plan, progress: Pr
     assert result is not None
     result.ending = ending
     result.sampler = problem.trajectory.sampler.name
-    evals_now, cost_now = run.work()
-    result.unet_evals, result.forward_equivalents = evals_now - evals, cost_now - cost
+    result.unet_gradients = network.evals_backward - gradients
+    result.unet_evals = network.evals_forward - forward + result.unet_gradients
     result.seconds = time.monotonic() - begun
     return result
 
 
 class _Run:
-    """A run on its way; `result` is what it has come to, None before the first image."""
+    """A run in progress. `result` is the result so far; None before the first image."""
 
     def __init__(self, problem: Problem, plan: Plan, progress: Progress) -> None:
         self.problem = problem
@@ -105,15 +110,10 @@ class _Run:
         self.result: Result | None = None
         self._random = torch.Generator().manual_seed(plan.seed)
 
-    def work(self) -> tuple[int, int]:
-        """(evaluations of the network so far, their cost in forward passes)."""
-        network = self.problem.trajectory.network
-        return network.evals_forward + network.evals_backward, network.forward_equivalents
-
     def choose_start(self, starts: Sequence[Start]) -> Final:
-        """Render the starts, and return the one whose image the guide and the selector together like best.
+        """Render the starts, and return the one with the highest sum of guide score and selector score.
 
-        Their sum decides, because nothing has been optimized against either yet. A single start is only run.
+        The sum is fair, because nothing has been optimized against either critic yet. A single start is only sampled.
         """
         trajectory, step = self.problem.trajectory, self.progress.step
         first = chosen = trajectory.run(starts[0](), step)
@@ -130,7 +130,7 @@ class _Run:
                 chosen, most = final, score
                 self.result.best = max(self.result.first, tried, key=lambda snapshot: snapshot.score)
         if chosen is first:
-            own = replace(self.result.first, iteration=0)  # its image is where the updates begin
+            own = replace(self.result.first, iteration=0)  # the updates begin with its image
             self.result = Result(own, own)
         return chosen
 
@@ -161,7 +161,7 @@ class _Run:
 
     @torch.no_grad()
     def _tried(self, final: Final) -> Snapshot:
-        """The image of a start, only rendered."""
+        """The image of a start, rendered without a gradient."""
         latent = self.problem.trajectory.image(final)
         image = _visible(self.problem.backend.decode(latent.float()))
         saliency = self.problem.regions.detect(image)
@@ -176,10 +176,9 @@ class _Run:
     def _look(
         self, latent: Tensor, iteration: int, previous: Snapshot | None, last: bool
     ) -> tuple[Snapshot, float, Tensor]:
-        """Decode the latent and measure: the image, its loss, and the loss's gradient with respect to the latent.
+        """Decode the latent. Returns the image, its loss, and the gradient of the loss with respect to the latent.
 
-        The guide's graph is gone before the decoder's is walked, and the decoder's when this returns, before the
-        sampler's.
+        The guide's graph is freed before the decoder's backward pass, and the decoder's graph before the sampler's.
         """
         regions = self.problem.regions
         leaf = latent.float().requires_grad_(not last)
@@ -197,16 +196,16 @@ class _Run:
 
 
 def _visible(decoded: Tensor) -> Tensor:
-    """What the decoder returned, as an image with values in [0, 1]; SgoolError where it has none."""
+    """The decoder's output as an image in [0, 1]. Raises SgoolError if a value is not finite."""
     if not torch.isfinite(decoded).all():
         raise SgoolError("The decoder returned NaN or infinite values; use a higher precision.")
     return decoded.clamp(0, 1)
 
 
 def _pull(value: Tensor, pixels: Tensor, decoded: Tensor, leaf: Tensor) -> Tensor:
-    """The loss's gradient with respect to the latent, float64.
+    """The gradient of the loss with respect to the latent, float64.
 
-    Scaled to unit rms on its way through the decoder, whose half precision could not hold the loss's small numbers.
+    The gradient is scaled to unit rms for the decoder, because half precision cannot hold the small original values.
     """
     (gradient,) = torch.autograd.grad(value, pixels)
     scale = gradient.square().mean().sqrt().item() or 1.0

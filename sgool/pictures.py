@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sgool.errors import SgoolError
@@ -27,6 +28,11 @@ def to_uint8(image: Tensor) -> np.ndarray:
         raise SgoolError(f"A picture needs the shape [1, 3, H, W] or [3, H, W], not {list(image.shape)}.")
     pixels = image.detach().float().clamp(0, 1).mul(255).round()
     return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy().astype(np.uint8))
+
+
+def to_tensor(picture: np.ndarray) -> Tensor:
+    """The image [1, 3, H, W] in [0, 1] of a picture, uint8 RGB [H, W, 3]."""
+    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float() / 255
 
 
 def png(array: np.ndarray) -> bytes:

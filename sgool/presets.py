@@ -48,12 +48,21 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """What a model sets. `tiny` is the embedded model."""
 
+MODELS["sgool-tiny"] = MODELS["tiny"]  # its name as a checkpoint of the WebUI, see `sgool.tiny.export`
+
 
 def ignored(given: Iterable[str], method: str, start: str = "seed") -> tuple[str, ...]:
     """Which of the given settings do nothing with this method and this start, in the order of `Settings`."""
     idle = (*IGNORED[method], *(("candidates",) if start == "image" else ()))
     names = set(given)
     return tuple(name for name in DEFAULTS if name in names and name in idle)
+
+
+def unused(settings: Settings, model: str = "") -> tuple[str, ...]:
+    """Which settings differ from what their method and model set, and do nothing with that method and start."""
+    own = resolve({"method": settings.method}, model=model)
+    changed = [name for name in DEFAULTS if getattr(settings, name) != getattr(own, name)]
+    return ignored(changed, settings.method, settings.start)
 
 
 def resolve(given: Mapping[str, Any], *, preset: str = "", model: str = "") -> Settings:

@@ -45,8 +45,8 @@ class Result:
     first: the image of the seed (or of the image start) before any update. best: the image with the highest score;
     `first` where none beats it. losses, scores: one for each image of the run, from iteration 0. error: what made it
     fail. stored_latents: whether the run began again with stored latents, because its network does not repeat its
-    predictions. sampler: the sampler's name. unet_evals: evaluations of the UNet, with and without a graph.
-    forward_equivalents: what they cost, in forward passes (`sgool.samplers.GRADIENT`).
+    predictions. sampler: the sampler's name. unet_evals: evaluations of the UNet, with and without a gradient;
+    unet_gradients: those with one.
     """
 
     first: Snapshot
@@ -58,8 +58,15 @@ class Result:
     stored_latents: bool = False
     sampler: str = ""
     unet_evals: int = 0
-    forward_equivalents: int = 0
+    unet_gradients: int = 0
     seconds: float = 0.0
+
+    @property
+    def forward_equivalents(self) -> int:
+        """The cost in evaluations without a gradient. An evaluation with one counts as two, its way back as the other:
+        frozen networks compute no gradients of weights.
+        """
+        return self.unet_evals + self.unet_gradients
 
     @property
     def iterations(self) -> int:

@@ -1,4 +1,4 @@
-"""How the starting latents move against the gradient, and how they are kept where the diffusion model expects them."""
+"""Updates of the starting latents: steps against the gradient that keep the latents close to the model's prior."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sgool.errors import SgoolError
 
 
 class Update(Protocol):
-    """One kind of step. A state is a list of float64 latents [B, 4, h, w]; its gradients have the same form."""
+    """An update rule. A state is a list of float64 latents [B, 4, h, w]; its gradients have the same form."""
 
     def step(self, state: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
         """The state after one step against the gradients of a loss."""
@@ -23,13 +23,13 @@ class Update(Protocol):
 
 @dataclass(frozen=True)
 class Prior:
-    """What the latents should look like, per latent, sample and channel: four moments, and the power in octave bands.
+    """Target statistics of the latents, per latent, sample and channel: four moments, and the power in octave bands.
 
-    A latent far from Gaussian noise can please CLIP without pleasing anybody. Keeping its norm, as DOODL does, does not
-    stop that: an offset or a smooth pattern hides within the same norm. ReNO (arXiv 2406.04312) penalizes the norm's
-    likelihood, DNO (arXiv 2405.18881) moments of parts, MPGR (arXiv 2509.07027) moments and the power spectrum. Here
-    each statistic is put in standard errors of Gaussian noise, and only what exceeds `tolerance` counts, so that true
-    noise is left as it is.
+    A latent far from Gaussian noise can please CLIP while the image gets worse. Keeping the norm, as DOODL does, is not
+    enough: an offset or a smooth pattern can hide within the same norm. ReNO (arXiv 2406.04312) penalizes the
+    likelihood of the norm, DNO (arXiv 2405.18881) moments of parts, MPGR (arXiv 2509.07027) moments and the power
+    spectrum. Here each statistic is measured in standard errors of Gaussian noise, and only the part beyond `tolerance`
+    counts. True noise therefore stays as it is.
 
     mean, std: [L, B, C, 1, 1] for L latents. skew_kurtosis: [2, L, B, C], means of the Hermite polynomials He3 and He4
     of the standardized latent. power: [bands, L, B, C], 1 for white noise. Each may be one number for all.
@@ -43,12 +43,12 @@ class Prior:
 
     @classmethod
     def gaussian(cls) -> Prior:
-        """White noise of unit variance: what a state that starts from noise was drawn from."""
+        """White noise of unit variance: the prior of a start from noise."""
         return cls(0.0, 1.0, 0.0, 1.0)
 
     @classmethod
     def of(cls, state: Sequence[Tensor]) -> Prior:
-        """The statistics of this state itself: for an image that was carried back, which is not quite Gaussian."""
+        """The statistics of this state itself, which suit an inverted image: its state is not quite Gaussian."""
         x = torch.stack(list(state)).detach()
         mean = x.mean((-2, -1), keepdim=True)
         std = x.std((-2, -1), keepdim=True, correction=0).clamp_min(1e-6)
@@ -56,10 +56,10 @@ class Prior:
         return cls(mean, std, _hermite_means(y)[2:], _band_power(y)[0].clamp_min(1e-12))
 
     def z_scores(self, x: Tensor) -> Tensor:
-        """[statistics, L, B, C]: how many standard errors each statistic of x [L, B, C, h, w] is from its target.
+        """Distance of each statistic of x [L, B, C, h, w] from its target, in standard errors: [statistics, L, B, C].
 
-        Means of Hermite polynomials are uncorrelated with variance k!/n. Band powers are chi square with as many
-        degrees of freedom as the band has modes, made normal by the cube root (Wilson and Hilferty 1931).
+        Means of Hermite polynomials are uncorrelated with variance k!/n. A band power has a chi-square distribution
+        with one degree of freedom per mode of the band; its cube root is nearly normal (Wilson and Hilferty 1931).
         """
         y = (x - self.mean) / self.std
         hermite = _hermite_means(y)
@@ -77,14 +77,14 @@ class Prior:
         return z - z.clamp(-self.tolerance, self.tolerance)
 
     def penalty(self, state: Sequence[Tensor]) -> Tensor:
-        """Half the sum of the squared excesses: a scalar, differentiable, 0 for about any true sample."""
+        """Half the sum of the squared excesses: a scalar, differentiable, 0 for nearly every true sample."""
         return self.excess(torch.stack(list(state))).square().sum() / 2
 
     def pull(self, state: Sequence[Tensor], weight: float) -> list[Tensor]:
-        """One Gauss-Newton step on the penalty, times `weight` in [0, 1]: the share of the excess that is taken away.
+        """One Gauss-Newton step on the penalty. weight: the share of the excess to remove, in [0, 1].
 
-        The plain gradient of a penalty needs a weight that depends on the size of the latent, and oscillates when it is
-        large; -J^T (J J^T)^-1 excess is the smallest change that repairs the statistics, whatever their units.
+        A plain gradient step needs a weight that depends on the size of the latent, and oscillates when that weight is
+        large. -J^T (J J^T)^-1 excess is the smallest change that corrects the statistics, whatever their units.
         """
         with torch.inference_mode(False), torch.enable_grad():
             x = torch.stack(list(state)).detach().clone().requires_grad_(True)
@@ -104,10 +104,11 @@ class Prior:
 class DoodlUpdate:
     """DOODL's published update (arXiv 2303.13703; github.com/salesforce/DOODL, `gen` in doodl.py).
 
-    With both latents of EDICT tied to one x and g = learning_rate * half of dloss/dx (their mean over the two):
-    g is clipped elementwise to `clip`, then v <- momentum * v + g, then x <- x - v + perturbation * N(0, 1), then x is
-    scaled to its first norm (not where an image was the start: renormalize=False). Several latents in the state are
-    averaged into one after each step, as there. learning_rate: published as `grad_scale`, the factor of the loss.
+    Both latents of EDICT are tied to one x, and g = learning_rate * half of dloss/dx (the mean over the two latents).
+    A step clips g elementwise to `clip`. Then v <- momentum * v + g and x <- x - v + perturbation * N(0, 1). Finally x
+    is scaled to its first norm, except with renormalize=False, for a start from an image. After each step the latents
+    of the state are averaged into one, as in the published code. learning_rate: the factor of the loss, published as
+    `grad_scale`.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class DoodlUpdate:
         self._norm: Tensor | None = None
 
     def step(self, state: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
-        """See Update. Raises SgoolError when a gradient is not finite."""
+        """See Update. Raises SgoolError if a gradient is not finite."""
         latents = torch.stack(list(state))
         gradient = self.learning_rate * 0.5 * _checked(grads).sum(0)
         self._velocity = self.momentum * self._velocity + gradient.clamp(-self.clip, self.clip)
@@ -145,13 +146,14 @@ class DoodlUpdate:
 
 
 class SgoolUpdate:
-    """The gradient's direction at a chosen speed, then back to the prior and to the norm the state started with.
+    """A step of a chosen length against the gradient, then back to the prior and to the norm of the first state.
 
-    prior: `Prior.gaussian()` for a start from noise; None, `Prior.of` the first state, for one from an image or from
-    partway, whose latents are not quite Gaussian. learning_rate: how far a
-    latent moves per update against a steady gradient, in units of its own rms. rule: "momentum" (a running mean of the
-    gradients, each scaled to unit rms) or "adam" (Kingma and Ba 2015, on the same). warmup: updates over which the
-    speed rises to the full. regularization: `Prior.pull`'s weight; 0 keeps the norm only.
+    prior: `Prior.gaussian()` for a start from noise. None means `Prior.of` the first state, for a start from an image
+    or partway through sampling, because such latents are not quite Gaussian. learning_rate: how far a latent moves per
+    update under a constant gradient, in units of its own root mean square (rms). rule: "momentum" (a running mean of
+    the gradients, each scaled to unit rms) or "adam" (Kingma and Ba 2015, on the same gradients). warmup: updates until
+    the full learning rate. regularization: the weight of `Prior.pull`, in [0, 1]; 0 keeps only the norm. Raises
+    SgoolError for another rule or a regularization out of range.
     """
 
     def __init__(
@@ -180,13 +182,13 @@ class SgoolUpdate:
         self._norm: Tensor | None = None
 
     def step(self, state: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
-        """See Update. A gradient of zeros is safe. Raises SgoolError when one is not finite."""
+        """See Update. Gradients may be zero. Raises SgoolError if a gradient is not finite."""
         x, g = torch.stack(list(state)), _checked(grads)
         if self._norm is None:
             self._norm = _norm(x)
         if self.prior is None:
             self.prior = Prior.of(state)
-        # One scale for all latents of a sample: the one the loss depends on most moves at the learning rate.
+        # One scale for all latents of a sample: the latent with the largest gradient moves at the learning rate.
         g = g / _norm(g).amax(0, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny) * math.sqrt(g[0, 0].numel())
         self._done += 1
         speed = self.learning_rate * min(1.0, self._done / max(1, self.warmup))
@@ -205,7 +207,7 @@ class SgoolUpdate:
 
 
 def _norm(x: Tensor) -> Tensor:
-    """Of each sample over channels and space, [..., 1, 1, 1]."""
+    """The norm of each sample over channels and space, [..., 1, 1, 1]."""
     return x.square().sum((-3, -2, -1), keepdim=True).sqrt()
 
 
@@ -226,7 +228,7 @@ def _hermite_means(y: Tensor) -> Tensor:
 def _band_power(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean power of the 2-D Fourier modes per octave of radial frequency [bands, ...], and the modes per band.
 
-    The constant mode is in no band: it is the mean.
+    The constant mode is in no band, because it is the mean.
     """
     height, width = y.shape[-2:]
     fy = torch.fft.fftfreq(height, dtype=y.dtype, device=y.device)[:, None]

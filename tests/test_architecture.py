@@ -23,7 +23,7 @@ LAYERS = (
     {"weights", "backends"},
     {"saliency", "guidance"},
     {"settings"},
-    {"presets", "optimize"},
+    {"presets", "optimize", "needs"},
     {"generate", "flags"},
     {"job", "door"},
     {"cli"},
@@ -45,6 +45,7 @@ def sources(*places: str) -> list[Path]:
     return sorted(file for path in found for file in ([path] if path.is_file() else path.rglob("*.py")))
 
 
+SHIPPED = sources("sgool", "scripts", "install.py")
 PACKAGE = [path for path in sources("sgool") if path != ROOT / "sgool" / "__init__.py"]
 
 
@@ -65,12 +66,13 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module, f"{path} has an import relative to its folder"
             within = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {each if each in MODULES else node.module for each in within}
-    return found
+            # What the package itself offers stands for the part that it comes from.
+            found |= {each if each in MODULES or node.module == "sgool" else node.module for each in within}
+    return found - {"sgool.__version__"}
 
 
 def own(path: Path) -> set[str]:
-    """The modules of the package that a file imports. The package itself holds only its version."""
+    """The modules of the package that a file imports."""
     return {module for module in imported(path) if module.startswith("sgool.")}
 
 
@@ -92,7 +94,8 @@ def test_every_part_of_the_package_has_its_layer() -> None:
 def test_imports_go_down(path: Path) -> None:
     level = {each: number for number, layer in enumerate(LAYERS) for each in layer}
     here = part(name(path))
-    above = {module for module in own(path) if part(module) != here and level[part(module)] >= level[here]}
+    beside = {module for module in own(path) if part(module) != here}
+    above = {module for module in beside if level.get(part(module), len(LAYERS)) >= level[here]}
     assert not above
 
 
@@ -104,7 +107,7 @@ def test_imports_within_functions_count(tmp_path: Path) -> None:
 
 
 def test_only_the_command_knows_the_laboratory() -> None:
-    users = {name(path) for path in sources("sgool", "scripts", "install.py") if any(map(laboratory, own(path)))}
+    users = {name(path) for path in SHIPPED if any(map(laboratory, own(path)))}
     assert {module for module in users if not laboratory(module)} == {"sgool.__main__"}
 
 
@@ -113,15 +116,14 @@ def laboratory(module: str) -> bool:
 
 
 def test_only_the_extension_imports_the_webui() -> None:
-    users = {path.relative_to(ROOT).parts for path in sources("sgool", "scripts", "install.py")
-             if outside(imported(path)) & WEBUI}  # fmt: skip
+    users = [path.relative_to(ROOT).parts for path in SHIPPED if outside(imported(path)) & WEBUI]
     assert users
     assert all(parts[:2] == ("sgool", "webui") or parts[0] in ("scripts", "install.py") for parts in users)
     assert {name(path) for path in PACKAGE if "ldm" in outside(imported(path))} == {"sgool.tiny.ldm"}
 
 
 def test_only_one_backend_and_the_laboratory_import_diffusers() -> None:
-    users = {name(path) for path in sources("sgool", "scripts", "install.py") if "diffusers" in outside(imported(path))}
+    users = {name(path) for path in SHIPPED if "diffusers" in outside(imported(path))}
     assert {module for module in users if not laboratory(module)} == {"sgool.backends.diffusers"}
     users = {name(path) for path in PACKAGE if "sgool.backends.diffusers" in own(path)}
     assert {module for module in users if not laboratory(module)} == {"sgool.door", "sgool.job"}

@@ -1,4 +1,4 @@
-"""The benchmark of the samplers: its measures against values known beforehand, and its figures for the real model."""
+"""The benchmark of the samplers: its measures against known values, and its figures for the real model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CAPTIONS = [f"caption {i}" for i in range(6)]
 
 
 class Linear:
-    """A backend with eps(x, t) = slope * x, whose pictures are their latents' first three channels."""
+    """A backend with eps(x, t) = slope * x. A picture is the first three channels of its latent."""
 
     device = CPU
     alphas_cumprod = torch.linspace(0.999, 0.01, 1000, dtype=torch.float64)
@@ -53,20 +53,20 @@ class Linear:
 
 
 class Seeds:
-    """A judge that finds caption i in the picture of seed i, except that it takes seed 2's for caption 0's."""
+    """A judge that finds caption i in the picture of seed i, but caption 0 in the picture of seed 2."""
 
     def encode_text(self, prompt: str) -> Tensor:
         return torch.eye(6)[CAPTIONS.index(prompt)]
 
     def encode_image(self, images: Tensor) -> Tensor:
         first = torch.cat([Linear().noise(seed) for seed in range(6)])[:, :3].sign().flatten(1)
-        # DDIM only scales this backend's noise, and clamping to [0, 1] keeps which entries are positive.
+        # DDIM only scales this backend's noise, and positive entries stay positive when clamped to [0, 1].
         seeds = ((images > 0).double().flatten(1) @ first.T).argmax(1)
         return torch.eye(6)[torch.where(seeds == 2, 0, seeds)]
 
 
 class Pixels:
-    """A guide whose embedding of a picture is the picture, and of any text a gray one."""
+    """A guide that embeds a picture as the picture itself, and any text as a gray picture."""
 
     def encode_text(self, prompt: str) -> Tensor:
         return torch.nn.functional.normalize(torch.ones(3 * 64), dim=0)
@@ -75,7 +75,7 @@ class Pixels:
         return torch.nn.functional.normalize(images.flatten(1), dim=1)
 
 
-def test_descent_along_a_smooth_loss_goes_down_and_at_random_nowhere() -> None:
+def test_gradient_steps_lower_a_smooth_loss_and_random_steps_do_not() -> None:
     row = descent(Linear(), Pixels(), CAPTIONS, 4.0)
     assert row["lowered"] == [1.0] * 4
     assert row["gradient"] == sorted(row["gradient"], reverse=True) and row["loss"] > 0
@@ -89,11 +89,11 @@ def test_without_guidance_a_step_lowers_the_embedded_models_loss_further(backend
     assert none < min(0.0, whole) - 0.01
 
 
-def test_peak_memory_counts_what_is_alive() -> None:
+def test_peak_memory_counts_live_tensors() -> None:
     x = torch.zeros(1000)
     with PeakMemory(CPU) as memory:
         y = x + 1
-        z = y * 2  # two of 4000 bytes: the peak
+        z = y * 2  # two tensors of 4000 bytes: the peak
         del y
         view = z.view(10, 100)
         del z
@@ -104,19 +104,19 @@ def test_peak_memory_counts_what_is_alive() -> None:
     assert memory.bytes == 8000
 
 
-def test_peak_memory_sees_what_is_saved_for_backward() -> None:
+def test_peak_memory_counts_tensors_saved_for_backward() -> None:
     x = torch.ones(1000, requires_grad=True)
     with PeakMemory(CPU) as memory:
         y = x
         for _ in range(10):
-            y = y.sin()  # each saves its input, nine of them made here
+            y = y.sin()  # each saves its input, and nine of these inputs are made here
         y.sum().backward()
-    assert 9 * 4000 < memory.bytes < 13 * 4000  # besides: the last result, and gradients in passing
+    assert 9 * 4000 < memory.bytes < 13 * 4000  # also the last result, and temporary gradients
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("name", ["bdia", "o-belm", "edict", "ddim"])
-def test_full_autograd_knows_a_linear_sampler(name: str, prediction: str) -> None:
+def test_full_autograd_is_right_for_a_linear_sampler(name: str, prediction: str) -> None:
     # With a linear network the sampler is x -> factor * x, so the gradient of |image|^2 / 2 is factor^2 * x.
     backend = Linear(prediction=prediction)
     trajectory = trajectory_of(backend, ALL[name], 6, "", 1.0)
@@ -140,7 +140,7 @@ def test_white_noise_has_a_flat_spectrum() -> None:
     assert spectral_ratio(torch.nn.functional.avg_pool2d(noise, 3, 1, 1)) > 3
 
 
-def test_the_embedded_model_is_sampled_exactly_in_flat_memory(backend) -> None:
+def test_the_embedded_model_is_sampled_exactly_in_constant_memory(backend) -> None:
     rows = [exactness(backend, "a car on a red background", "bdia", steps) for steps in (2, 6)]
     for row, steps in zip(rows, (2, 6), strict=True):
         assert row["reconstruction_error"] <= 1e-8 and row["gradient_error"] <= 1e-4

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgool.lab.random_backend import SIZES, RandomBackend, random_clip
+from sgool.__main__ import main
+from sgool.checkpointing import MEMORY
 from sgool.lab.bench_doodl import Doodl
 from sgool.lab.bench_update import PROMPT, SCALE, bench_update, measure, our_work, random_critics, render_tables
-from sgool.checkpointing import MEMORY
-from sgool.__main__ import main
 from sgool.lab.counting import Flops
+from sgool.lab.random_backend import SIZES, RandomBackend, random_clip
 
 counts_on_shapes = pytest.mark.skipif(
     not hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"), reason="needs torch 2.2 or newer"
@@ -35,7 +35,7 @@ def test_the_networks_have_as_many_parameters_as_the_published_ones(size: str, u
     assert parameters(random_clip(SIZES[size].guide, META).model) == 151_277_313
 
 
-def test_bench_prints_what_each_choice_of_memory_costs(capsys) -> None:
+def test_bench_prints_the_cost_of_each_memory_setting(capsys) -> None:
     assert main(["bench", "--size", "small", "--quick", "--device", "cpu", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     rows = {row["memory"]: row for row in figures["updates"]}
@@ -47,7 +47,7 @@ def test_bench_prints_what_each_choice_of_memory_costs(capsys) -> None:
 
 
 @counts_on_shapes
-def test_counting_on_shapes_alone_gives_what_the_work_takes() -> None:
+def test_counting_on_shapes_alone_matches_a_real_run() -> None:
     rows = []
     for device in (CPU, META):
         backend = RandomBackend(SIZES["small"], device, torch.float32)
@@ -58,13 +58,13 @@ def test_counting_on_shapes_alone_gives_what_the_work_takes() -> None:
     assert counted["peak_memory_mb"] == pytest.approx(real["peak_memory_mb"], rel=0.05)
 
 
-def test_arithmetic_is_that_of_the_formulas() -> None:
+def test_counted_arithmetic_matches_the_formulas() -> None:
     x = torch.randn(2, 8, 6, 6, requires_grad=True)
     weight = torch.randn(10, 4, 3, 3)
     q, k = torch.randn(1, 2, 5, 16), torch.randn(1, 2, 7, 16)
     with Flops() as flops:
         torch.nn.functional.conv2d(x, weight, padding=1, groups=2).sum().backward()
-        assert flops.total == 2 * 2 * (2 * 10 * 6 * 6) * (4 * 3 * 3)  # forward, and back to x alone
+        assert flops.total == 2 * 2 * (2 * 10 * 6 * 6) * (4 * 3 * 3)  # forward, and the gradient of x alone
         before = flops.total
         torch.nn.functional.linear(torch.randn(3, 4), torch.randn(5, 4), torch.randn(5))
         assert flops.total - before == 2 * 3 * 4 * 5
@@ -78,8 +78,8 @@ def test_a_folder_without_doodl_is_refused(tmp_path: Path, capsys) -> None:
     assert "github.com/salesforce/DOODL" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not FOLDER, reason="SGOOL_DOODL names no checkout of github.com/salesforce/DOODL")
-def test_doodl_as_published_runs_and_leaves_nothing() -> None:
+@pytest.mark.skipif(not FOLDER, reason="needs SGOOL_DOODL, a checkout of github.com/salesforce/DOODL")
+def test_doodl_as_published_runs_and_leaves_nothing_behind() -> None:
     backend = RandomBackend(SIZES["small"], CPU, torch.float32)
     clip = random_clip(SIZES["small"].guide, CPU)
     calls: list[bool] = []
@@ -88,15 +88,15 @@ def test_doodl_as_published_runs_and_leaves_nothing() -> None:
     marks: list[int] = []
     with peer.weights(True):
         peer.work(2, lambda: marks.append(len(calls)))
-    # EDICT's two halves with guidance's two branches, forward without and backward with a graph, in each of 3 steps.
+    # In each of 3 steps: EDICT's two latents times guidance's two branches, forward without and backward with a graph.
     assert marks == [0, 24, 48] and calls[:24] == [False] * 12 + [True] * 12
     assert torch.is_grad_enabled()
     assert not any(p.requires_grad or p.grad is not None for p in backend.unet.parameters())
 
 
 @counts_on_shapes
-@pytest.mark.skipif(not FOLDER, reason="SGOOL_DOODL names no checkout of github.com/salesforce/DOODL")
-def test_an_update_costs_less_than_doodls() -> None:
+@pytest.mark.skipif(not FOLDER, reason="needs SGOOL_DOODL, a checkout of github.com/salesforce/DOODL")
+def test_an_update_costs_less_than_one_of_doodl() -> None:
     figures = bench_update("small", META, torch.float16, doodl=Path(FOLDER or ""), steps=2)
     ratios = {(row["memory"], row["against"]): row for row in figures["ratios"]}
     assert len(ratios) == 6

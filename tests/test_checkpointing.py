@@ -17,7 +17,7 @@ def gradient(network: nn.Module, x: Tensor) -> tuple[Tensor, int]:
 
 
 @pytest.mark.parametrize("part", ["decoder", "network"])
-def test_recomputed_blocks_give_the_same_gradient_in_less_memory_and_leave_nothing(part):
+def test_recomputed_blocks_give_the_same_gradient_in_less_memory_and_are_restored(part):
     backend = load_backend("tiny")
     unet = backend.unet
     condition = torch.randn(1, 8, unet.config.cross_attention_dim, generator=torch.Generator().manual_seed(0))
@@ -37,7 +37,7 @@ def test_recomputed_blocks_give_the_same_gradient_in_less_memory_and_leave_nothi
     assert [dict(vars(module)) for module in changed] == before
 
 
-def test_low_memory_gives_the_guided_prediction_and_gradient_of_fast():
+def test_low_memory_gives_the_same_guided_prediction_and_gradient_as_fast():
     fast, low = (load_backend("tiny", memory=memory).network("a red car", "", 5.0) for memory in ("fast", "low"))
     x, cotangent = (torch.randn(1, 4, 16, 16, dtype=torch.float64) for _ in range(2))
     for one, other in zip(fast.vjp(x, 501, cotangent), low.vjp(x, 501, cotangent), strict=True):

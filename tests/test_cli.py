@@ -19,6 +19,7 @@ from sgool.result import TRIED, Result, Snapshot
 from sgool.signals import Guard
 
 FILES = {"before.png", "after.png", "saliency.png", "loss.png", "comparison.png", "result.json"}
+NO_FILES = ["--guide", "embedded", "--selector", "embedded", "--saliency", "spectral"]
 FAST = ["--steps", "3", "--iterations", "1", "--cutouts", "1"]
 
 
@@ -120,7 +121,8 @@ def test_the_embedded_model_says_which_words_it_knows(before_loading):
     assert all(word in line for word in ("panda", "sunflower", "purple", "busy", "background"))
     assert not before_loading("generate", "--prompt", "a small panda on a busy red background")
     assert not before_loading("generate", "--prompt", "a panda on a red background", "--negative-prompt", "ugly")
-    assert not before_loading("generate", "--prompt", "a cat", "--model", "some/model")
+    networks = ("--guide", "embedded", "--selector", "embedded", "--saliency", "spectral")
+    assert not before_loading("generate", "--prompt", "a cat", "--model", "some/model", *networks)
     (line,) = before_loading(
         "generate", "--prompt", "a lot of " + "different words each unlike any other known".upper()
     )
@@ -226,7 +228,7 @@ def test_models_for_inpainting_and_sdxl_are_refused(change, tmp_path, capsys):
     config = dict(UNet2DConditionModel.load_config(tiny.MODEL, subfolder="unet"))
     more = {"projection_class_embeddings_input_dim": 48} if "addition_embed_type" in change else {}
     UNet2DConditionModel.from_config({**config, **change, **more}).save_pretrained(tmp_path / "model" / "unet")
-    assert main(["demo", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]) == 2
+    assert main(["demo", *NO_FILES, "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]) == 2
     assert "is not a Stable Diffusion 1.x or 2.x model" in capsys.readouterr().err
 
 
@@ -241,7 +243,9 @@ def test_no_memory_before_the_first_image(tmp_path, capsys, monkeypatch):
 
 def test_truncated_weights(tmp_path, capsys):
     (tmp_path / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
-    assert main(["demo", "--model", str(tmp_path / "model.safetensors"), "--out", str(tmp_path / "out")]) == 2
+    assert (
+        main(["demo", *NO_FILES, "--model", str(tmp_path / "model.safetensors"), "--out", str(tmp_path / "out")]) == 2
+    )
     assert "could not be loaded" in capsys.readouterr().err
 
 

@@ -7,21 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sgool import generate, lab
+from sgool import lab
 from sgool.__main__ import main
 from sgool.errors import SgoolError
 from sgool.lab import world
-from sgool.lab.compare import (
-    METHODS,
-    Plan,
-    compare,
-    paired,
-    read_captions,
-    render_tables,
-    rivals,
-    trial,
-    updates_within,
-)
+from sgool.lab.compare import METHODS, Plan, compare, paired, read_captions, rivals, updates_within
 
 
 @pytest.mark.parametrize(
@@ -36,21 +26,16 @@ from sgool.lab.compare import (
     ],
 )
 def test_updates_within_the_budget(budget, run, asked, share, candidates, updates):
-    """An update is the improved share of a run, there for 1 and back for 2."""
     assert updates_within(budget, run, asked, share) == (candidates, updates)
     spent = candidates * run + updates * 3 * share * run
     assert spent <= budget < spent + 3 * share * run
 
 
-def test_a_sampler_is_counted_by_its_evaluations_and_not_by_its_name(monkeypatch):
-    """EDICT as what "auto" comes to: twice the evaluations a step, under a name that says nothing of it."""
-    monkeypatch.setitem(generate.AUTO, "seed", "edict")
-    made = trial("sgool", "a car on a red background", 0, 120, ())
-    assert made.forward_equivalents <= 120 and made.evals < made.forward_equivalents  # at least one update
+def test_paired_interval_has_the_coverage_it_states():
+    """The 95 % interval covers the mean 0.3 in 90 to 99 % of 200 sets of 40 captions with 2 seeds each.
 
-
-def test_paired_interval_covers_the_mean_as_often_as_it_says():
-    """On 200 sets of 40 captions with 2 seeds that share their caption's effect, 95 % +- 5 % of intervals cover 0.3."""
+    The seeds share an effect of their caption.
+    """
     rng = np.random.default_rng(1)
     groups = np.repeat(np.arange(40), 2)
     covered = 0
@@ -77,13 +62,9 @@ def test_compare_runs_all_methods_within_the_budget(capsys):
     figures = json.loads(capsys.readouterr().out)
     assert list(figures["methods"]) == list(METHODS) and figures["captions"] == 2 and figures["budget"] == 60
     for row in figures["methods"].values():
-        assert 0 < row["unet_evals_per_image"] <= row["forward_equivalents_per_image"] <= 60
+        assert 0 < row["forward_equivalents_per_image"] <= 60
         assert -1 <= row["score_mean"] <= 1 and 0 <= row["accuracy_mean"] <= 1
     ours, plain = figures["methods"]["sgool"], figures["methods"]["none"]
-    assert plain["forward_equivalents_per_image"] == plain["unet_evals_per_image"] == 20
-    assert ours["unet_evals_per_image"] == 3 * 12 + 16 and ours["forward_equivalents_per_image"] == 3 * 12 + 24
-    line = next(line for line in render_tables(figures).splitlines() if line.startswith("| sgool "))
-    assert [cell.strip() for cell in line.split("|")][5:7] == ["60", f"{ours['seconds_per_image']:.1f}"]
     for gains, mean in (("gain_over", "score_mean"), ("accuracy_gain_over", "accuracy_mean")):
         assert all(set(row[gains]) == set(METHODS) - {name} for name, row in figures["methods"].items())
         assert ours[gains]["none"]["mean"] == pytest.approx(ours[mean] - plain[mean])
@@ -100,7 +81,7 @@ def test_compare_runs_the_methods_asked_for(capsys):
     assert "no method 'best'" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_a_comparison_without_making_the_rest(monkeypatch):
+def test_ctrl_c_ends_a_comparison_at_once(monkeypatch):
     made, stop = [], threading.Event()
 
     def slow(*task):
@@ -140,7 +121,7 @@ def test_rivals_are_the_other_captions_and_the_near_misses():
     assert rivals("a cat on a mat", ["a cat on a mat", "a dog"]) == ("a dog",)
 
 
-def test_every_caption_of_the_world_is_understood():
+def test_every_caption_of_the_world_is_parsed():
     for scene in world.all_scenes():
         assert world.parse(scene.caption) == scene
     for other in ("", "a cat on a red background", "a panda on a busy background", "a panda on a red background, art"):

@@ -50,7 +50,7 @@ def test_order_of_convergence_to_the_exact_flow(name: str) -> None:
 
 @pytest.mark.parametrize("steps", [10, 20, 40, 80, 160])
 def test_bdia_has_at_most_two_thirds_of_the_error_of_ddim(steps: int) -> None:
-    # Its leading error is (1 - gamma) / (1 + gamma) times DDIM's, and gamma is at least a fifth.
+    # BDIA's leading error is (1 - gamma) / (1 + gamma) times DDIM's, and gamma is at least 0.2.
     assert distance_to_flow("bdia", steps) < distance_to_flow("ddim", steps) * 2 / 3
 
 
@@ -62,7 +62,7 @@ def test_ddim_inverts_approximately() -> None:
     state = trajectory.invert(clean)
     assert len(state) == 1
     assert error(trajectory.image(trajectory.run(state)), clean) < 1e-3
-    # The usual inversion, eps taken at the cleaner latent, is what the iteration has to beat.
+    # The iteration has to beat the usual inversion, which takes eps at the cleaner latent.
     x = clean
     for i in reversed(range(20)):
         e = model.network(x, schedule.timesteps[i])
@@ -72,7 +72,7 @@ def test_ddim_inverts_approximately() -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", [10, 30])
-def test_ddim_is_that_of_diffusers(prediction: str, steps: int) -> None:
+def test_ddim_matches_diffusers(prediction: str, steps: int) -> None:
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,

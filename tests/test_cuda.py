@@ -7,15 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
+import sgool
+from sgool import tiny
 from sgool.backends.diffusers import load_backend
-from sgool.lab.random_backend import SIZES, RandomBackend
-from sgool.lab.bench import ALL, exactness, trajectory_of
-from sgool.lab.bench_update import our_work, random_critics
 from sgool.generate import Request, generate, load_critics
 from sgool.job import Job, run
+from sgool.lab.bench import ALL, exactness, trajectory_of
+from sgool.lab.bench_update import our_work, random_critics
+from sgool.lab.peak_memory import PeakMemory
+from sgool.lab.random_backend import SIZES, RandomBackend
+from sgool.needs import needs
 from sgool.presets import resolve
 from sgool.result import Ending, Progress
-from sgool.lab.peak_memory import PeakMemory
 from sgool.saliency import LoadedDetector, load_detector
 from sgool.saliency.transalnet import Predictor, TranSalNet
 
@@ -37,7 +40,7 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def cuda_critics():
-    return load_critics(resolve({}, model="tiny"), Path("unused"), CUDA)
+    return load_critics(needs(resolve({}, model="tiny")), Path("unused"), CUDA)
 
 
 @pytest.mark.parametrize("name", ["bdia", "o-belm", "edict", "ddim"])
@@ -63,7 +66,8 @@ def test_a_run_is_much_the_same_twice_and_needs_no_stored_latents(model, cuda_cr
 
 def test_the_command_line_takes_the_gpu_in_half_precision(tmp_path: Path) -> None:
     figures, result = run(Job(prompt=PROMPT, out=tmp_path, seed=3, values={"iterations": 2}))
-    assert result.error is None and figures["score_after"] >= figures["score_before"]
+    assert result.error is None and len(result.scores) == 3
+    assert figures["score_before"] == result.scores[0] and figures["score_after"] == max(result.scores)
     assert result.best.image.device.type == "cuda" and figures["peak_memory_mb"] > 1
     assert (tmp_path / "comparison.png").is_file()
 
@@ -128,3 +132,18 @@ def test_spectral_saliency_is_the_cpus() -> None:
     image = torch.rand(1, 3, 288, 384, generator=torch.Generator().manual_seed(0))
     on_gpu = load_detector("spectral", device=CUDA)(image.to(CUDA))
     torch.testing.assert_close(on_gpu.cpu(), load_detector("spectral")(image), rtol=0, atol=1e-3)
+
+
+def test_a_pipeline_in_half_precision_on_the_gpu_is_improved_and_left_as_it_was() -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny.MODEL, safety_checker=None).to("cuda", torch.float16)
+    weights = [weight for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder) for weight in part.parameters()]
+    before = [(weight.device, weight.dtype, weight.requires_grad, weight.clone()) for weight in weights]
+    improved = sgool.improve(pipeline, PROMPT, seed=3, iterations=2, memory="balanced")
+    assert improved.result.error is None and len(improved.result.scores) == 3
+    assert improved.score_before == improved.result.scores[0] and improved.score_after == max(improved.result.scores)
+    assert improved.latent.is_cuda and improved.image.size == (128, 128)
+    for weight, (device, dtype, grad, value) in zip(weights, before, strict=True):
+        assert (weight.device, weight.dtype, weight.requires_grad) == (device, dtype, grad)
+        assert torch.equal(weight, value)

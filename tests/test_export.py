@@ -21,7 +21,7 @@ from sgool.tiny.export import export
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """The folder of a model of the embedded one's dimensions with random weights, and what both loaders make of it."""
+    """A model with the embedded model's dimensions and random weights: its folder, its checkpoint, and both loaded."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -58,7 +58,7 @@ def models(tmp_path_factory):
 
 
 def difference(ours, theirs):
-    """Largest, relative to the size of the values."""
+    """The largest difference, relative to the largest value."""
     assert ours.shape == theirs.shape
     assert ours.std() > 0.05, "too flat to tell anything"
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
@@ -89,7 +89,7 @@ def test_exported_model_has_the_same_settings(models):
 
 
 def test_configuration_describes_the_weights(models):
-    """What LDM would build from the .yaml: its widths, and the place of its attentions, are those of the keys."""
+    """The model that LDM would build from the .yaml has the widths and the attention levels of the keys."""
     from safetensors.torch import load_file
 
     params = json.loads(models.checkpoint.with_suffix(".yaml").read_text())["model"]["params"]
@@ -120,7 +120,7 @@ def test_configuration_describes_the_weights(models):
 
 
 def test_text_encoder_loads_from_the_folder_the_configuration_names(models):
-    """As LDM's FrozenCLIPEmbedder does: tokenizer and configuration come from one folder."""
+    """As in LDM's FrozenCLIPEmbedder, tokenizer and configuration come from one folder."""
     from transformers import CLIPTextConfig, CLIPTokenizer
 
     params = json.loads(models.checkpoint.with_suffix(".yaml").read_text())["model"]["params"]
@@ -132,7 +132,7 @@ def test_text_encoder_loads_from_the_folder_the_configuration_names(models):
 
 
 def test_unet_class_turns_fractions_into_widths(models, monkeypatch):
-    """LDM multiplies in both orders, and torch accepts no float as a width."""
+    """LDM multiplies in both orders, and torch does not accept a float as a width."""
 
     class Ldm:
         def __init__(self, model_channels, channel_mult, **options):
@@ -150,6 +150,6 @@ def test_unet_class_turns_fractions_into_widths(models, monkeypatch):
     config = json.loads(models.checkpoint.with_suffix(".yaml").read_text())["model"]["params"]["unet_config"]
     module, name = config["target"].rsplit(".", 1)
     unet = getattr(importlib.import_module(module), name)(**config["params"])
-    del sys.modules[module]  # it stands on the stand-in
+    del sys.modules[module]  # the module has imported the stand-in
     assert [torch.nn.Linear(width, 1).in_features for width in unet.widths] == [64, 64, 96, 96, 128, 128]
     assert unet.options["num_heads"] == 4

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import gc
 import gzip
 import json
 import math
-import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from sgool.errors import SgoolError
-from sgool.guidance import clip as clip_module
-from sgool.guidance import critic as critic_module
-from sgool.guidance.clip import OPENAI_MEAN, OPENAI_STD, VARIANTS, Clip, load_clip, load_clip_folder
+from sgool.guidance.clip import Clip, load_clip_folder
 from sgool.guidance.critic import shifted, spherical_distance
 from sgool.guidance.loss import DOODL, SaliencyLoss, Whole, assign, crop, random_cutouts
 from sgool.region import Region
@@ -117,53 +113,6 @@ def test_missing_and_unfit_files_are_named(tmp_path: Path) -> None:
         load_clip_folder(folder)
 
 
-def test_unknown_models_and_failed_downloads_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SgoolError, match="ViT-B-32"):
-        load_clip("ViT-B32", "openai", models_dir=tmp_path)
-    with pytest.raises(SgoolError, match="laion2b_s34b_b79k"):
-        load_clip("ViT-B-32", "laion2b", models_dir=tmp_path)
-
-    def offline(*_: object, **__: object) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(open_clip, "create_model", offline)
-    with pytest.raises(SgoolError, match=r"huggingface\.co/laion.*no route to host") as error:
-        load_clip(*VARIANTS["guide"].split("/"), models_dir=tmp_path)
-    assert str(tmp_path) in str(error.value)
-
-
-def test_named_models_load_from_a_checkpoint_and_none_stays_in_memory(tmp_path: Path) -> None:
-    config = {**CONFIG, "text_cfg": {"width": 64, "heads": 1, "layers": 1}}
-    (tmp_path / "sgool-test.json").write_text(json.dumps(config))
-    open_clip.add_model_config(tmp_path / "sgool-test.json")
-    checkpoint = str(tmp_path / "weights.pt")
-    torch.save(open_clip.create_model("sgool-test").state_dict(), checkpoint)
-    clip = load_clip("sgool-test", checkpoint, models_dir=tmp_path)
-    assert clip.image_size == (32, 32) and clip.context_length == 77
-    assert clip._mean.flatten().tolist() == pytest.approx(OPENAI_MEAN)
-    assert clip._std.flatten().tolist() == pytest.approx(OPENAI_STD)
-    tokens = torch.as_tensor(open_clip.tokenize(["a photo of a red car"]))
-    expected = clip.model.encode_text(tokens)[0]  # type: ignore[operator]
-    torch.testing.assert_close(clip.encode_text("a photo of a (red:1.2) car"), expected / expected.norm())
-    halves = [clip.encode_text("word " * n) for n in (75, 25)]
-    torch.testing.assert_close(clip.encode_text("word " * 100), torch.stack(halves).mean(0) / sum(halves).div(2).norm())
-    for module in (clip_module, critic_module):
-        assert not [name for name, value in vars(module).items() if hasattr(value, "cache_clear")]
-    kept = weakref.ref(clip.model)
-    del clip
-    gc.collect()
-    assert kept() is None
-
-
-def test_openai_weights_get_their_activation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict = {}
-    model = open_clip.CLIP(**CONFIG)
-    monkeypatch.setattr(open_clip, "create_model", lambda name, **kwargs: asked.update(kwargs) or model)
-    load_clip("ViT-B-32", "openai", models_dir=tmp_path)
-    newer = "quick_gelu" in open_clip.get_pretrained_cfg("ViT-B-32", "openai")
-    assert asked.get("force_quick_gelu", False) is newer and asked["cache_dir"] == str(tmp_path)
-
-
 def test_spherical_distance_is_half_the_squared_angle_and_safe_where_it_is_zero() -> None:
     angle = np.array([0.0, 0.3, math.pi / 2, 3.0])
     x = torch.tensor(np.stack([np.cos(angle), np.sin(angle)], 1), requires_grad=True)
@@ -175,6 +124,9 @@ def test_spherical_distance_is_half_the_squared_angle_and_safe_where_it_is_zero(
     tangent = np.stack([-np.sin(angle), np.cos(angle)], 1)
     np.testing.assert_allclose((gradient.numpy() * tangent).sum(1), angle, rtol=1e-6, atol=1e-9)
     assert spherical_distance(y, -y).isfinite() and torch.isfinite(gradient).all()
+    opposite = (-y).requires_grad_()
+    (steep,) = torch.autograd.grad(spherical_distance(y, opposite), opposite)
+    assert steep.isfinite().all()
 
 
 def test_cutouts_are_pooled_squares_of_the_image() -> None:
@@ -199,6 +151,35 @@ def test_small_images_still_give_different_cutouts() -> None:
     cuts = random_cutouts(image, 4, 32, torch.Generator().manual_seed(0))
     assert cuts.shape == (4, 3, 32, 32) and not torch.allclose(cuts[0], cuts[1])
     assert random_cutouts(image, 0, 32).shape == (0, 3, 32, 32)
+
+
+def test_the_largest_cutouts_reach_every_border_and_do_not_leave_the_image() -> None:
+    """With a power of 0 every square is as large as can be, so it is a part of the image as it is."""
+    for height, width in ((66, 64), (64, 66)):
+        image = torch.rand(1, 3, height, width)
+        cuts = random_cutouts(image, 40, 64, torch.Generator().manual_seed(0), power=0.0)
+        places = [(top, left) for top in range(height - 63) for left in range(width - 63)]
+        parts = [image[0, :, top : top + 64, left : left + 64] for top, left in places]
+        found = [[torch.equal(cut, part) for part in parts].index(True) for cut in cuts]
+        assert set(found) == {0, 1, 2}
+
+
+def test_the_smallest_side_of_a_cutout_is_what_is_asked_for() -> None:
+    grid = torch.arange(64.0).expand(1, 3, 64, 64)
+
+    def sides(**options: int) -> torch.Tensor:
+        cuts = random_cutouts(grid, 200, 16, torch.Generator().manual_seed(0), power=3.0, **options)
+        return (cuts[:, 0, 0, -1] - cuts[:, 0, 0, 0]) * 16 / 15
+
+    assert 39 <= sides(min_size=40).min() <= 42
+    assert sides(min_size=99).min() == pytest.approx(64)
+    assert 15 <= sides().min() <= 18
+
+
+def test_a_cutout_smaller_than_what_the_guide_sees_is_interpolated_between_the_centers_of_its_pixels() -> None:
+    ramp = torch.arange(16.0).expand(1, 3, 16, 16)
+    cut = random_cutouts(ramp, 1, 32, power=0.0)[0, 0]
+    torch.testing.assert_close(cut[0, :5], torch.tensor([0.0, 0.25, 0.75, 1.25, 1.75]))
 
 
 def test_loss_is_the_weighted_sum_of_single_distances(clip: Clip) -> None:
@@ -288,8 +269,13 @@ def test_bad_regions_and_weights_are_refused(clip: Clip) -> None:
     for box in (Region(0, 0, 0, 5, 1.0), Region(20, 0, 20, 5, 1.0), Region(0, -1, 5, 5, 1.0)):
         with pytest.raises(SgoolError, match="region"):
             crop(image, box)
-    with pytest.raises(SgoolError, match="between 0 and 1"):
-        SaliencyLoss(clip, "x", saliency_weight=1.5)
+    wide = torch.rand(1, 3, 32, 48)
+    assert torch.equal(crop(wide, Region(2, 40, 30, 8, 1.0)), wide[..., 2:32, 40:48])
+    with pytest.raises(SgoolError, match="does not lie within the image of 48x32"):
+        crop(wide, Region(2, 41, 30, 8, 1.0))
+    for weight in (1.5, -0.1):
+        with pytest.raises(SgoolError, match="between 0 and 1"):
+            SaliencyLoss(clip, "x", saliency_weight=weight)
     with pytest.raises(SgoolError, match="at least one cutout"):
         Whole(cutouts=0, itself=False)
 
@@ -299,6 +285,10 @@ def test_an_image_is_judged_by_the_mean_over_shifted_copies(clip: Clip) -> None:
     copies = shifted(image)
     assert copies.shape == (5, 3, 64, 96) and torch.equal(copies[0], image[0])
     assert torch.equal(copies[1][:, 2:, 3:], image[0][:, :-2, :-3])  # down and to the right by a 32nd
+    assert torch.equal(copies[2][:, 2:, :-3], image[0][:, :-2, 3:])
+    assert torch.equal(copies[3][:, :-2, 3:], image[0][:, 2:, :-3])
     assert torch.equal(copies[4][:, :-2, :-3], image[0][:, 2:, 3:])
+    # What comes in from outside is the border once more.
+    assert torch.equal(copies[1][:, :2, 3:], image[0][:, :1, :-3].expand(3, 2, 93))
     single = [float(clip.encode_image(copy[None])[0] @ clip.encode_text("a red car")) for copy in copies]
     assert clip.judge(image, "a red car") == pytest.approx(np.mean(single), abs=1e-5)

@@ -64,7 +64,7 @@ def test_a_tiny_or_huge_cotangent_survives_low_precision() -> None:
         assert n.vjp(latent(), 301, torch.zeros_like(latent()))[1].abs().max() == 0
 
 
-def test_what_a_network_may_not_do_is_named() -> None:
+def test_faulty_networks_raise_sgool_error() -> None:
     with pytest.raises(SgoolError, match="NaN"):
         Network([Branch(1.0, lambda x, t: x / 0)], SD)(latent(), 1)
     with pytest.raises(SgoolError, match="gradient is NaN"):

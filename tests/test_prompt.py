@@ -42,6 +42,7 @@ def test_long_prompts_break_at_commas_then_words_then_characters() -> None:
     assert split_prompt("a b c d e, f", words, 3) == ["a b c", "d e, f"]
     assert split_prompt("abcdefgh", len, 3) == ["abc", "def", "gh"]
     assert split_prompt("", words, 3) == [""]
+    assert split_prompt("ab, c", lambda text: 5 * len(text), 3) == ["a", "b", "c"]  # each is too long by itself
     text = ", ".join(" ".join(f"w{i * j}" for j in range(i)) for i in range(30))
     parts = split_prompt(text, words, 7)
     assert max(map(words, parts)) <= 7

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from sgool.errors import SgoolError
 from sgool.region import Region
-from sgool.saliency.regions import MAX_INSIDE, MAX_IOU, find_regions
+from sgool.saliency.regions import MAX_INSIDE, MAX_IOU, _Box, find_regions
 
 
 def blobs(height: int, width: int, *spots: tuple[float, float, float, float]) -> Tensor:
-    """Sum of gaussians, each (row, column, sigma, peak), on an empty map."""
+    """Sum of Gaussians, each (row, column, sigma, peak), on an empty map."""
     yy, xx = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     total = torch.zeros(height, width)
     for row, column, sigma, peak in spots:
@@ -28,7 +28,7 @@ def pixels(region: Region) -> set[tuple[int, int]]:
 
 
 def peaks(values: np.ndarray, least: float) -> list[tuple[int, int]]:
-    """Places at least as high as all their neighbors and as `least`."""
+    """Positions at least as high as all their neighbors and as `least`."""
     wide = np.pad(values, 1, constant_values=-1)
     return [
         (y, x)
@@ -37,13 +37,13 @@ def peaks(values: np.ndarray, least: float) -> list[tuple[int, int]]:
     ]
 
 
-def test_two_blobs_give_two_squares_about_them_heavier_first() -> None:
+def test_two_blobs_give_two_squares_heavier_first() -> None:
     saliency = blobs(128, 128, (30, 30, 6, 0.8), (90, 95, 10, 1.0))
     first, second = find_regions(saliency)
     for region, (row, column) in ((first, (90, 95)), (second, (30, 30))):
         assert region.height == region.width
         assert abs(region.top + region.height / 2 - row) <= 1 and abs(region.left + region.width / 2 - column) <= 1
-    # At half the peak a gaussian is 1.18 sigma wide to each side; then the padding of 15 % on either side.
+    # A Gaussian falls to half its peak at 1.18 sigma on each side. The padding adds 15 % on each side.
     assert first.height == pytest.approx(2 * 1.18 * 10 * 1.3, abs=3)
     assert first.mass > second.mass and first.mass + second.mass == pytest.approx(1)
 
@@ -64,7 +64,7 @@ def test_flat_map_gives_the_whole_image(value: float) -> None:
 def test_small_component_is_grown_to_the_smallest_size_and_specks_are_dropped() -> None:
     saliency = torch.zeros(100, 200)
     saliency[50:54, 60:64] = 1
-    saliency[10, 180] = 0.6  # 4 % of the other's mass
+    saliency[10, 180] = 0.6  # 4 % of the other component's mass
     (region,) = find_regions(saliency, min_size=0.3)
     assert (region.height, region.width) == (30, 30)
     assert pixels(region) >= {(y, x) for y in range(50, 54) for x in range(60, 64)}
@@ -80,8 +80,8 @@ def test_threshold_is_relative_to_the_peak() -> None:
     assert find_regions(saliency * 30, threshold=0.4)[0].top == find_regions(saliency, threshold=0.4)[0].top
 
 
-def test_a_faint_place_is_cut_out_whole_beside_a_glaring_one() -> None:
-    """Cut at a share of the first one's peak it would be a few pixels, or nothing."""
+def test_a_faint_place_beside_a_bright_one_keeps_its_full_extent() -> None:
+    """If places were cut at a share of the highest peak, a faint place would be a few pixels, or nothing."""
     saliency = blobs(128, 128, (30, 30, 9, 1.0), (90, 95, 12, 0.3))
     first, second = sorted(find_regions(saliency, threshold=0.25), key=lambda region: region.top)
     assert first.height == pytest.approx(2 * 1.18 * 9 * 1.3, abs=3)
@@ -89,8 +89,8 @@ def test_a_faint_place_is_cut_out_whole_beside_a_glaring_one() -> None:
     assert (90, 95) in pixels(second) and (30, 30) in pixels(first)
 
 
-def test_a_slope_is_no_place_of_its_own() -> None:
-    """A ridge that falls steadily has its only peak at one end, however far it goes on above the threshold."""
+def test_a_slope_is_not_a_separate_place() -> None:
+    """A ridge that falls steadily has its only peak at one end, even if all of the ridge is above the threshold."""
     saliency = torch.zeros(60, 200)
     saliency[28:32] = torch.linspace(1, 0.3, 200)
     (region,) = find_regions(saliency, threshold=0.25)
@@ -98,13 +98,32 @@ def test_a_slope_is_no_place_of_its_own() -> None:
 
 
 def test_a_place_does_not_reach_around_a_higher_one() -> None:
-    """At half the faint one's peak the foot of the higher one is as salient, and all around it."""
+    """The foot of the higher place is at least half as salient as the faint peak, all around the higher place."""
     saliency = blobs(128, 128, (60, 40, 12, 1.0), (60, 86, 6, 0.3))
     faint = min(find_regions(saliency, threshold=0.25, padding=0), key=lambda region: region.mass)
     assert faint.left > 40 and faint.width < 50
 
 
-def test_at_most_so_many_regions_and_the_heaviest_of_them() -> None:
+@pytest.mark.parametrize("seed", range(20))
+def test_regions_of_a_turned_map_are_turned(seed: int) -> None:
+    """Rows and columns count alike."""
+    rng = np.random.default_rng(seed)
+    spots = [(rng.uniform(0, 70), rng.uniform(0, 90), rng.uniform(3, 14), rng.uniform(0.3, 1)) for _ in range(6)]
+    saliency = blobs(70, 90, *spots)
+    regions = find_regions(saliency, max_regions=9, threshold=0.25, min_size=0.1, padding=0.1)
+    turned = find_regions(saliency.T, max_regions=9, threshold=0.25, min_size=0.1, padding=0.1)
+    assert [(r.top, r.left, r.height, r.width) for r in regions] == [(r.left, r.top, r.width, r.height) for r in turned]
+
+
+def test_boxes_overlap_from_more_than_the_limits_on() -> None:
+    large = _Box(0, 0, 100, 100)
+    for inside, overlap in ((6, False), (7, True)):  # of ten rows
+        assert large.overlaps(_Box(100 - inside, 20, 110 - inside, 30)) == overlap
+    for shared, overlap in ((46, False), (47, True)):  # of 100 columns: 46 in 154 are 0.299, 47 in 153 are 0.307
+        assert large.overlaps(_Box(0, 100 - shared, 100, 200 - shared)) == overlap
+
+
+def test_only_the_heaviest_regions_are_returned() -> None:
     spots = [(20, 20, 4, 1.0), (20, 100, 6, 1.0), (100, 20, 8, 1.0), (100, 100, 10, 1.0)]
     saliency = blobs(128, 128, *spots)
     for count in (1, 2, 3, 4, 9):
@@ -115,7 +134,7 @@ def test_at_most_so_many_regions_and_the_heaviest_of_them() -> None:
         assert sum(region.mass for region in regions) == pytest.approx(1)
 
 
-def test_corner_crop_is_shifted_inside_not_cut() -> None:
+def test_corner_crop_is_shifted_not_cut() -> None:
     saliency = torch.zeros(100, 100)
     saliency[0:4, 90:100] = 1
     (region,) = find_regions(saliency, min_size=0.2)
@@ -142,8 +161,8 @@ def test_overlapping_boxes_become_one_that_covers_both() -> None:
     assert len(find_regions(saliency, min_size=0, padding=0)) == 2
 
 
-def test_merging_goes_on_with_what_merging_made() -> None:
-    # Neither lower square overlaps the upper one enough; the square about both of them does.
+def test_merged_squares_are_merged_again() -> None:
+    # Neither lower square overlaps the upper square enough. The square around both lower squares does.
     spots = {"left": (55, 40), "right": (55, 58), "upper": (36, 49)}
 
     def regions(*names: str) -> list[Region]:
@@ -178,7 +197,7 @@ def test_rules_hold_for_random_maps(seed: int) -> None:
     for region, cover in zip(regions, covers, strict=True):
         assert cover and cover <= inside
         assert min(region.height, region.width) >= smallest
-        # Square, or as large as the image allows across.
+        # Square, or as large as the image's shorter side allows.
         assert region.height == region.width or min(region.height, region.width) == min(height, width)
     masses = [region.mass for region in regions]
     assert masses == sorted(masses, reverse=True) and sum(masses) == pytest.approx(1)
@@ -218,3 +237,12 @@ def test_bad_map_is_refused(saliency: Tensor) -> None:
 def test_bad_parameter_is_refused(wrong: dict) -> None:
     with pytest.raises(SgoolError, match="Salient regions need"):
         find_regions(torch.rand(8, 8), **wrong)
+
+
+@pytest.mark.parametrize(
+    ("extreme", "size"),
+    [({"threshold": 1.0}, 22), ({"min_size": 1.0}, 64), ({"min_size": 0.0}, 22), ({"padding": 0}, 16)],
+)
+def test_parameters_may_be_as_large_and_as_small_as_they_can(extreme: dict, size: int) -> None:
+    (region,) = find_regions(blobs(64, 64, (32, 32, 6.5, 1.0)), **{"min_size": 0.1, **extreme}, max_regions=1)
+    assert region.height == region.width == pytest.approx(size, abs=1)

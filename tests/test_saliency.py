@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sgool.errors import SgoolError
-from sgool.saliency import DETECTORS, load_detector
+from sgool.saliency import DETECTORS, LoadedDetector, detector_weights, load_detector
 from sgool.saliency.regions import find_regions
 from sgool.saliency.spectral import opponent
 from sgool.saliency.transalnet import WEIGHTS, build, letterbox, predict, unletterbox
@@ -20,7 +20,7 @@ DATA = Path(__file__).parent / "data" / "transalnet"
 
 
 def reference_state(variant: str) -> dict[str, Tensor]:
-    """The published checkpoint's keys and shapes with pseudorandom values, those the golden maps were made with."""
+    """The published checkpoint's keys and shapes, with the pseudorandom values of the golden maps."""
     state = {}
     for key, shape in json.loads((DATA / f"transal_{variant}_shapes.json").read_text()).items():
         if key.endswith("num_batches_tracked"):
@@ -93,7 +93,7 @@ def test_letterbox_is_opencv_bilinear_on_the_padded_canvas(height: int, width: i
 
 
 @pytest.mark.parametrize(("height", "width"), [size for size in SIZES if min(size) > 10])
-def test_unletterbox_brings_a_place_back_to_where_it_was(height: int, width: int) -> None:
+def test_unletterbox_returns_every_position_to_its_place(height: int, width: int) -> None:
     yy, xx = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     places = torch.stack([yy / height, xx / width, torch.ones(height, width)])[None]
     back = unletterbox(letterbox(places), height, width)
@@ -105,7 +105,7 @@ def test_unletterbox_brings_a_place_back_to_where_it_was(height: int, width: int
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 384), (288, 51)])
-def test_padding_is_cut_away_and_nothing_else(height: int, width: int) -> None:
+def test_only_the_padding_is_cut_away(height: int, width: int) -> None:
     image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     assert torch.equal(predict(lambda canvas: canvas[:, :1], image), image[0, 0])
 
@@ -154,7 +154,7 @@ def test_spectral_finds_a_small_subject(row: int, column: int, ground: Tensor) -
     assert region.top <= row < region.top + region.height and region.left <= column < region.left + region.width
 
 
-def test_spectral_sees_color_of_equal_brightness() -> None:
+def test_spectral_sees_color_at_equal_brightness() -> None:
     image = disc_image(60, 200, 20, (0.7, 0.2, 0.3), plain(256, 256, (0.2, 0.6, 0.4)))
     gray = image.mean(1, keepdim=True).expand_as(image)
     detect = load_detector("spectral")
@@ -169,7 +169,29 @@ def test_opponent_channels_of_gray_and_primaries() -> None:
     assert torch.allclose(opponent(colors)[:, :, 0, 0], expected)
 
 
-def test_spectral_follows_a_mirrored_image_and_not_its_contrast() -> None:
+def test_spectral_is_the_residual_of_the_log_spectrum() -> None:
+    """The formulas in plain numpy, at the size where nothing is scaled."""
+    image = disc_image(20, 40, 9, SPOT, confetti(64, 64))
+    red, green, blue = image[0].double().numpy()
+    distance = np.minimum(np.arange(64), 63 - np.arange(64)) + 0.5
+    fade = np.where(distance < 8, 0.5 - 0.5 * np.cos(np.pi * distance / 8), 1)
+    total = np.zeros((64, 64))
+    for channel in ((red + green + blue) / 3, red - green, blue - (red + green) / 2):
+        spectrum = np.fft.fft2((channel - channel.mean()) * np.outer(fade, fade))
+        amplitude = np.abs(spectrum)
+        log = np.log(amplitude + amplitude.mean() / 1000)
+        around = sum(np.roll(log, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)) / 9
+        energy = np.abs(np.fft.ifft2(np.exp(log - around + 1j * np.angle(spectrum)))) ** 2
+        total += channel.var() * energy / energy.mean()
+    kernel = np.exp(-(np.arange(-10, 11) ** 2) / (2 * 2.5**2))
+    smooth = np.pad(total, 10, mode="edge")
+    for axis in (0, 1):
+        smooth = np.apply_along_axis(np.convolve, axis, smooth, kernel / kernel.sum(), mode="valid")
+    expected = np.sqrt(smooth)
+    assert np.abs(load_detector("spectral")(image).numpy() - expected / expected.max()).max() < 1e-3
+
+
+def test_spectral_follows_mirroring_but_not_contrast() -> None:
     detect = load_detector("spectral")
     image = disc_image(60, 60, 24, SPOT, confetti(128, 128))
     assert torch.allclose(detect(image.flip(3)), detect(image).flip(1), atol=1e-3)
@@ -185,7 +207,7 @@ def test_spectral_of_a_flat_image_is_empty_at_any_size(size: tuple[int, int]) ->
     assert noisy.shape == size and noisy.isfinite().all()
 
 
-def test_detector_takes_half_precision_out_of_range_and_a_graph() -> None:
+def test_detector_accepts_half_precision_values_out_of_range_and_a_graph() -> None:
     image = (3 * torch.randn(1, 3, 48, 64, generator=torch.Generator().manual_seed(0))).half().requires_grad_()
     saliency = load_detector("spectral")(image)
     assert saliency.dtype == torch.float32 and not saliency.requires_grad
@@ -193,13 +215,28 @@ def test_detector_takes_half_precision_out_of_range_and_a_graph() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 3, 8, 8), (1, 4, 8, 8), (1, 3, 0, 8)])
-def test_detector_refuses_what_is_no_image(shape: tuple[int, ...]) -> None:
+def test_detector_refuses_other_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(SgoolError, match="one RGB image"):
         load_detector("spectral")(torch.zeros(shape))
 
 
-def test_unknown_detector_lists_the_known() -> None:
+def test_error_for_an_unknown_detector_lists_the_known_ones() -> None:
     with pytest.raises(SgoolError) as caught:
         load_detector("deepgaze")
     assert all(name in str(caught.value) for name in DETECTORS)
     assert set(DETECTORS) == {"transalnet-res", "transalnet-dense", "spectral"}
+
+
+def test_moving_a_detector_moves_its_network() -> None:
+    network = torch.nn.Conv2d(3, 1, 1)
+    detector = LoadedDetector(network, torch.device("cpu"))
+    assert detector.to(torch.device("meta")) is detector
+    assert network.weight.device.type == detector.device.type == "meta"
+
+
+def test_each_detector_says_which_files_it_needs() -> None:
+    assert detector_weights("transalnet-res") == (WEIGHTS["res"],)
+    assert detector_weights("transalnet-dense") == (WEIGHTS["dense"],)
+    assert not detector_weights("spectral")
+    with pytest.raises(SgoolError, match="no saliency detector 'eyes'"):
+        detector_weights("eyes")

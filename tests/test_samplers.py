@@ -1,4 +1,4 @@
-"""Samplers against textbook recurrences under full autograd; what they recover, count and keep."""
+"""Samplers against textbook recurrences under full autograd; exact recovery, evaluation counts and memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sgool.samplers import SAMPLERS, Branch, Network, Schedule, Trajectory, bdia
 
 
 class Method(NamedTuple):
-    """A method and its parameter: EDICT's p, or BDIA's gamma (None: the damping that suits the steps)."""
+    """A method and its parameter: EDICT's p, or BDIA's gamma (None: the default for the number of steps)."""
 
     name: str
     p: float = 0.93
@@ -24,7 +24,7 @@ class Method(NamedTuple):
 
 
 def textbook(method: Method, schedule: Schedule, eps, latents: list[Tensor], start: int = 0) -> Tensor:
-    """Each method as its paper states it, step by step and differentiable. `latents`: one, or the pair given."""
+    """Each method as in its paper, step by step and differentiable. latents: one latent, or a pair."""
     name, p, gamma = method
     a, sigma, t = schedule.a, schedule.sigma, schedule.timesteps
     nu = [s / b for s, b in zip(sigma, a, strict=True)]
@@ -73,7 +73,7 @@ def test_schedule_has_sd_spacing(steps: int) -> None:
     assert schedule.a[0] ** 2 + schedule.sigma[0] ** 2 == pytest.approx(1, abs=1e-15)
 
 
-def test_bad_requests_are_refused_in_a_sentence() -> None:
+def test_bad_arguments_raise_sgool_error() -> None:
     for steps in (1, 501):
         with pytest.raises(SgoolError, match="between 2 and 500"):
             make_schedule(SD, steps)
@@ -107,7 +107,7 @@ def test_run_and_adjoint_agree_with_the_textbook_under_autograd(name: str, start
 
     final = trajectory.run(trajectory.initial(noise))
     state, gradients = trajectory.adjoint(final, cotangent)
-    # A last bit of the float64 state can move an element of the float32 input by one float32 rounding.
+    # The last bit of the float64 state can change an element of the float32 input by one float32 rounding.
     assert error(trajectory.image(final), expected.detach()) < 1e-5
     assert len(state) == len(gradients) == 1
     assert error(state[0], noise) < 1e-9
@@ -153,12 +153,12 @@ def test_the_noise_is_recovered(name: str, steps: int, dtype: torch.dtype) -> No
         pytest.skip(f"this torch cannot convolve {dtype} on the CPU: {e}")
     trajectory = Trajectory(get_sampler(name), make_schedule(SD, steps), network)
     final = trajectory.run(trajectory.initial(latent()))
-    # Undoing 50 steps of BDIA amplifies errors 1e15 times: only the second word of the state can pay for that.
+    # Inverting 50 steps of BDIA amplifies errors 1e15 times. Only the second word of the state makes this affordable.
     state = trajectory.adjoint(final, latent(2))[0]
     assert error(state[0], latent()) < 1e-14
 
 
-def test_gamma_spends_its_budget_and_no_more() -> None:
+def test_gamma_stays_within_its_budget() -> None:
     assert bdia.gamma(10) == bdia.gamma(22) == 0.2
     assert bdia.gamma(100) ** -100 == pytest.approx(1e16)
     assert bdia.gamma(50, budget=1e3) ** -50 == pytest.approx(1e3)
@@ -167,7 +167,7 @@ def test_gamma_spends_its_budget_and_no_more() -> None:
 @pytest.mark.parametrize("name", SHEARS)
 @pytest.mark.parametrize("strength", [0.3, 0.5, 0.75, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_image_survives_the_way_back_and_forth(name: str, strength: float, dtype: torch.dtype) -> None:
+def test_an_inverted_image_is_reproduced(name: str, strength: float, dtype: torch.dtype) -> None:
     schedule, sampler = make_schedule(SD, 10), get_sampler(name)
     trajectory = Trajectory(sampler, schedule, guided(2.0, dtype), sampler.start_node(schedule, strength))
     state = trajectory.invert(latent(3))
@@ -197,7 +197,7 @@ def test_evaluations_and_progress(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHEARS)
-def test_memory_does_not_grow_with_the_steps(name: str) -> None:
+def test_memory_does_not_grow_with_the_number_of_steps(name: str) -> None:
     class Saved:
         def __init__(self, tensor: Tensor) -> None:
             self.tensor = tensor

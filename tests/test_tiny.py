@@ -1,4 +1,4 @@
-"""What is shipped: the embedded model and its three CLIPs, on scenes of captions kept out of training."""
+"""The embedded model and its three CLIPs, as shipped, on scenes with held-out captions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def ranked_first(clip: Clip, images: torch.Tensor, captions: list[str]) -> float
     return (best == torch.arange(len(captions))).float().mean().item()
 
 
-def test_no_configuration_names_the_folder_of_its_training():
+def test_no_configuration_names_its_training_folder():
     configs = list(tiny.MODEL.rglob("*.json"))
     assert configs
     assert not [path for path in configs if "_name_or_path" in path.read_text(encoding="utf-8")]
@@ -64,7 +64,7 @@ def test_autoencoder_keeps_the_scenes(backend, scenes):
 
 
 def test_generated_images_show_what_was_asked_for(backend, scenes):
-    """Eight prompts: the judge gives an image its own prompt, not the next one's, nearly always."""
+    """For at least six of eight prompts, the judge prefers an image's own prompt to the next prompt."""
     captions = scenes[0][:8]
     noise = torch.cat([backend.noise(seed) for seed in range(8)])
     network = backend.network(captions, "", 4.0)
@@ -78,7 +78,7 @@ def test_generated_images_show_what_was_asked_for(backend, scenes):
 
 
 def test_both_tokenizers_agree():
-    """The UNet's text encoder (transformers) and the CLIPs (open_clip) number the same text alike."""
+    """The UNet's text encoder (transformers) and the CLIPs (open_clip) give the same text the same token numbers."""
     text = "a small panda and a pizza on a busy blue background, xyz!"
     ours = CLIPTokenizer.from_pretrained(tiny.MODEL / "tokenizer")(text).input_ids
     theirs = load_clip_folder(tiny.CLIPS["guide"]).tokenizer([text])[0].tolist()

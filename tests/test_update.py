@@ -17,7 +17,7 @@ def noise(seed: int, shape: tuple[int, ...] = SHAPE) -> torch.Tensor:
 
 
 def statistics(latent: torch.Tensor) -> np.ndarray:
-    """Written out in numpy: [6, B * C] mean, variance, skew, kurtosis, and power below and above a radius of 4."""
+    """In plain numpy, [6, B * C]: mean, variance, skew, kurtosis, and power below and above a radius of 4."""
     x = latent.numpy().reshape(-1, *latent.shape[-2:])
     mean, std = x.mean((1, 2)), x.std((1, 2))
     y = (x - mean[:, None, None]) / std[:, None, None]
@@ -54,7 +54,7 @@ def test_regularization_keeps_the_statistics_of_real_noise(push: str, rule: str)
     assert ((free < low[:, None]) | (free > high[:, None])).any(0).all()
 
 
-def test_true_samples_are_hardly_touched_and_z_scores_are_standard() -> None:
+def test_true_noise_is_hardly_changed_and_z_scores_are_standard() -> None:
     x = noise(3, (200, 4, 32, 32))[None]
     z = Prior.gaussian().z_scores(x)
     assert z.mean((1, 2, 3)).abs().max() < 0.15 and (z.std((1, 2, 3)) - 1).abs().max() < 0.1
@@ -66,6 +66,9 @@ def test_true_samples_are_hardly_touched_and_z_scores_are_standard() -> None:
 def test_the_penalty_has_the_gradient_of_its_value() -> None:
     x = (noise(4, (1, 1, 6, 8)) * 1.7 + 0.5).requires_grad_(True)
     assert torch.autograd.gradcheck(lambda t: Prior.gaussian().penalty([t]), (x,))
+    beyond = Prior.gaussian().z_scores(x[None]).abs().sub(2).clamp_min(0)  # the tolerance is two standard errors
+    assert beyond.any()
+    torch.testing.assert_close(Prior.gaussian().penalty([x]), beyond.square().sum() / 2)
 
 
 def test_an_image_start_keeps_its_own_statistics() -> None:
@@ -94,7 +97,7 @@ def test_steps_descend_a_quadratic(rule: str) -> None:
     assert state[0].dtype == torch.float64
 
 
-def test_speed_is_the_learning_rate_in_units_of_the_latent_after_a_warm_up() -> None:
+def test_step_length_is_the_learning_rate_in_units_of_the_latent_after_warmup() -> None:
     start = [3 * noise(8)]
     update = SgoolUpdate(Prior.gaussian(), learning_rate=1e-3, warmup=4, regularization=0.0)
     state, gradient = start, noise(9)
@@ -116,7 +119,7 @@ def test_samples_of_a_batch_and_scales_of_the_loss_do_not_interfere() -> None:
 
 
 @pytest.mark.parametrize("update", [SgoolUpdate(Prior.gaussian(), rule="adam"), DoodlUpdate(perturbation=0.0)])
-def test_a_zero_gradient_leaves_the_state(update: SgoolUpdate | DoodlUpdate) -> None:
+def test_a_zero_gradient_keeps_the_state(update: SgoolUpdate | DoodlUpdate) -> None:
     state = [torch.stack([noise(12)[0]] * 2)]
     state = SgoolUpdate(Prior.gaussian()).prior.pull(state, 1.0)
     after = update.step(state, [torch.zeros_like(state[0])])
@@ -125,7 +128,7 @@ def test_a_zero_gradient_leaves_the_state(update: SgoolUpdate | DoodlUpdate) -> 
         update.step(state, [torch.full_like(state[0], float("nan"))])
 
 
-def test_doodl_matches_its_published_mathematics_by_hand() -> None:
+def test_doodl_matches_its_published_update_by_hand() -> None:
     # Two tied latents of two numbers, norm 5. Half of the summed gradient, clipped to 1e-3, then momentum 0.9:
     # step 1: g = (0.001, -0.0002), v = g,              x = (2.999, 4.0002)
     # step 2: g = (-0.001, 0.0004), v = (-1e-4, 2.2e-4), x = x' - v
@@ -142,7 +145,7 @@ def test_doodl_matches_its_published_mathematics_by_hand() -> None:
             np.testing.assert_allclose(latent.flatten().numpy(), expected, rtol=1e-12)
 
 
-def test_doodl_perturbs_by_its_generator_alone() -> None:
+def test_doodl_perturbation_depends_only_on_its_generator() -> None:
     zero = [torch.zeros(SHAPE, dtype=torch.float64)]
 
     def step(seed: int) -> torch.Tensor:

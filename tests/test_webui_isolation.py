@@ -1,4 +1,4 @@
-"""Whatever happens in a run, the WebUI is afterwards as it was, and the image is never lost."""
+"""Whatever happens in a run, the WebUI is restored afterwards, and the image is never lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sgool.webui.backend import WebuiBackend
 
 
 def everything(model: torch.nn.Module) -> dict:
-    """All that a run touches in the WebUI."""
+    """Everything in the WebUI that a run changes."""
     state = {name: getattr(shared.state, name) for name in ("job", "job_no", "job_count", "textinfo")}
     unet, decoder = model.model.diffusion_model, model.first_stage_model.decoder
     return {
@@ -40,7 +40,7 @@ def everything(model: torch.nn.Module) -> dict:
 
 
 class Watch(SimpleNamespace):
-    """A script that looks at everything right before and after SGOOL's turn."""
+    """A script that records everything right before or right after SGOOL's turn."""
 
     def process(self, p, *args): ...
 
@@ -60,7 +60,7 @@ def watched(webui, values, **options):
 
 
 def break_(monkeypatch, how: str) -> None:
-    """Make the run end in this way at its second decoding."""
+    """Make the run end in this way at its second image."""
     decode, count = WebuiBackend.decode, []
 
     def broken(self, latent):
@@ -115,7 +115,7 @@ def test_afterwards_everything_is_as_before(webui, monkeypatch, how):
 
 @pytest.mark.parametrize(("memory", "sequential"), [("fast", False), ("low", True)])
 def test_only_the_denoiser_sees_the_runs_settings(webui, monkeypatch, memory, sequential):
-    """A run takes minutes: meanwhile the WebUI may save the user's settings, and the user may change them."""
+    """A run takes minutes. Meanwhile the WebUI may save the user's settings, and the user may change them."""
     opts, forward, seen = shared.opts, sd_samplers_cfg_denoiser.CFGDenoiser.forward, []
     names = ("skip_early_cond", "s_min_uncond_all", "batch_cond_uncond")
 
@@ -143,7 +143,7 @@ def test_only_the_denoiser_sees_the_runs_settings(webui, monkeypatch, memory, se
     assert opts.s_min_uncond_all == "as the user wants it" and opts.samples_format == "jpg"
 
 
-def test_the_generators_go_on_as_if_there_had_been_no_run(webui):
+def test_random_generators_continue_as_without_a_run(webui):
     drawn = []
     for args in ((), ({},)):
         torch.manual_seed(3)
@@ -154,15 +154,16 @@ def test_the_generators_go_on_as_if_there_had_been_no_run(webui):
     assert drawn[0] == drawn[1]
 
 
-def test_out_of_memory_is_tried_once_more_with_less(webui, monkeypatch):
+def test_out_of_memory_is_retried_once_with_less(webui, monkeypatch):
     break_(monkeypatch, "memory")
     p, processed = webui.make({})
     assert any("tries again with memory 'low'" in sentence for sentence in p.comments)
+    assert "SGOOL note" not in processed.infotexts[0]
     assert processed.infotexts[0]["SGOOL iterations done"] == "1"
 
 
 @pytest.mark.parametrize(("memory", "tries"), [("fast", 2), ("balanced", 2), ("low", 1)])
-def test_out_of_memory_to_the_last_gives_the_original(webui, monkeypatch, memory, tries):
+def test_repeated_out_of_memory_gives_the_original(webui, monkeypatch, memory, tries):
     def full(self, *args):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
@@ -170,12 +171,12 @@ def test_out_of_memory_to_the_last_gives_the_original(webui, monkeypatch, memory
     p, processed = webui.make({"memory": memory})
     note = processed.infotexts[0]["SGOOL note"]
     assert len(p.comments) == tries and "the image without it" in note
-    assert ("memory 'low'" in note) == (memory == "fast")  # else it has just failed
+    assert ("memory 'low'" in note) == (memory == "fast")  # otherwise "low" has just failed
     assert torch.equal(torch.cat(p.latents), torch.cat(webui.make()[0].latents))
 
 
-def test_the_infotext_does_not_say_where_the_models_lie(webui, monkeypatch):
-    """Pictures are given away; the user is told all the same."""
+def test_the_infotext_does_not_name_the_models_folder(webui, monkeypatch):
+    """Users share pictures with others. The message to the user does name the folder."""
     folder = Path("/home/jane/webui/models/sgool")
 
     def fail(settings):
@@ -189,7 +190,7 @@ def test_the_infotext_does_not_say_where_the_models_lie(webui, monkeypatch):
     assert "jane" not in note and "Cannot write models/sgool/x.pth" in note
 
 
-def test_skip_is_for_this_batch_alone(webui, monkeypatch):
+def test_skip_applies_only_to_this_batch(webui, monkeypatch):
     break_(monkeypatch, "skipped")
     p, processed = webui.make({}, batch_size=2, n_iter=2)
     assert ["SGOOL score after" in text for text in processed.infotexts] == [False, False, True, True]
@@ -197,8 +198,8 @@ def test_skip_is_for_this_batch_alone(webui, monkeypatch):
     assert p.saved == [True] * 4
 
 
-def test_after_an_interrupt_this_batch_is_saved_and_no_other_begun(webui, monkeypatch):
-    """The images are whole; the WebUI saves none while its state says that they were broken off."""
+def test_after_an_interrupt_this_batch_is_saved_and_no_other_begins(webui, monkeypatch):
+    """The images are complete, but the WebUI saves no image while its state is "interrupted"."""
     shared.opts.data["sgool_save_before"] = True
     break_(monkeypatch, "interrupted")
     p, processed = webui.make({}, batch_size=2, n_iter=2)
@@ -209,20 +210,20 @@ def test_after_an_interrupt_this_batch_is_saved_and_no_other_begun(webui, monkey
 
 
 @pytest.mark.parametrize("selected", [0, 1])
-def test_a_selected_script_sees_the_interrupt_when_all_is_saved(webui, monkeypatch, selected):
-    """Loopback takes what is only about to stop for an image that has been made."""
+def test_a_selected_script_sees_the_interrupt_after_saving(webui, monkeypatch, selected):
+    """With only `stopping_generation` set, Loopback would use an image that was never made."""
     break_(monkeypatch, "interrupted")
     p, _ = webui.make({}, selected=selected)
     assert p.saved == [True]
     assert shared.state.stopping_generation and shared.state.interrupted == bool(selected)
 
 
-def test_a_selected_script_sees_no_interrupt_where_there_was_none(webui):
+def test_a_selected_script_sees_no_interrupt_if_there_was_none(webui):
     webui.make({}, selected=1)
     assert not shared.state.interrupted
 
 
-def test_what_is_stopped_later_takes_no_picture_from_a_finished_image(webui):
+def test_a_later_interrupt_costs_a_finished_image_no_picture(webui):
     class Stops(Watch):
         def process_before_every_sampling(self, p, *args, **kwargs):
             shared.state.interrupted = p.iteration == 1
@@ -235,7 +236,7 @@ def test_what_is_stopped_later_takes_no_picture_from_a_finished_image(webui):
     assert [suffix for suffix, _, _ in webui.images.saved] == ["-sgool-before"]
 
 
-def test_skip_before_a_hires_pass_lets_that_go_on(webui, monkeypatch):
+def test_skip_before_the_hires_pass_keeps_that_pass(webui, monkeypatch):
     plain, _ = webui.make(enable_hr=True)
     break_(monkeypatch, "skipped")
     p, processed = webui.make({}, enable_hr=True)
@@ -244,7 +245,7 @@ def test_skip_before_a_hires_pass_lets_that_go_on(webui, monkeypatch):
     assert "was skipped" in processed.infotexts[0]["SGOOL note"]
 
 
-def test_an_interrupt_before_a_hires_pass_leaves_that_out(webui, monkeypatch):
+def test_an_interrupt_before_the_hires_pass_cancels_that_pass(webui, monkeypatch):
     break_(monkeypatch, "interrupted")
     p, processed = webui.make({}, enable_hr=True)
     assert processed.images[0].shape[-1] == 64 and p.saved == [False]
@@ -271,18 +272,18 @@ def test_an_interrupt_before_the_first_image_leaves_the_original(webui, monkeypa
     assert processed.infotexts[0]["SGOOL note"] == sentence == "SGOOL was interrupted, so this is the image without it."
 
 
-def test_an_interrupt_while_the_candidates_are_tried(webui, monkeypatch):
-    """No update was made, so there is no loss to draw; all else is as after any run."""
+def test_an_interrupt_while_candidates_are_tried(webui, monkeypatch):
+    """No update was made, so there is no loss to draw. Everything else is as after any run."""
     shared.opts.data.update(sgool_return_loss=True, sgool_return_before=True)
     interrupt_at_step(monkeypatch, 4)
     p, processed = webui.make({"candidates": 3}, steps=2)
     assert len(processed.images) == 2
     assert p.extra_generation_params["SGOOL iterations done"] == [0]
     with pytest.raises(HTTPException, match="404"):
-        api.picture("txt2img", gallery.last["txt2img"].number, 0, "loss")
+        api.picture(next(iter(gallery.runs)), 0, "loss")
 
 
-def test_a_picture_that_fails_leaves_a_settled_infotext(webui, monkeypatch):
+def test_a_picture_that_cannot_be_saved_leaves_a_complete_infotext(webui, monkeypatch):
     def fail(*args, **options):
         raise OSError("No space left on device")
 
@@ -294,8 +295,8 @@ def test_a_picture_that_fails_leaves_a_settled_infotext(webui, monkeypatch):
     assert isinstance(kept[0].extra_generation_params["SGOOL score after"], list)
 
 
-def test_even_what_refuses_may_fail(webui, monkeypatch):
-    """With hires fix nobody else would catch it."""
+def test_the_check_for_unsupported_cases_may_fail(webui, monkeypatch):
+    """With hires fix nobody else would catch the error."""
 
     def fail(p):
         raise AttributeError("no such thing in this WebUI")
@@ -305,14 +306,14 @@ def test_even_what_refuses_may_fail(webui, monkeypatch):
     assert "AttributeError" in processed.infotexts[0]["SGOOL note"]
 
 
-def test_an_original_of_nan_is_left_alone(webui, monkeypatch):
+def test_an_original_image_of_nan_is_left_as_it_is(webui, monkeypatch):
     monkeypatch.setattr(WebuiBackend, "decode", lambda self, latent: torch.full((1, 3, 64, 64), float("nan")))
     _, processed = webui.make({})
     assert "NaN" in processed.infotexts[0]["SGOOL note"]
-    assert not gallery.last
+    assert not gallery.runs
 
 
-def test_an_interrupted_first_pass_is_left_alone(webui):
+def test_an_interrupted_first_pass_is_left_as_it_is(webui):
     shared.state.interrupted = True
     p = SimpleNamespace(iteration=0, batch_size=1, all_seeds=[1])
     from sgool.webui.batch import improve
@@ -323,8 +324,8 @@ def test_an_interrupted_first_pass_is_left_alone(webui):
 
 
 @pytest.mark.parametrize("values", [{"start": "image"}, {"start": "seed", "candidates": 3}])
-def test_progress_is_told_and_never_goes_back(webui, monkeypatch, values):
-    """Over all images of a batch, to the end of the bar."""
+def test_progress_is_shown_and_never_goes_back(webui, monkeypatch, values):
+    """Progress covers all images of a batch and reaches the end of the bar."""
     seen = []
     step = progress.BatchProgress.step
 
@@ -336,12 +337,13 @@ def test_progress_is_told_and_never_goes_back(webui, monkeypatch, values):
     p, _ = webui.make(values, batch_size=2)
     steps = [each[0] for each in seen]
     assert steps == sorted(set(steps)) and steps[0] > p.steps and steps[-1] == seen[-1][1]
-    assert seen[-1][2].startswith("SGOOL image 2/2, 0/1, score ") and "->" in seen[-1][2]
+    assert seen[-1][2].startswith("SGOOL image 2/2, 0/1, your image 0.")
+    assert ("sampled again" in seen[-1][2]) == (values["start"] == "seed")
     assert shared.state.current_image.size == (64, 64)
     assert shared.state.job_count == 1  # more jobs would make the first Interrupt wait
 
 
-def test_progress_does_not_go_back_where_a_run_begins_again(webui, monkeypatch):
+def test_progress_does_not_go_back_when_a_run_begins_again(webui, monkeypatch):
     seen = []
     step = progress.BatchProgress.step
     monkeypatch.setattr(
@@ -352,12 +354,12 @@ def test_progress_does_not_go_back_where_a_run_begins_again(webui, monkeypatch):
     assert seen == sorted(seen)
 
 
-def test_it_says_that_networks_are_loaded(webui, monkeypatch):
+def test_progress_says_that_networks_are_loaded(webui, monkeypatch):
     told, load = [], models.load_critics
     monkeypatch.setattr(models, "_last", None)
     monkeypatch.setattr(models, "load_critics", lambda *args: told.append(shared.state.textinfo) or load(*args))
     webui.make({}, batch_size=2)
-    assert told == ["SGOOL loads its networks; those that are missing are downloaded first"]
+    assert told == ["SGOOL loads its networks"]
 
 
 @pytest.mark.parametrize(
@@ -372,8 +374,8 @@ def test_it_says_that_networks_are_loaded(webui, monkeypatch):
         (("p", "refiner_checkpoint_info", object()), "refiner"),
     ],
 )
-def test_what_cannot_work_is_refused_in_one_sentence(webui, monkeypatch, what, word):
-    """And before anything is downloaded."""
+def test_unsupported_cases_are_refused_in_one_sentence(webui, monkeypatch, what, word):
+    """The refusal comes before any download."""
     owner, name, value = what
     own = {name: value} if owner == "p" else {}
     if not own:
@@ -392,7 +394,7 @@ def test_inference_mode_is_refused(webui):
         assert "inference mode" in (unsupported.reason(SimpleNamespace(sd_model=shared.sd_model)) or "")
 
 
-def test_random_tiles_stand_still_during_a_run(webui, monkeypatch):
+def test_random_tiles_are_fixed_during_a_run(webui, monkeypatch):
     tiles = SimpleNamespace(RNG_INSTANCE=random.Random(0))
     monkeypatch.setitem(sys.modules, "hypertile", tiles)
     kept, drawn = tiles.RNG_INSTANCE, set()
@@ -404,7 +406,7 @@ def test_random_tiles_stand_still_during_a_run(webui, monkeypatch):
     assert drawn == {0} and tiles.RNG_INSTANCE is kept
 
 
-def test_conditionings_of_inference_mode_pass(webui, monkeypatch):
+def test_conditionings_from_inference_mode_work(webui, monkeypatch):
     encode = shared.sd_model.encode
 
     def inferred(text):
@@ -416,6 +418,6 @@ def test_conditionings_of_inference_mode_pass(webui, monkeypatch):
     assert "SGOOL score after" in processed.infotexts[0]
 
 
-def test_the_samplers_own_denoiser_is_not_the_runs(webui):
+def test_a_run_does_not_use_the_samplers_own_denoiser(webui):
     p, _ = webui.make({})
     assert isinstance(p.sampler, sd_samplers.DDIM) and p.sampler.model_wrap_cfg.step == p.steps

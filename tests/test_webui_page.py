@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -22,9 +23,9 @@ from sgool import __version__
 from sgool.errors import SgoolError
 from sgool.presets import METHODS, PRESET_FIELDS, PRESETS
 from sgool.settings import ABOUT, DEFAULTS, Settings
-from sgool.webui import api, controls, gallery, infotext, options, register, xyz
+from sgool.webui import api, controls, gallery, infotext, options, register, script, xyz
 from sgool.webui.arguments import WEBUI, parse
-from sgool.webui.script import SgoolScript
+from sgool.webui.script import SgoolScript, remember_file
 
 ROOT = Path(__file__).parents[1]
 OTHER = {
@@ -87,19 +88,22 @@ def test_choosing_a_method_sets_what_the_api_sets(webui, method):
 def test_infotext_brings_every_control_back():
     assert set(OTHER) == set(WEBUI)
     assert all(OTHER[name] != DEFAULTS[name] for name in WEBUI)
-    p = SimpleNamespace(extra_generation_params={})
-    infotext.write(p, SimpleNamespace(settings=Settings(**OTHER), outcomes={}, notes={}))
-    written = {key: str(value) for key, value in p.extra_generation_params.items() if not callable(value)}
-    assert written["SGOOL version"] == __version__
-    assert infotext.paste_enabled(written) is True
-    assert {name: infotext.paste(name)(written) for name in WEBUI} == OTHER
+    alone = {name: OTHER[name] for name in ("method", "start")}  # with these some of the others do nothing
+    for values in (alone, {name: value for name, value in OTHER.items() if name not in alone}):
+        p = SimpleNamespace(extra_generation_params={})
+        infotext.write(p, SimpleNamespace(settings=Settings(**values), outcomes={}, notes={}))
+        written = {key: str(value) for key, value in p.extra_generation_params.items() if not callable(value)}
+        assert written["SGOOL version"] == __version__
+        assert infotext.paste_enabled(written) is True
+        defaults = {name: DEFAULTS[name] for name in WEBUI}
+        assert {name: infotext.paste(name)(written) for name in WEBUI} == {**defaults, **values}
 
 
 def test_infotext_names_only_what_differs_and_the_rest_comes_back_to_its_default():
     p = SimpleNamespace(extra_generation_params={})
     infotext.write(p, SimpleNamespace(settings=Settings(steps=9), outcomes={}, notes={}))
     written = {key: str(value) for key, value in p.extra_generation_params.items() if not callable(value)}
-    assert written == {"SGOOL steps": "9", "SGOOL version": __version__}
+    assert written == {"SGOOL Steps": "9", "SGOOL version": __version__}
     assert {name: infotext.paste(name)(written) for name in WEBUI} == {
         name: 9 if name == "steps" else DEFAULTS[name] for name in WEBUI
     }
@@ -168,21 +172,84 @@ def test_version_and_detectors(client):
     assert "spectral" in [each["name"] for each in client.get("/sgool/v1/detectors").json()]
 
 
-def test_the_last_run_can_be_seen(client, webui):
-    assert client.get("/sgool/v1/last").json() == {"id": 0, "images": [], "kept": gallery.KEPT}
-    _, processed = webui.make({}, prompt="<b>a car</b>", seed=6)
-    last = client.get("/sgool/v1/last?tab=txt2img").json()
-    (image,) = last["images"]
-    assert set(image) == {"score_before", "score_after", "iterations", "regions", "message"}
-    assert f"{image['score_after']:.4f}" == processed.infotexts[0]["SGOOL score after"]
-    root = f"/sgool/v1/last/txt2img/{last['id']}"
+def test_a_run_can_be_seen_by_its_id(client, webui):
+    p, processed = webui.make({}, prompt="<b>a car</b>", seed=6)
+    (number,) = json.loads(json.dumps(p.extra_generation_params))["SGOOL run"]  # as the page reads it
+    answer = client.get(f"/sgool/v1/runs/{number}").json()
+    (image,) = answer["images"]
+    assert answer["kept"] == gallery.KEPT
+    text = processed.infotexts[0]
+    for name in ("score_before", "score_resampled", "score_after"):
+        assert f"{image[name]:.4f}" == text[f"SGOOL {name.replace('_', ' ')}"]
+    assert image["iterations"] == 1 and image["regions"] >= 1 and image["message"] == ""
+    root = f"/sgool/v1/runs/{number}"
     for name in ("before", "after", "saliency", "loss"):
         answer = client.get(f"{root}/0/{name}.png")
         assert answer.headers["content-type"] == "image/png" and answer.content.startswith(b"\x89PNG")
-    for wrong in ("txt2img/0/0/after", f"txt2img/{last['id']}/5/after", f"x/{last['id']}/0/after"):
-        assert client.get(f"/sgool/v1/last/{wrong}.png").status_code == 404
-    assert client.get(f"{root}/0/y.png").status_code == 404
-    assert client.get("/sgool/v1/last?tab=img2img").json()["id"] == 0
+    for wrong in (f"{number}x/0/after", f"{number}/5/after", f"{number}/-1/after", f"{number}/0/y"):
+        assert client.get(f"/sgool/v1/runs/{wrong}.png").status_code == 404
+    assert client.get("/sgool/v1/runs/x").status_code == 404
+
+
+def test_no_infotext_names_the_run(webui):
+    """Pictures are given away, and the plot writes its grid's infotext when the run is over."""
+    shared.opts.data.update(sgool_return_before=True, sgool_return_saliency=True)
+    p, processed = webui.make({}, batch_size=2)
+    assert all("SGOOL run" not in text for text in processed.infotexts)
+    assert all("SGOOL run" not in processed.infotext(p, i) for i in range(2))
+
+
+def test_runs_are_kept_for_their_own_pages_and_not_for_ever(client, webui):
+    """Another generation, of this user or another, ticked or not, takes nothing away."""
+    first, _ = webui.make({})
+    (number,) = list.copy(first.extra_generation_params["SGOOL run"])
+    webui.make(False)
+    webui.make({"threshold": 7.0})
+    for _ in range(gallery.KEPT_RUNS - 1):
+        webui.make({})
+    assert client.get(f"/sgool/v1/runs/{number}/0/after.png").status_code == 200
+    webui.make({})
+    assert client.get(f"/sgool/v1/runs/{number}").status_code == 404
+    assert len(gallery.runs) == gallery.KEPT_RUNS
+
+
+def test_the_image_before_is_the_webuis_own_and_says_nothing_of_sgool(webui):
+    shared.opts.data["sgool_return_before"] = True
+    _, originals = webui.make(steps=2)
+    _, processed = webui.make({"start": "seed", "steps": 5}, steps=2)
+    (outcome,) = next(iter(gallery.runs.values()))
+    assert outcome.improved
+    pixels = (255 * torch.clamp((originals.images[0].float() + 1) / 2, 0, 1).movedim(0, 2).numpy()).astype("uint8")
+    assert (outcome.before == pixels).all()
+    pixels = (255 * torch.clamp((processed.images[0].float() + 1) / 2, 0, 1).movedim(0, 2).numpy()).astype("uint8")
+    assert (outcome.after == pixels).all()
+    assert processed.infotexts[1] == originals.infotexts[0]
+    assert "SGOOL score after" in processed.infotexts[0]
+
+
+def test_what_is_saved_besides_goes_by_the_images_own_name(webui, monkeypatch):
+    """So it uses up none of the WebUI's numbers. A mask saved for the image, and a grid, are not the image."""
+    shared.opts.data["sgool_save_before"] = True
+    saved = []
+    monkeypatch.setattr(webui.images, "save_image", lambda image, path, *_, **named: saved.append((path, named)))
+
+    class Saves(scripts.Script):
+        def postprocess(self, p, processed, *args):
+            processed.images = [SimpleNamespace(already_saved_as="/out/grid-1.png")]
+            for number in range(2):
+                p.iteration, p.batch_index = 0, number
+                for name in (f"0000{number}-1.png", f"0000{number + 5}-1-mask.png"):
+                    remember_file(SimpleNamespace(p=p, filename=f"/out/{name}"))
+                    processed.images.append(SimpleNamespace(already_saved_as=f"/out/{name}"))
+            remember_file(SimpleNamespace(p=p, filename="/out/grid-1.png"))
+            processed.index_of_first_image = 1
+
+    webui.make({}, first=[Saves()], batch_size=2)
+    assert [(path, named["forced_filename"]) for path, named in saved] == [
+        ("/out", "00000-1-sgool-before"),
+        ("/out", "00001-1-sgool-before"),
+    ]
+    assert all(named["save_to_dirs"] is False and "SGOOL" not in str(named["info"]) for _, named in saved)
 
 
 def test_who_has_not_signed_in_sees_nothing():
@@ -190,21 +257,21 @@ def test_who_has_not_signed_in_sees_nothing():
     app.auth, app.tokens = {"me": "secret"}, {"right": "me"}  # type: ignore[attr-defined]
     api.add_routes(object(), app)
     client = TestClient(app)
-    assert client.get("/sgool/v1/last").status_code == 401
-    for token, status in (("wrong", 401), ("right", 200)):
+    assert client.get("/sgool/v1/runs/x").status_code == 401
+    for token, status in (("wrong", 401), ("right", 404)):
         client.cookies.set("access-token", token)
-        assert client.get("/sgool/v1/last").status_code == status
+        assert client.get("/sgool/v1/runs/x").status_code == status
 
 
-def test_without_a_page_the_last_run_is_nobodys(webui):
+def test_without_a_page_a_run_is_nobodys(webui):
     """With --nowebui there is no page and no password of its own: --api-auth guards the WebUI's routes only."""
     app = FastAPI()
     api.add_routes(None, app)
     webui.make({}, prompt="a secret")
     client = TestClient(app)
-    assert client.get("/sgool/v1/last").status_code == 404
-    (number,) = [run.number for run in gallery.last.values()]
-    assert client.get(f"/sgool/v1/last/txt2img/{number}/0/after.png").status_code == 404
+    (number,) = gallery.runs
+    assert client.get(f"/sgool/v1/runs/{number}").status_code == 404
+    assert client.get(f"/sgool/v1/runs/{number}/0/after.png").status_code == 404
     assert client.get("/sgool/v1/version").status_code == 200
 
 
@@ -281,6 +348,7 @@ def test_register_hands_over_the_callbacks():
     assert script_callbacks.registered == [
         ("ui_settings", options.add),
         ("app_started", api.add_routes),
+        ("image_saved", script.remember_file),
         ("ui_settings", xyz.add_axes),
     ]
 

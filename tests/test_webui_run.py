@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +11,10 @@ import pytest
 import torch
 from modules import processing, scripts
 
+from sgool.errors import SgoolError
 from sgool.generate import Critics
 from sgool.guidance.clip import Clip
+from sgool.presets import MODELS
 from sgool.saliency import LoadedDetector
 from sgool.webui import backend as webui_backend
 from sgool.webui import gallery, models
@@ -35,8 +36,10 @@ def test_off_or_with_nothing_to_do_the_image_is_the_webuis_own(webui, args):
     plain, _ = webui.make()
     p, processed = webui.make(*args)
     assert torch.equal(latents(p), latents(plain))
-    assert not p.comments and "sgool_run" not in vars(p)
-    if args[0] is False or args[0].get("enabled") is False:
+    assert "sgool_run" not in vars(p)
+    off = args[0] is False or args[0].get("enabled") is False
+    assert [("nothing to do" in sentence) for sentence in p.comments] == ([] if off else [True])
+    if off:
         assert p.extra_generation_params == plain.extra_generation_params
         assert processed.infotexts == webui.make()[1].infotexts
 
@@ -53,7 +56,7 @@ def test_images_get_better_by_the_score_that_is_written_down(webui, critics):
         for image, score in ((originals.images[i], before), (processed.images[i], after)):
             pixels = (image / 2 + 0.5).clamp(0, 1)[None]
             assert critics.selector.judge(pixels, prompt) == pytest.approx(score, abs=1e-3)
-        assert after >= before
+        assert after == pytest.approx(max(before, _outcomes()[i].result.best_score), abs=1e-4)
         assert (after > before) == (not torch.equal(latents(p)[i], latents(plain)[i]))
         better += after > before
     assert better
@@ -68,7 +71,7 @@ def test_from_the_seeds_noise_the_first_image_is_that_of_the_first_pass(webui, p
     values = {"sampler": "ddim", "steps": 4, "learning_rate": 0.0, "start": "seed"}
     _, processed = webui.make(values, prompt=prompt, negative_prompt=negative)
     (run,) = _outcomes()
-    assert run.scores[0] == pytest.approx(run.score_before, abs=1e-4)
+    assert run.result.scores[0] == pytest.approx(run.score_before, abs=1e-4)
     assert processed.infotexts
 
 
@@ -78,14 +81,15 @@ def test_what_an_image_gains_is_counted_from_the_webuis_own(webui, monkeypatch):
     monkeypatch.setattr(Clip, "judge", lambda self, image, prompt: next(told))
     webui.make({"start": "seed", "steps": 4, "iterations": 3})
     (run,) = _outcomes()
-    assert (run.score_before, run.score_after, run.best) == (0.7, 0.9, 1)
+    assert (run.score_before, run.score_resampled, run.score_after, run.best_iteration) == (0.7, 0.5, 0.9, 1)
 
 
 def test_from_the_image_the_first_image_is_the_image(webui):
     p, processed = webui.make({"start": "image", "learning_rate": 0.0})
     plain, _ = webui.make()
     (run,) = _outcomes()
-    assert run.scores == pytest.approx([run.score_before] * 2, abs=1e-4)
+    assert run.result.scores == pytest.approx([run.score_before] * 2, abs=1e-4)
+    assert run.score_resampled is None
     if scores(processed.infotexts[0])[0] == scores(processed.infotexts[0])[1]:
         assert torch.allclose(latents(p), latents(plain), atol=1e-4)
 
@@ -128,14 +132,14 @@ def test_outside_an_inpainting_mask_nothing_moves(webui, backend):
     assert torch.equal(latents(p)[outside], own["init_latent"][outside])
     assert torch.equal(latents(p)[outside], latents(plain)[outside])
     assert (after > before) == (not torch.equal(latents(p), latents(plain)))
-    assert processed.infotexts[0]["SGOOL start from"] == "image"
+    assert processed.infotexts[0]["SGOOL Start from"] == "image"
 
 
 def test_img2img_begins_with_what_img2img_made(webui, backend):
     own = {"init_latent": backend.noise(3)[..., :8, :8].float() * 0.5, "denoising_strength": 0.5}
     webui.make({"learning_rate": 0.0, "start": "seed"}, kind="Img2Img", **own)
-    (run,) = _outcomes("img2img")
-    assert run.scores[0] == pytest.approx(run.score_before, abs=1e-4)
+    (run,) = _outcomes()
+    assert run.result.scores[0] == pytest.approx(run.score_before, abs=1e-4)
 
 
 @pytest.mark.parametrize("prompt", ["a red car", "a red car AND a small frog"])
@@ -180,7 +184,28 @@ def test_the_images_of_a_plot_do_not_write_into_each_others_infotext(webui):
 
 def test_a_plot_sets_its_value_for_one_image(webui):
     _, processed = webui.make({}, sgool_overrides={"iterations": 2})
-    assert processed.infotexts[0]["SGOOL iterations"] == processed.infotexts[0]["SGOOL iterations done"] == "2"
+    assert processed.infotexts[0]["SGOOL Iterations"] == processed.infotexts[0]["SGOOL iterations done"] == "2"
+
+
+def test_the_exported_embedded_model_brings_its_own_defaults(webui):
+    webui.shared.sd_model.sd_checkpoint_info = SimpleNamespace(name_for_extra="sgool-tiny")
+    _, processed = webui.make({"threshold": 0.3})
+    text = processed.infotexts[0]
+    assert text["SGOOL Smallest region"] == str(MODELS["tiny"]["min_size"]) and text["SGOOL Region threshold"] == "0.3"
+
+
+def test_settings_that_a_method_makes_no_use_of_are_named_and_left_out(webui):
+    doodl = {"method": "doodl", "steps": 2, "iterations": 1, "sampler": "edict"}
+    p, processed = webui.make({**doodl, "cutouts": 3, "rule": "adam"})
+    assert list(p.comments) == ["SGOOL: with method doodl these do nothing: Saliency detector, Cutouts, Update rule."]
+    text = processed.infotexts[0]
+    assert text["SGOOL Method"] == "doodl" and not {"SGOOL Cutouts", "SGOOL Update rule"} & set(text)
+    for quiet in ({**doodl, "cutouts": 8, "saliency": "transalnet-res"}, {}):
+        assert not webui.make(quiet)[0].comments
+    p, _ = webui.make({"candidates": 4, "start": "image"})
+    assert list(p.comments) == [
+        "SGOOL: with method sgool and a start from the image these do nothing: Candidate seeds."
+    ]
 
 
 def test_bad_arguments_are_said_and_the_image_comes(webui):
@@ -269,36 +294,66 @@ def test_an_image_that_is_only_upscaled_is_left_as_it_is(webui, capsys):
     assert torch.equal(latents(p), latents(webui.make()[0]))
 
 
-class _Looks(scripts.Script):
-    def process_before_every_sampling(self, p, *args, **kwargs):
-        assert "txt2img" not in gallery.last
-
-
-def test_a_new_run_takes_the_last_one_off_the_page(webui):
-    webui.make({})
-    first = gallery.last["txt2img"].number
-    webui.make({}, last=[_Looks()])
-    assert gallery.last["txt2img"].number > first
-    # The browser keeps the pictures by this number, also those from before a restart.
-    assert first > 1000 * (time.time() - 86400)
-
-
 @pytest.mark.parametrize(
-    ("args", "own", "there"),
+    ("args", "own"),
     [
-        (({"threshold": 7.0},), {}, False),
-        (({},), {"firstpass_image": object()}, False),
-        (({},), {"prompt": " "}, False),
-        ((False,), {}, True),
-        (({},), {"_ad_inner": True}, True),
+        (({"threshold": 7.0},), {}),
+        (({},), {"firstpass_image": object()}),
+        (({},), {"prompt": " "}),
+        ((False,), {}),
+        (({},), {"_ad_inner": True}),
     ],
     ids=["wrong", "only upscaled", "no prompt", "unticked", "After Detailer's own"],
 )
-def test_a_refused_run_shows_no_other_ones(webui, args, own, there):
-    """What an unticked run leaves on the page can still be looked at."""
-    webui.make({})
-    webui.make(*args, **own)
-    assert ("txt2img" in gallery.last) == there
+def test_a_generation_without_a_run_hands_no_run_to_its_page(webui, args, own):
+    """Even where it goes on with the object of an earlier generation."""
+    first, _ = webui.make({})
+    p, _ = webui.make(*args, extra_generation_params=dict(first.extra_generation_params), **own)
+    assert "SGOOL run" in first.extra_generation_params and "SGOOL run" not in p.extra_generation_params
+    assert len(gallery.runs) == 1
+
+
+@pytest.mark.parametrize("own", [{"iterations": 0}, {"method": "none"}])
+def test_several_candidates_are_tried_also_without_updates(webui, critics, own):
+    """Best-of-N: of the plain images the one that both critics like best, where it beats the WebUI's own."""
+    batch = {"batch_size": 2, "steps": 2}
+    p, _ = webui.make({**own, "candidates": 3, "steps": 5, "start": "seed"}, **batch)
+    plain, _ = webui.make(**batch)
+    assert all("these do nothing" in sentence for sentence in p.comments)
+    for i, outcome in enumerate(_outcomes()):
+        assert outcome.result.iterations == 0 and outcome.best_iteration in (0, -1, None)
+        assert outcome.improved == (not torch.equal(latents(p)[i], latents(plain)[i]))
+        image = torch.from_numpy(outcome.after).permute(2, 0, 1)[None] / 255
+        assert critics.selector.judge(image, "a red car") == pytest.approx(outcome.score_after, abs=5e-3)
+    assert any(outcome.improved for outcome in _outcomes())
+
+
+def test_what_is_told_of_one_image_of_a_batch_says_which(webui, monkeypatch):
+    monkeypatch.setattr("sgool.webui.batch.generate", lambda *args: (_ for _ in ()).throw(SgoolError("No such luck.")))
+    p, processed = webui.make({}, batch_size=2)
+    assert list(p.comments) == [f"Image {i} of 2: SGOOL left the image as it was: No such luck." for i in (1, 2)]
+    assert {text["SGOOL note"] for text in processed.infotexts} == {"SGOOL left the image as it was: No such luck."}
+    alone, _ = webui.make({})
+    assert list(alone.comments) == ["SGOOL left the image as it was: No such luck."]
+
+
+@pytest.mark.parametrize(
+    ("scores", "told"),
+    [
+        ([0.7, 0.8, 0.9, 0.6], "your image 0.700, sampled again 0.800, after iteration 1 0.900"),
+        ([0.7, 0.8, 0.75, 0.6], "your image 0.700, sampled again 0.800, no better one in 2 iterations"),
+        ([0.7, 0.6, 0.65, 0.5], "your image 0.700, sampled again 0.600, no better image in 2 iterations"),
+    ],
+)
+def test_what_sampling_again_gains_is_not_credited_to_the_updates(webui, monkeypatch, capsys, scores, told):
+    given = iter(scores)
+    monkeypatch.setattr(Clip, "judge", lambda self, image, prompt: next(given))
+    _, processed = webui.make({"start": "seed", "steps": 4, "iterations": 2})
+    assert f"SGOOL: {told}\n" in capsys.readouterr().out
+    text = processed.infotexts[0]
+    best = max(range(4), key=scores.__getitem__)
+    assert text["SGOOL score resampled"] == f"{scores[1]:.4f}"
+    assert text.get("SGOOL best iteration") == (None if best == 0 else str(best - 1))
 
 
 def test_the_script_is_always_there():
@@ -306,5 +361,6 @@ def test_the_script_is_always_there():
     assert script.title() == "SGOOL" and script.show(False) is script.show(True) is scripts.AlwaysVisible
 
 
-def _outcomes(tab: str = "txt2img"):
-    return gallery.last[tab].outcomes
+def _outcomes():
+    """Of the last run."""
+    return gallery.runs[next(reversed(gallery.runs))]

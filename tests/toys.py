@@ -1,4 +1,4 @@
-"""A small network for the tests of the samplers, and what is measured with it."""
+"""A small network for the tests of the samplers, and helpers that measure with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SD = (torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).
 
 
 class Toy(nn.Module):
-    """A convolution, attention over the pixels and a time embedding; `text` makes two of them differ like prompts."""
+    """A convolution, attention over the pixels and a time embedding. `text` makes two toys differ as two prompts do."""
 
     def __init__(self, text: float) -> None:
         super().__init__()

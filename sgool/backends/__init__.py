@@ -1,4 +1,4 @@
-"""What differs between hosts: how to get a noise prediction, a picture and a latent. One small protocol."""
+"""The protocol for what differs between hosts: how to get a noise prediction, a picture and a latent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sgool.samplers import Network
 class Backend(Protocol):
     """A latent diffusion model as the core sees it.
 
-    alphas_cumprod: [N], float64. size: (height, width) of its pictures in pixels unless told otherwise.
+    alphas_cumprod: [N], float64. size: the default (height, width) of its pictures, in pixels.
     """
 
     device: torch.device
@@ -32,12 +32,12 @@ class Backend(Protocol):
         ...
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Latent [B, 4, h, w] -> images [B, 3, H, W], about [0, 1] but not clamped; differentiable."""
+        """Latent [B, 4, h, w] -> images [B, 3, H, W], roughly in [0, 1] but not clamped; differentiable."""
         ...
 
 
 class ImageBackend(Backend, Protocol):
-    """A backend that takes pictures, too."""
+    """A backend that can also encode pictures."""
 
     def encode(self, image: Tensor) -> Tensor:
         """Image [1, 3, H, W] in [0, 1] -> latent [1, 4, h, w], float64."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sgool import tiny
 from sgool.checkpointing import MEMORY, blocks, checkpoint
-from sgool.errors import SgoolError
+from sgool.errors import SgoolError, brief
 from sgool.samplers import Branch, Network
 
 log = logging.getLogger(__name__)
@@ -132,6 +132,17 @@ def check_pipeline(pipeline: Any, name: str) -> None:
         raise SgoolError(f"{name} is not a Stable Diffusion 1.x or 2.x model that makes images from text.")
 
 
+def find_model(model: str) -> Path:
+    """Where a model is, or would be; the hub is not asked. Raises SgoolError for what can be no model."""
+    path = tiny.MODEL if model == "tiny" else Path(model).expanduser()
+    on_hub = model.count("/") == 1 and not model.startswith((".", "/", "~")) and all(model.split("/"))
+    if not path.exists() and not on_hub:
+        raise SgoolError(
+            f"There is no model {model!r}: give tiny, a folder, a checkpoint file or a hub name (owner/name)."
+        )
+    return path
+
+
 def load_backend(
     model: str = "tiny",
     *,
@@ -151,10 +162,10 @@ def load_backend(
         from diffusers import StableDiffusionPipeline
         from diffusers.utils import logging as diffusers_logging
     except ImportError as error:
-        raise SgoolError("The command line needs diffusers: pip install 'sd-webui-sgool[cli]'.") from error
+        raise SgoolError("The command line needs diffusers: python -m pip install diffusers accelerate.") from error
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
-    path = tiny.MODEL if model == "tiny" else Path(model).expanduser()
+    path = find_model(model)
     options: dict[str, Any] = {"safety_checker": None}
     try:
         if path.is_file():
@@ -164,17 +175,10 @@ def load_backend(
             pipeline = StableDiffusionPipeline.from_single_file(str(path), **options)
         elif path.is_dir():
             pipeline = StableDiffusionPipeline.from_pretrained(str(path), local_files_only=True, **options)
-        elif model.count("/") == 1 and not model.startswith((".", "/", "~")):
-            pipeline = StableDiffusionPipeline.from_pretrained(model, **options)
         else:
-            raise SgoolError(
-                f"There is no model {model!r}: give tiny, a folder, a checkpoint file or a hub name (owner/name)."
-            )
-    except SgoolError:
-        raise
+            pipeline = StableDiffusionPipeline.from_pretrained(model, **options)
     except Exception as error:  # diffusers, the hub, safetensors and pickle each raise their own
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise SgoolError(f"The model {model!r} could not be loaded: {reason}") from error
+        raise SgoolError(f"The model {model!r} could not be loaded: {brief(error)}") from error
     check_pipeline(pipeline, f"The model {model!r}")
     pipeline.text_encoder.to(device, torch.float32)
     pipeline.vae.to(device, torch.float32)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from sgool.errors import SgoolError
 from sgool.guidance import clip, embedded
 from sgool.guidance.critic import Critic, CriticKind, Role
+from sgool.weights import Weight
 
 CRITICS: dict[str, CriticKind] = {
     "clip": clip.KIND,
@@ -36,6 +38,15 @@ def check_critic(name: str) -> None:
     parse_critic(name)
 
 
+def critic_weights(name: str, role: Role) -> Sequence[Weight]:
+    """The files that a critic needs for its role. Asks nobody.
+
+    Raises SgoolError like `parse_critic`, and for a variant that there is not.
+    """
+    kind, variant = parse_critic(name)
+    return kind.weights(variant, role)
+
+
 def load_critic(name: str, role: Role, models_dir: str | Path, device: torch.device | str = "cpu") -> Critic:
     """Make a critic ready for its role; missing weights are downloaded into `models_dir`.
 
@@ -45,4 +56,4 @@ def load_critic(name: str, role: Role, models_dir: str | Path, device: torch.dev
     return kind.load(variant, role, Path(models_dir), torch.device(device))
 
 
-__all__ = ["CRITICS", "Critic", "CriticKind", "Role", "check_critic", "load_critic", "parse_critic"]
+__all__ = ["CRITICS", "Critic", "CriticKind", "Role", "check_critic", "critic_weights", "load_critic", "parse_critic"]

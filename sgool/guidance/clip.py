@@ -1,14 +1,16 @@
 """A frozen CLIP whose image encoder can be differentiated (Radford et al. 2021, arXiv 2103.00020; open_clip's models).
 
-Works with open_clip 2.20 to 3.3; nothing is downloaded before `load_clip` is called.
+Works with open_clip 2.20 to 3.3. It says where the weights of a name and a tag are published; they are downloaded and
+read here.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgool.errors import SgoolError
+from sgool.download import unreachable
+from sgool.errors import SgoolError, brief
+from sgool.guidance.clip_weights import endpoint, known_weights, published
 from sgool.guidance.critic import CriticKind, EmbeddingCritic, Role
 from sgool.guidance.prompt import clean_prompt, split_prompt
+from sgool.weights import Weight, ensure, load_state_dict
 
 VARIANTS: dict[Role, str] = {"guide": "ViT-B-32/laion2b_s34b_b79k", "selector": "ViT-B-16/laion2b_s34b_b88k"}
 """The model and the weights that suit each role: two architectures, so their errors differ."""
@@ -39,7 +44,8 @@ class BpeTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The token numbers of `text`, without start and end."""
-        return self.bpe.encode(text)
+        tokens: list[int] = self.bpe.encode(text)
+        return tokens
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         start, end = self.bpe.encoder["<start_of_text>"], self.bpe.encoder["<end_of_text>"]
@@ -74,7 +80,8 @@ class Clip(EmbeddingCritic):
         self.tokenizer = tokenizer
         self.device = torch.device(device)
         self.dtype = dtype
-        visual: Any = model.visual.to(device)  # type: ignore[operator]
+        visual: Any = model.visual
+        visual.to(device)
         size = visual.image_size
         self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         mean = mean or getattr(visual, "image_mean", None) or OPENAI_MEAN
@@ -89,7 +96,7 @@ class Clip(EmbeddingCritic):
     def to(self, device: torch.device | str) -> Clip:
         """This CLIP, its image encoder moved to another device."""
         self.device = torch.device(device)
-        self.model.visual.to(self.device)  # type: ignore[operator]
+        self.model.visual.to(self.device)
         self._mean, self._std = self._mean.to(device), self._std.to(device)
         self._texts.clear()  # they would only ever become more, and are quickly made again
         return self
@@ -134,39 +141,75 @@ def load_clip(
     read.
     """
     import open_clip
-    from open_clip.pretrained import get_pretrained_cfg
     from open_clip.tokenizer import SimpleTokenizer
 
-    if name not in open_clip.list_models():
-        raise SgoolError(f"open_clip has no CLIP model named {name!r}{_closest(name, open_clip.list_models())}.")
-    known = get_pretrained_cfg(name, tag)
-    if not known and not Path(tag).is_file():
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        raise SgoolError(f"The CLIP model {name} has no pretrained weights {tag!r}{_closest(tag, tags)}.")
+    known = known_weights(name, tag)
+    if known or not Path(tag).is_file():
+        weight = published(name, tag)
+        path = ensure(weight, models_dir)
+    else:
+        weight, path = Weight(Path(tag).name, ""), Path(tag)
+    _check_hub(name)
     # Newer versions say which weights were trained with QuickGELU; older ones build OpenAI's so unasked.
-    quick = {"force_quick_gelu": True} if known.get("quick_gelu") else {}
+    quick = {"force_quick_gelu": True} if known.get("quick_gelu") or tag.lower() == "openai" else {}
     try:
-        with torch.inference_mode(False):
-            model = open_clip.create_model(name, pretrained=tag, cache_dir=str(models_dir), **quick)
+        with torch.inference_mode(False), _own_reading(weight):
+            model = open_clip.create_model(name, pretrained=str(path), pretrained_hf=False, **quick)
             tokenizer = open_clip.get_tokenizer(name)
-    except Exception as error:  # network, disk, and hub libraries each raise their own
-        hub = known.get("hf_hub", "").strip("/")
-        source = known.get("url") or (f"https://huggingface.co/{hub}" if hub else tag)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise SgoolError(
-            f"The weights of CLIP {name} ({tag}) could not be downloaded from {source} into {models_dir}, "
-            f"nor read from there: {reason[:300]}"
-        ) from error
+    except SgoolError:
+        raise
+    except Exception as error:  # of a shape that does not fit, or of the hub's libraries
+        raise SgoolError(f"The CLIP {name} cannot be loaded from {path}: {brief(error)}") from error
     if not hasattr(tokenizer, "encode") and not hasattr(tokenizer, "tokenizer"):
         tokenizer = BpeTokenizer(SimpleTokenizer())  # open_clip 2.20 gives a bare function
-    return Clip(model, tokenizer, device=device, dtype=dtype)
+    return Clip(model, tokenizer, device=device, dtype=dtype, mean=known.get("mean"), std=known.get("std"))
 
 
-def _closest(word: str, choices: Sequence[str]) -> str:
-    names = {choice.lower(): choice for choice in choices}
-    close = [names[key] for key in difflib.get_close_matches(word.lower(), names, n=4, cutoff=0.4)]
-    listed = close or list(choices)[:4]
-    return f"; the closest known are {', '.join(listed)}" if listed else ""
+_reading = threading.Lock()
+
+
+@contextmanager
+def _own_reading(weight: Weight) -> Iterator[None]:
+    """Meanwhile open_clip reads files with `sgool.weights`.
+
+    Before 2.28 it runs what a file holds besides tensors, and knows no safetensors. What it then does with the tensors
+    differs between its versions, and is left to it.
+    """
+    from open_clip import factory
+
+    def read(path: str, *_: Any, **__: Any) -> dict[str, Tensor]:
+        state = load_state_dict(path, program=weight.pins(Path(path)))
+        for key in ("input_resolution", "context_length", "vocab_size"):  # in OpenAI's archives, and no weights
+            state.pop(key, None)
+        return {key.removeprefix("module."): value for key, value in state.items()}
+
+    with _reading:
+        theirs = factory.load_state_dict
+        factory.load_state_dict = read
+        try:
+            yield
+        finally:
+            factory.load_state_dict = theirs
+
+
+def _check_hub(name: str) -> None:
+    """Some models have a tokenizer from the hub, which the hub's own library downloads.
+
+    That takes a minute to find that there is no network. This raises SgoolError within seconds.
+    """
+    import open_clip
+    from huggingface_hub import try_to_load_from_cache
+
+    text = open_clip.get_model_config(name)["text_cfg"]
+    for repository in {text[key] for key in ("hf_tokenizer_name", "hf_model_name") if text.get(key)}:
+        files = ("tokenizer_config.json", "tokenizer.json", "config.json")
+        if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
+            continue
+        for reason in unreachable([endpoint()]).values():
+            raise SgoolError(
+                f"The CLIP {name} has the tokenizer of {repository} on the Hugging Face hub, which is not here "
+                f"({reason}): connect to the network and try again, or choose another CLIP."
+            )
 
 
 def load_clip_folder(
@@ -195,7 +238,7 @@ def load_clip_folder(
             model.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
         tokenizer = BpeTokenizer(SimpleTokenizer(bpe_path=str(merges)), model.context_length)
     except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-        raise SgoolError(f"The CLIP in {folder} could not be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise SgoolError(f"The CLIP in {folder} could not be loaded: {brief(error)}") from error
     if len(tokenizer.bpe.encoder) > model.vocab_size:
         raise SgoolError(
             f"The merges of {merges} make {len(tokenizer.bpe.encoder)} tokens, but the CLIP in {folder} knows only "
@@ -214,16 +257,17 @@ def check_variant(variant: str) -> None:
         )
 
 
-def load(variant: str, role: Role, models_dir: Path, device: torch.device) -> Clip:
+def weights(variant: str, role: Role) -> tuple[Weight, ...]:
     """See CriticKind. Weights must be among open_clip's own: a name it does not know would be taken for a file."""
-    import open_clip
-
     check_variant(variant)
+    return (published(*(variant or VARIANTS[role]).split("/")),)
+
+
+def load(variant: str, role: Role, models_dir: Path, device: torch.device) -> Clip:
+    """See CriticKind."""
+    weights(variant, role)
     name, tag = (variant or VARIANTS[role]).split("/")
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if name in open_clip.list_models() and tag not in tags:
-        raise SgoolError(f"The CLIP model {name} has no pretrained weights {tag!r}{_closest(tag, tags)}.")
     return load_clip(name, tag, models_dir=models_dir, device=device)
 
 
-KIND = CriticKind("CLIP, how well the image fits the prompt; any model of open_clip", load, check_variant)
+KIND = CriticKind("CLIP, how well the image fits the prompt; any model of open_clip", load, check_variant, weights)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgool.errors import SgoolError
+from sgool.weights import Weight
 
 Role = Literal["guide", "selector"]
 """What a critic is loaded for. The two of a run must be different networks."""
@@ -117,14 +118,21 @@ def no_variants(variant: str) -> None:
         raise SgoolError(f"This critic has no variants, and {variant!r} names one.")
 
 
+def no_weights(variant: str, role: Role) -> tuple[Weight, ...]:
+    """The files of a critic that needs none."""
+    return ()
+
+
 @dataclass(frozen=True)
 class CriticKind:
     """A kind of critic.
 
     description: a line for people. load: the critic of a variant ("" for the one that suits the role), for a role, from
-    a models folder, on a device; raises SgoolError. check: raises SgoolError for a variant that cannot be.
+    a models folder, on a device; raises SgoolError. check: raises SgoolError for a variant that cannot be. weights: the
+    files that it needs, for a variant and a role; asks nobody, and raises SgoolError for a variant that there is not.
     """
 
     description: str
     load: Callable[[str, Role, Path, torch.device], Critic]
     check: Callable[[str], None] = no_variants
+    weights: Callable[[str, Role], Sequence[Weight]] = no_weights

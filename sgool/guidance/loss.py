@@ -1,6 +1,6 @@
 """How far an image is from its prompt: as a whole, in random cutouts, and where people look.
 
-SGOOL (arXiv 2410.10257) adds the salient regions to the loss of DOODL (arXiv 2303.13703), which sees cutouts only.
+SGOOL (arXiv 2410.10257) adds the salient regions to the loss of DOODL (arXiv 2303.13703), which sees only cutouts.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ def random_cutouts(
 ) -> Tensor:
     """`count` random squares of the image [1, 3, H, W], pooled to [count, 3, size, size]; differentiable.
 
-    A side is u^power * (max - min) + min with u uniform, max the shorter side of the image (DOODL: power 0.3, so large
-    squares are more frequent). min_size: by default `size`, but at most half of the shorter side, so that the cutouts
-    of a small image differ too. Only squares smaller than `size` are interpolated instead of pooled.
+    The side of a square is u^power * (max - min) + min, with u uniform in [0, 1) and max the image's shorter side.
+    DOODL's power of 0.3 makes large squares more frequent. min_size: the min above; by default `size`, but at most half
+    of the shorter side, so the cutouts of a small image differ too. Squares smaller than `size` are interpolated
+    instead of pooled.
     """
     height, width = image.shape[-2:]
     longest = min(height, width)
@@ -50,7 +51,10 @@ def random_cutouts(
 
 
 def crop(image: Tensor, region: Region) -> Tensor:
-    """The part [1, 3, height, width] of the image [1, 3, H, W]; SgoolError when the region is empty or leaves it."""
+    """The part [1, 3, height, width] of the image [1, 3, H, W].
+
+    Raises SgoolError if the region is empty or leaves the image.
+    """
     bottom, right = region.top + region.height, region.left + region.width
     inside = 0 <= region.top < bottom <= image.shape[-2] and 0 <= region.left < right <= image.shape[-1]
     if not inside:
@@ -62,8 +66,9 @@ def crop(image: Tensor, region: Region) -> Tensor:
 class Whole:
     """How the image as a whole is compared with the prompt.
 
-    cutouts, power: see `random_cutouts`. itself: the image itself counts as one more cutout. reduce: the distance is
-    the mean over all of them, which gives each a gradient, or DOODL's minimum.
+    cutouts, power: see `random_cutouts`. itself: whether the image itself counts as one more cutout. reduce: "mean"
+    averages the distances of all cutouts, which gives every cutout a gradient; "min" is DOODL's minimum. Raises
+    SgoolError without any cutout.
     """
 
     cutouts: int = 8
@@ -77,19 +82,20 @@ class Whole:
 
 
 DOODL = Whole(cutouts=16, itself=False, reduce="min")
-"""DOODL's published loss: the smallest distance among 16 cutouts. It goes with a saliency weight of 0."""
+"""DOODL's published loss: the smallest distance among 16 cutouts. Use it with a saliency weight of 0."""
 
 
 class SaliencyLoss:
-    """(1 - w) * whole + w * sum_r v_r * distance(crop_r), the distances as the critic measures them.
+    """(1 - w) * whole + w * sum_r v_r * distance(crop_r), with the critic's distances.
 
-    v_r is the root of the region's share of the saliency, scaled to sum to one: a faint region draws the eye less, and
-    needs the help more.
+    v_r is the square root of the region's share of the saliency, scaled to a sum of one. The square root favors faint
+    regions, because a faint region draws the eye less and needs more help.
 
-    prompt: what the image should show. region_prompts: one for each region, as one text separated by `[SEP]`. Where a
-    region's own is empty or missing, its text is the prompt itself; or, with match_phrases and a prompt of several
-    phrases, the phrase that suits the region best (see `assign`). Regions beyond the number of phrases do not count,
-    because comparing two regions with one phrase draws its subject twice. saliency_weight: w in [0, 1].
+    prompt: what the image should show. region_prompts: the regions' own prompts in one text, separated by `[SEP]`. A
+    region without a prompt of its own is compared with the whole prompt. With match_phrases and a prompt of several
+    phrases, such a region is compared with the phrase that suits the region best (see `assign`). Regions beyond the
+    number of phrases then do not count, because two regions with the same phrase would draw its subject twice.
+    saliency_weight: w in [0, 1]; SgoolError otherwise.
 
     All views and crops go through the critic in one batch.
     """
@@ -116,7 +122,7 @@ class SaliencyLoss:
     def __call__(
         self, image: Tensor, regions: Sequence[Region] = (), generator: torch.Generator | None = None
     ) -> Tensor:
-        """The scalar loss of one image [1, 3, H, W] in [0, 1]; without regions, of the whole image alone."""
+        """The scalar loss of one image [1, 3, H, W] in [0, 1]. Without regions only the whole image counts."""
         salient = self._compared(regions)
         views = self._views(image, generator)
         crops = [self.critic.resize(crop(image, regions[number])) for number in salient]
@@ -140,7 +146,7 @@ class SaliencyLoss:
         return views
 
     def _compared(self, regions: Sequence[Region]) -> list[int]:
-        """The numbers of the regions that count: the first ones for which there is something to compare them with."""
+        """The numbers of the regions that count: those with saliency and with a text to compare them with."""
         if not self.saliency_weight:
             return []
         salient = [number for number, region in enumerate(regions) if region.mass > 0]
@@ -149,7 +155,7 @@ class SaliencyLoss:
         return [number for number in salient if number not in left_over]
 
     def _texts(self, features: Tensor, numbers: Sequence[int]) -> list[str]:
-        """What each region is compared with; features are those of the crops."""
+        """The text that each region is compared with. features: of the crops."""
         free = [row for row, number in enumerate(numbers) if number not in self.region_prompts]
         texts = [self.region_prompts.get(number, self.prompt) for number in numbers]
         if free and len(self.phrases) > 1:
@@ -161,8 +167,8 @@ class SaliencyLoss:
 def assign(similarity: Tensor) -> list[int]:
     """A phrase for each region: similarity [regions, phrases] -> the number of each region's phrase.
 
-    The most similar pair first, then the most similar of what is left, so that a region which shows nothing clear gets
-    the thing that is missing. No phrase is given twice, and there must be enough of them.
+    The most similar pair is matched first, then the most similar of the remaining pairs. A region that shows nothing
+    clear thus gets a phrase that is still missing. No phrase is used twice, so there must be enough phrases.
     """
     left = similarity.clone()
     chosen = [-1] * len(left)

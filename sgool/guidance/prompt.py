@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-# \( \) \[ \] \\ stand for the characters themselves; private code points keep them out of the parser's way.
+# \( \) \[ \] \\ are literal characters. Private code points hide them from the parser.
 _ESCAPES = {"\\" + char: chr(0xE000 + i) for i, char in enumerate("()[]\\")}
 _TAG = re.compile(r"<\w+:[^<>]*>")
 _INNERMOST = re.compile(r"\(([^()\[\]]*)\)|\[([^()\[\]]*)\]")
@@ -28,7 +28,7 @@ def clean_prompt(text: str) -> str:
     replaced = 1
     while replaced:
         text, replaced = _INNERMOST.subn(_plain, text)
-    text = re.sub(r"[()\[\]]", " ", text)  # the unbalanced rest
+    text = re.sub(r"[()\[\]]", " ", text)  # unbalanced brackets
     parts = [_WEIGHT.sub("", part) for part in re.split(r"\b(?:AND|BREAK)\b", text)]
     words = [" ".join(piece.split()) for piece in ",".join(parts).split(",")]
     text = ", ".join(word for word in words if word)
@@ -48,16 +48,16 @@ def _plain(match: re.Match[str]) -> str:
 
 
 def phrases(text: str) -> list[str]:
-    """What a cleaned prompt speaks of, one thing each: its parts between commas, semicolons, full stops and "and"."""
+    """The phrases of a cleaned prompt: its parts between commas, semicolons, periods and "and", each only once."""
     parts = (part.strip() for part in _BETWEEN.split(text))
     return [part for part in dict.fromkeys(parts) if part]
 
 
 def split_prompt(text: str, count_tokens: Callable[[str], int], limit: int = 75) -> list[str]:
-    """Parts of `text` of at most `limit` tokens each (start and end tokens not counted), in order.
+    """Split `text` into parts of at most `limit` tokens each (without the start and end tokens), in order.
 
-    Broken at commas, where a clause alone is too long at words, and where a word is too long (or the script has no
-    spaces) between characters. Short text comes back as it is, in a list of one.
+    The text is split at commas. A clause that is too long is split between words, and a word that is too long (or a
+    script without spaces) between characters. A short text is returned in a list of one.
     """
     return [part for part in (p.strip(" ,") for p in _pack(text, count_tokens, limit, [",", " ", ""])) if part] or [""]
 

@@ -1,4 +1,4 @@
-"""Measures the samplers: exactness, gradient, cost and memory; the pictures they make; how they carry an image back."""
+"""Measures the samplers: exactness, gradient, cost, memory, the quality of their pictures, and inversion."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from sgool.samplers.shear import Shear
 ALL = {**SAMPLERS, "bdia-undamped": bdia.sampler(gamma=1)}
 SHEARS = [name for name, sampler in ALL.items() if sampler.exact_inverse]
 SCALE = 4.0
-"""Guidance scale where it is not what varies: the embedded model's own default."""
+"""Guidance scale of measurements that do not vary it: the embedded model's default."""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured. backend: the model in float32; half: the same in half precision, for a second set of rows.
+    """What is measured. backend: the model in float32. half: the same in half precision, for a second set of rows.
 
-    judge: looks at the pictures. guide: the critic that the rows of `descent` are about. captions: those the judge
-    tells apart; pictures are made of the first `count`.
+    judge: rates the pictures. guide: the critic for the rows of `descent`. captions: the judge must tell them apart;
+    pictures are made for the first `count` of them.
     """
 
     backend: ImageBackend
@@ -84,11 +84,11 @@ def trajectory_of(
 
 
 def exactness(backend: Backend, prompt: str, name: str, steps: int) -> Row:
-    """One update's way there and back, for the loss |image latent|^2 / 2: what it costs and how exact it is.
+    """Cost and exactness of one forward and one backward pass, for the loss |image latent|^2 / 2.
 
-    reconstruction_error: largest difference between the noise and what the adjoint recovers of it.
-    gradient_error: relative L2 distance to full autograd through the same operations; peak memory is beyond the model's
-    weights and includes the network's graph, `autograd_memory_mb` that of full autograd.
+    reconstruction_error: largest difference between the noise and the noise that the adjoint recovers.
+    gradient_error: relative L2 distance to full autograd through the same operations. peak_memory_mb: peak beyond the
+    model's weights, with the network's graph. autograd_memory_mb: the same for full autograd.
     """
     trajectory = trajectory_of(backend, ALL[name], steps, prompt, SCALE)
     noise = backend.noise(0)
@@ -112,7 +112,7 @@ def exactness(backend: Backend, prompt: str, name: str, steps: int) -> Row:
 
 
 def autograd_gradient(trajectory: Trajectory, noise: Tensor) -> Tensor:
-    """The gradient of |image latent|^2 / 2 by plain autograd through every operation, all graphs alive at once."""
+    """The gradient of |image latent|^2 / 2 by plain autograd through every operation, with all graphs in memory."""
     sampler, schedule, network = trajectory.sampler, trajectory.schedule, trajectory.network
     leaf = noise.detach().requires_grad_()
     state = [weight * leaf for weight in sampler.weights(schedule, 0)]
@@ -123,7 +123,7 @@ def autograd_gradient(trajectory: Trajectory, noise: Tensor) -> Tensor:
 
 
 def differentiable(op: Shear, state: Sequence[Tensor], network: Network, schedule: Schedule) -> Tensor:
-    """The new s[k], without `torch.no_grad` and in single float64 words."""
+    """The new s[k], with gradients and in single float64 words."""
     x = state[op.j]
     total = op.alpha * state[op.k] + op.beta * x
     if op.node is None:
@@ -136,7 +136,7 @@ def differentiable(op: Shear, state: Sequence[Tensor], network: Network, schedul
 
 
 def seconds_ratio(backend: Backend, prompt: str, repeats: int, steps: int = 10) -> float:
-    """Median time of one update's way there and back with damped BDIA, over EDICT's; the two take turns."""
+    """Median time of a forward and a backward pass with damped BDIA, divided by EDICT's. The two take turns."""
 
     def seconds(name: str) -> float:
         trajectory = trajectory_of(backend, ALL[name], steps, prompt, SCALE)
@@ -154,10 +154,10 @@ def seconds_ratio(backend: Backend, prompt: str, repeats: int, steps: int = 10) 
 
 @torch.no_grad()
 def quality(subject: Subject, made: Sequence[str], name: str, steps: int, scale: float) -> Row:
-    """The judge on one picture of each caption made (the i-th from seed i), without any optimization.
+    """The judge's scores of one picture per caption in `made` (the i-th from seed i), without any optimization.
 
-    score: cosine between picture and caption, its mean with the normal 95 % interval. accuracy: how often the judge
-    finds the right caption among all of them.
+    score_mean, ci95: mean cosine between picture and caption, and its normal 95 % interval. accuracy: how often the
+    judge finds the right caption among all captions.
     """
     backend, judge, captions = subject.backend, subject.judge, subject.captions
     texts = torch.stack([judge.encode_text(caption) for caption in captions])
@@ -184,7 +184,7 @@ def quality(subject: Subject, made: Sequence[str], name: str, steps: int, scale:
 
 @torch.no_grad()
 def latents_of_pictures(backend: ImageBackend, captions: Sequence[str], steps: int) -> Tensor:
-    """Pictures made by DDIM, and encoded again as a given picture would be: [B, 4, h, w]."""
+    """Latents [B, 4, h, w] of pictures made by DDIM, encoded like any other picture."""
     trajectory = trajectory_of(backend, ALL["ddim"], steps, captions, SCALE)
     noise = torch.cat([backend.noise(seed) for seed in range(len(captions))])
     images = backend.decode(trajectory.image(trajectory.run(trajectory.initial(noise)))).clamp(0, 1)
@@ -199,12 +199,12 @@ def inversion(
     scale: float,
     strength: float,
 ) -> Row:
-    """Latents of pictures carried back: how Gaussian they are at the start node, and how exactly they return.
+    """Inverted latents of pictures: how Gaussian they are at the start node, and how exactly sampling reproduces them.
 
     way: a sampler's name and its steps.
 
-    norm_ratio: root mean square. spectrum: see ``spectral_ratio``. image_error: largest difference of a latent that was
-    carried back and forth. A strength below 1 ends where noise is only a part, and white noise is not to be expected.
+    norm_ratio: root mean square. spectrum: see ``spectral_ratio``. image_error: largest difference of a latent after
+    inversion and sampling. With a strength below 1 the start node is only partly noise, so the latents are not white.
     """
     name, steps = way
     trajectory = trajectory_of(backend, ALL[name], steps, prompts, scale, strength)
@@ -224,9 +224,10 @@ def inversion(
 
 
 def spectral_ratio(latents: Tensor) -> float:
-    """Mean power at low over that at high spatial frequencies, split at a quarter of a cycle per pixel: 1 if white.
+    """Mean power at low spatial frequencies, divided by that at high ones; 1 for white noise.
 
-    latents: [B, C, h, w]. The mean (frequency zero) is left out.
+    latents: [B, C, h, w]. Low frequencies are below a quarter of a cycle per pixel. The mean (frequency zero) is left
+    out.
     """
     power = torch.fft.fft2(latents).abs().square().mean((0, 1))
     rows, columns = (torch.fft.fftfreq(n, device=latents.device, dtype=latents.dtype) for n in latents.shape[-2:])
@@ -238,8 +239,8 @@ def render_tables(figures: Mapping[str, Any]) -> str:
     """The figures as markdown tables, one for each list of rows."""
     ratio, error = figures["seconds_ratio_bdia_to_edict"], figures["image_start_error"]
     lines = [
-        f"{figures['captions']} captions on {figures['device']}. One update by damped BDIA takes {ratio:.2f} of "
-        f"EDICT's time. An image carried back by {AUTO['image']} returns to {error:.0e}."
+        f"{figures['captions']} captions on {figures['device']}. One update with damped BDIA takes {ratio:.2f} of "
+        f"EDICT's time. An image inverted with {AUTO['image']} is reproduced to {error:.0e}."
     ]
     for key in ("samplers", "sampler_quality", "inverted_latents", "descent"):
         lines += ["", f"**{key.replace('_', ' ')}**", "", *table(figures[key])]

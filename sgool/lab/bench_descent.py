@@ -1,4 +1,4 @@
-"""Measures how far the loss's gradient can be trusted: what a step of a given length along it does to the loss."""
+"""Measures how far the gradient of the loss can be trusted: how a step of a given length changes the loss."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sgool.guidance.critic import spherical_distance
 from sgool.samplers import Trajectory, get_sampler, make_schedule
 
 RATES = (0.003, 0.01, 0.03, 0.1)
-"""Lengths of a step, as a share of the starting noise's root mean square; the default learning rate is 0.05."""
+"""Step lengths, as a share of the starting noise's root mean square. The default learning rate is 0.05."""
 
 
 def descent(backend: Backend, clip: Clip, captions: Sequence[str], scale: float, steps: int = 6) -> dict[str, Any]:
     """The mean change of CLIP's distance after one step from each caption's noise (the i-th from seed i).
 
-    scale: of guidance. gradient: steps of `RATES` against the gradient; random: of the same lengths in a random
-    direction. lowered: the share of the former that lower the loss.
+    scale: the guidance scale. gradient: the changes by steps of `RATES` against the gradient. random: the changes by
+    steps of the same lengths in a random direction. lowered: the share of gradient steps that lower the loss.
     """
     network = backend.network(captions, "", scale)
     trajectory = Trajectory(get_sampler("bdia"), make_schedule(backend.alphas_cumprod, steps), network)

@@ -1,9 +1,9 @@
 """One update by DOODL's published code (arXiv 2303.13703, github.com/salesforce/DOODL), on our networks.
 
-The code is imported from a checkout and run as it is: `gen` of doodl.py, on its own MemCNN. What it loads elsewhere
-(networks, tokenizers, an old copy of diffusers) is handed to it. Of its own, only what stands in the way is replaced:
-the GPU, the half precision and the 64x64 latents that are written into it; and, to its favor, the saving of pictures
-and progress bars. It freezes no weights, and so computes their gradients, too; `Doodl.weights` chooses.
+The code is imported from a checkout and run as published: `gen` of doodl.py, with DOODL's own MemCNN. Whatever DOODL
+loads from elsewhere (networks, tokenizers, an old copy of diffusers) is passed in. In DOODL's own code, the hard-coded
+GPU, half precision and 64x64 latents are replaced. Saved pictures and progress bars are left out, in DOODL's favor.
+DOODL freezes no weights, so it also computes their gradients; `Doodl.weights` can turn these off.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ _ABSENT = (
     "fgvc_ws_dan_helpers",
     "fgvc_ws_dan_helpers.inception_bap",
 )
-"""Imports it does not get: loaders of networks, its copy of an old diffusers, what other kinds of guidance need."""
+"""Imports that DOODL does not get: network loaders, its copy of an old diffusers, and code for other guidance."""
 
 
 def check_folder(folder: Path) -> None:
     """Raises SgoolError unless the folder is a checkout of DOODL."""
     if not all((folder / f"{name}.py").is_file() for name in _OWN[:2]):
-        raise SgoolError(f"{folder} is no checkout of github.com/salesforce/DOODL: it has no doodl.py.")
+        raise SgoolError(f"{folder} is not a checkout of github.com/salesforce/DOODL: it has no doodl.py.")
 
 
 class Doodl:
-    """DOODL guided by the prompt, with its published settings, but CLIP, UNet, decoder and steps as given.
+    """DOODL guided by the prompt, with its published settings but with the given CLIP, UNet, decoder and steps.
 
-    folder: of the checkout. Raises SgoolError where its code cannot be imported.
+    folder: the checkout. Raises SgoolError if its code cannot be imported.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Doodl:
         self.networks: list[nn.Module] = [backend.unet, backend.vae, clip.model]
         self.module = _import(folder)
         if not hasattr(self.module, "gen"):
-            raise SgoolError(f"{folder} is no checkout of github.com/salesforce/DOODL: its doodl.py has no `gen`.")
+            raise SgoolError(f"{folder} is not a checkout of github.com/salesforce/DOODL: its doodl.py has no `gen`.")
         self.arguments = {
             "cond_prompt": prompt,
             "model_guidance_type": "CLIP",
@@ -75,7 +75,7 @@ class Doodl:
         given: dict[str, Any] = {
             "device": device,
             "torch_dtype": dtype,
-            # On the CPU autocast would choose bfloat16 for it, which ours does not use either.
+            # On the CPU, autocast would make DOODL use bfloat16, but our own code does not use it there.
             "autocast": torch.autocast if device == "cuda" else lambda device: nullcontext(),
             "torch": _TorchOfSize(backend.latent_size),
             "unet": _Unet(backend),
@@ -91,7 +91,7 @@ class Doodl:
 
     @contextmanager
     def weights(self, trainable: bool) -> Iterator[None]:
-        """Whether the networks' weights get gradients (as published) or not."""
+        """In this context the networks' weights get gradients (as published) or not."""
         try:
             for network in self.networks:
                 network.requires_grad_(trainable)
@@ -102,7 +102,7 @@ class Doodl:
                 network.zero_grad(set_to_none=True)
 
     def work(self, updates: int, mark: Callable[[], None]) -> None:
-        """See `sgool.lab.bench_update.Work`. It prints a line before each update, which tells where one ends."""
+        """See `sgool.lab.bench_update.Work`. DOODL prints a line before each update, which marks the updates."""
 
         def announced(text: str) -> None:
             if text.startswith("Optimization Step"):
@@ -111,7 +111,7 @@ class Doodl:
         vars(self.module)["print"] = announced
         generator = torch.get_rng_state()
         try:
-            with torch.no_grad():  # its module turns gradients off for good, and on again where it needs them
+            with torch.no_grad():  # DOODL's module turns gradients off globally, and on again where needed
                 self.module.gen(**self.arguments, num_traversal_steps=updates)
             mark()
         finally:
@@ -121,7 +121,7 @@ class Doodl:
 
 
 class _Unet(nn.Module):
-    """The UNet, called as it calls one; SDXL's own conditions are added."""
+    """The UNet with the call signature that DOODL uses. SDXL's own conditions are added."""
 
     def __init__(self, backend: RandomBackend) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class _Unet(nn.Module):
 
 
 class _GuidingClip:
-    """Our CLIP under the names that transformers' has."""
+    """Our CLIP with the method names of transformers' CLIP."""
 
     def __init__(self, clip: Clip, prompt: str) -> None:
         self.clip = clip
@@ -151,7 +151,7 @@ class _GuidingClip:
 
 
 class _Tokens:
-    """A tokenizer whose tokens nobody reads: both text encoders return what is given."""
+    """A tokenizer whose tokens nobody reads, because both text encoders return fixed embeddings."""
 
     model_max_length = TOKENS
 
@@ -160,7 +160,7 @@ class _Tokens:
 
 
 class _TorchOfSize:
-    """torch, except that the noise of 64x64 written into the code comes in the model's own size."""
+    """torch, except that `randn` replaces DOODL's hard-coded 64x64 by the model's latent size."""
 
     def __init__(self, latent_size: tuple[int, int]) -> None:
         self.latent_size = latent_size
@@ -173,7 +173,7 @@ class _TorchOfSize:
 
 
 class _Absent(ModuleType):
-    """A module of which everything may be imported, and which has nothing but loaders of nothing."""
+    """A stand-in module. Every name can be imported from it and is a loader that loads nothing."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -183,18 +183,18 @@ class _Absent(ModuleType):
 
 
 def _import(folder: Path) -> ModuleType:
-    """The module doodl.py of the folder; nothing of it stays in sys.modules, and gradients stay as they were."""
+    """The folder's module doodl.py. sys.modules and the gradient mode are restored afterwards."""
     from diffusers import DDIMScheduler
 
     absent = {name: _Absent(name) for name in _ABSENT}
-    vars(absent["my_half_diffusers"])["DDIMScheduler"] = DDIMScheduler  # for the noise levels; it has its own steps
+    vars(absent["my_half_diffusers"])["DDIMScheduler"] = DDIMScheduler  # for the noise levels; DOODL has its own steps
     before, gradients, here = dict(sys.modules), torch.is_grad_enabled(), Path.cwd()
     sys.modules.update(absent)
     sys.path.insert(0, str(folder.resolve()))
     try:
         with tempfile.TemporaryDirectory() as place, redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is deprecated by now
-            (Path(place) / "hf_auth").write_text("none\n")  # it reads a login for the hub from here
+            warnings.simplefilter("ignore")  # about features that are deprecated by now
+            (Path(place) / "hf_auth").write_text("none\n")  # DOODL reads its hub login from this file
             os.chdir(place)
             doodl = importlib.import_module("doodl")
             os.chdir(here)

@@ -1,7 +1,8 @@
-"""What one update costs at the published sizes, for each choice of memory, and against DOODL's published code.
+"""The cost of one update at the published model sizes, for each memory setting, compared with DOODL's published code.
 
-On a CPU or GPU: seconds and peak memory. On the device "meta", where tensors are shapes without data: memory and
-arithmetic of any size on any machine, as a GPU with fused attention would have them, less its libraries' workspaces.
+A CPU or GPU gives seconds and peak memory. On the device "meta", tensors have shapes but no data. This device gives
+the memory and arithmetic of any size on any machine, as on a GPU with fused attention but without the workspaces of its
+libraries.
 """
 
 from __future__ import annotations
@@ -53,12 +54,13 @@ def bench_update(
 ) -> dict[str, Any]:
     """The figures as plain JSON values; see ``render_tables``.
 
-    name: of `SIZES`. doodl: the folder of a checkout of github.com/salesforce/DOODL, or None. steps: sampling steps, by
-    default the size's own. repeats: updates timed; the detector is asked in every third.
+    name: a key of `SIZES`. doodl: the folder of a checkout of github.com/salesforce/DOODL, or None. steps: sampling
+    steps, by default those of the size. repeats: updates timed; the detector runs in every third.
 
-    Each row of `updates` is one update: `seconds`, `teraflop` (matrix products and convolutions, both ways),
-    `weights_mb` (all networks that are loaded; no text encoders) and `peak_memory_mb` beyond them. `ratios` are ours
-    over DOODL's, as published and with its weights frozen. Raises SgoolError where the folder does not hold its code.
+    Each row of `updates` is one update: `seconds`, `teraflop` (matrix products and convolutions, forward and backward),
+    `weights_mb` (all loaded networks, no text encoders) and `peak_memory_mb` (beyond the weights). `ratios` are our
+    cost divided by DOODL's, as published and with frozen weights. Raises SgoolError if the folder does not hold DOODL's
+    code.
     """
     size = SIZES[name]
     steps = size.steps if steps is None else steps
@@ -95,7 +97,7 @@ def bench_update(
 
 
 def random_critics(size: Size, device: torch.device) -> Critics:
-    """The CLIPs and the detector of that size with random weights, in float32 as in a run."""
+    """The CLIPs and the detector of the size, with random weights, in float32 as in a run."""
     clip, selector = (random_clip(config, device) for config in (size.guide, size.selector))
     if not size.transalnet:
         return Critics(clip, selector, load_detector("spectral", device=device))
@@ -111,7 +113,7 @@ def clips(critics: Critics) -> tuple[Clip, Clip]:
 
 
 def our_work(backend: RandomBackend, critics: Critics, steps: int) -> Work:
-    """Updates as `optimize` does them with the settings' defaults, and with as many regions as they allow."""
+    """Updates by `optimize` with the default settings and as many regions as the settings allow."""
     defaults = Settings()
     side = backend.size[0] // 2
     regions = [Region(0, i * side // 4, side, side, 1 / (i + 1)) for i in range(defaults.max_regions)]
@@ -123,7 +125,7 @@ def our_work(backend: RandomBackend, critics: Critics, steps: int) -> Work:
         trajectory = Trajectory(get_sampler("bdia"), schedule, network)
         update: Update = SgoolUpdate(Prior.gaussian(), learning_rate=defaults.learning_rate)
         if backend.device.type == "meta":
-            update = _Still()  # the prior's statistics choose by value, and weigh nothing here
+            update = _Still()  # the prior's code branches on values, and its cost is negligible
         optimize(
             Problem(
                 backend,
@@ -133,7 +135,7 @@ def our_work(backend: RandomBackend, critics: Critics, steps: int) -> Work:
                 critics.selector,
             ),
             [lambda: trajectory.initial(backend.noise(0))],
-            Plan(updates + 1, update),  # the last image of a run needs no gradient: stop before it
+            Plan(updates + 1, update),  # the last image of a run gets no gradient, so stop before it
             _Marks(updates, mark),
         )
 
@@ -141,7 +143,7 @@ def our_work(backend: RandomBackend, critics: Critics, steps: int) -> Work:
 
 
 class _Marks(Progress):
-    """Marks every image, and stops the run after so many updates."""
+    """Marks every image, and stops the run after the given number of updates."""
 
     def __init__(self, updates: int, mark: Callable[[], None]) -> None:
         self.updates = updates
@@ -159,9 +161,9 @@ class _Still:
 
 
 def measure(work: Work, device: torch.device, truth: bool, repeats: int) -> dict[str, Any]:
-    """Seconds per update (the mean of `repeats`; on the CPU, processor time), arithmetic and peak memory of one.
+    """Seconds per update (mean of `repeats`; on the CPU, processor time), and arithmetic and peak memory of one update.
 
-    truth: what a comparison is taken to give on the meta device.
+    truth: the result of every comparison on the device "meta".
     """
     marks: list[float] = []
     seconds = None
@@ -184,7 +186,7 @@ def _clock(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return time.perf_counter()
-    return time.process_time()  # what other processes take does not count
+    return time.process_time()  # the time of other processes does not count
 
 
 def _megabytes(modules: Sequence[nn.Module]) -> float:
@@ -207,5 +209,5 @@ def render_tables(figures: Mapping[str, Any]) -> str:
     )
     lines = [head, "", *table(figures["updates"])]
     if figures["ratios"]:
-        lines += ["", "Ours over DOODL's published code:", "", *table(figures["ratios"])]
+        lines += ["", "Our cost divided by that of DOODL's published code:", "", *table(figures["ratios"])]
     return "\n".join(lines)

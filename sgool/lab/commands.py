@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
     for name, text in (
         ("limit", "captions taken from the file"),
         ("seeds", "images per caption"),
-        ("budget", "forward equivalents per image: an evaluation of the network is 1, one with its gradient 2"),
+        ("budget", "UNet evaluations per image; one with a gradient counts as two"),
     ):
         default = getattr(plan, name)
         command.add_argument(f"--{name}", metavar="N", type=int, default=default, help=f"{text} (default {default})")

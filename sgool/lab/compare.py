@@ -1,6 +1,5 @@
-"""Methods at the same budget of network evaluations, judged by a CLIP that none of them has seen.
+"""Methods at the same budget of forward equivalents, judged by a CLIP that none of them has seen.
 
-The budget counts forward equivalents: an evaluation of the network is 1, one with its gradient 2, as in time.
 Paired by caption and seed: every method gets the same starting noise (best-of-N: as its first).
 """
 
@@ -28,8 +27,9 @@ from sgool.errors import SgoolError
 from sgool.generate import Critics, Request, generate, load_critics, make_sampler
 from sgool.guidance.clip import Clip, load_clip_folder
 from sgool.lab import world
+from sgool.needs import needs
 from sgool.presets import resolve
-from sgool.samplers import GRADIENT, make_schedule
+from sgool.samplers import make_schedule
 from sgool.weights import default_models_dir
 
 PLAIN: dict[str, Any] = {"method": "none", "sampler": "ddim", "strength": 1.0, "steps": 10}
@@ -44,32 +44,28 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 METHODS = ("none", "best-of-N", *OPTIMIZERS)
 
-MOST = 1000
-"""Candidates and iterations of a run, as the settings allow, and seeds for each caption."""
-
 
 @dataclass(frozen=True)
 class Trial:
     """One image of one method: the judge's score, whether it finds the right caption, and the cost.
 
     right: among all captions and, for one of the embedded world, its near misses, which differ from it in one thing.
-    evals: evaluations of the network; forward_equivalents: what they cost.
+    equivalents: forward equivalents of the UNet.
     """
 
     score: float
     right: bool
-    evals: int
-    forward_equivalents: int
+    equivalents: int
     seconds: float
 
 
 def updates_within(budget: int, run: int, candidates: int, share: float) -> tuple[int, int]:
-    """(candidates, updates) that a budget allows, in forward equivalents; `run`: those of a whole run of the sampler.
+    """(candidates, updates) that a budget of forward equivalents allows; `run` evaluations make one image.
 
-    Each candidate is one run, as many as leave room for an update. An update is the improved share of a run, there and
-    back, where each evaluation comes with its gradient.
+    Each candidate is one run, and there are as many as leave room for an update. An update is the improved share of a
+    run with gradients (two equivalents each, see `Result.forward_equivalents`), then the same share without.
     """
-    update = round((1 + GRADIENT) * share * run)
+    update = round(3 * share * run)
     candidates = max(1, min(candidates, (budget - update) // run))
     return candidates, max(0, (budget - candidates * run) // update)
 
@@ -77,7 +73,7 @@ def updates_within(budget: int, run: int, candidates: int, share: float) -> tupl
 @cache
 def _loaded() -> tuple[DiffusersBackend, Critics, Clip]:
     torch.set_num_threads(1)
-    critics = load_critics(resolve({}, model="tiny"), default_models_dir())
+    critics = load_critics(needs(resolve({}, model="tiny")), default_models_dir())
     return load_backend("tiny"), critics, load_clip_folder(tiny.CLIPS["judge"])
 
 
@@ -87,19 +83,20 @@ def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str
     begun = time.monotonic()
     own = PLAIN if method in ("none", "best-of-N") else OPTIMIZERS[method]
     settings = resolve(own, model="tiny")
-    sampler = make_sampler(settings)
-    run = settings.steps * sampler.evals_per_step * (2 if settings.guidance_scale > 1 else 1)
+    network = 2 if settings.guidance_scale > 1 else 1
+    run = settings.steps * network * make_sampler(settings).evals_per_step
     if method == "best-of-N":
-        settings = settings.changed(candidates=max(1, min(budget // run, MOST)))
+        settings = settings.changed(candidates=max(1, budget // run))
     elif method != "none":
         schedule = make_schedule(backend.alphas_cumprod, settings.steps)
-        share = 1 - sampler.start_node(schedule, settings.strength) / settings.steps
+        node = make_sampler(settings).start_node(schedule, settings.strength)
+        share = (settings.steps - node) / settings.steps
         candidates, iterations = updates_within(budget, run, settings.candidates, share)
-        settings = settings.changed(candidates=candidates, iterations=min(iterations, MOST))
+        settings = settings.changed(candidates=candidates, iterations=iterations)
     result = generate(backend, critics, Request(caption, seed=seed), settings)
     seconds = time.monotonic() - begun
     scores = _embeddings((caption, *rivals(caption, captions))) @ judge.encode_image(result.best.image)[0]
-    return Trial(scores[0].item(), int(scores.argmax()) == 0, result.unet_evals, result.forward_equivalents, seconds)
+    return Trial(scores[0].item(), int(scores.argmax()) == 0, result.forward_equivalents, seconds)
 
 
 def rivals(caption: str, captions: Sequence[str]) -> tuple[str, ...]:
@@ -129,8 +126,7 @@ def read_captions(path: Path) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared: the first `limit` captions, `seeds` images each, with `budget` forward equivalents an
-    image.
+    """What is compared: the first `limit` captions, `seeds` images each, with a budget of forward equivalents an image.
 
     jobs: processes, by default one for each core. Raises SgoolError for what cannot be.
     """
@@ -144,8 +140,6 @@ class Plan:
     def __post_init__(self) -> None:
         if min(self.limit, self.seeds, self.budget, 1 if self.jobs is None else self.jobs) < 1:
             raise SgoolError("--limit, --seeds, --budget and --jobs must be at least 1.")
-        if self.seeds > MOST:
-            raise SgoolError(f"--seeds must be at most {MOST}.")
         if unknown := [name for name in self.methods if name not in METHODS]:
             raise SgoolError(f"There is no method {unknown[0]!r} to compare; there are {', '.join(METHODS)}.")
 
@@ -207,8 +201,7 @@ def summarize(trials: Mapping[str, Sequence[Trial]], mask: np.ndarray, seeds: in
             "images": len(row),
             "score_mean": float(scores[name].mean()),
             "accuracy_mean": float(found[name].mean()),
-            "unet_evals_per_image": float(np.mean([t.evals for t in row])),
-            "forward_equivalents_per_image": float(np.mean([t.forward_equivalents for t in row])),
+            "forward_equivalents_per_image": float(np.mean([t.equivalents for t in row])),
             "seconds_per_image": float(np.mean([t.seconds for t in row])),
             "gain_over": gains(scores, name),
             "accuracy_gain_over": gains(found, name),
@@ -239,7 +232,7 @@ def render_tables(figures: Mapping[str, Any]) -> str:
             "",
             f"**{title}**",
             "",
-            "| method | images | score | accuracy | cost | seconds | sgool's gain (95 %) | in accuracy |",
+            "| method | images | score | accuracy | equivalents | seconds | sgool's gain (95 %) | in accuracy |",
         ]
         lines += ["|---|---|---|---|---|---|---|---|"]
         ours = methods.get("sgool", {})

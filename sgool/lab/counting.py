@@ -1,4 +1,4 @@
-"""Counting what a piece of work would take: its arithmetic, and all of it without doing it, on shapes alone."""
+"""Counts the arithmetic of a piece of work, and runs work on tensor shapes alone."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sgool.errors import SgoolError
 
 
 class Flops(TorchDispatchMode):
-    """``with Flops() as flops: ...``; `flops.total`: those of matrix products, convolutions and attention so far.
+    """``with Flops() as flops: ...``; `flops.total`: operations in matrix products, convolutions and attention so far.
 
-    A multiplication and an addition are two. (torch's FlopCounterMode counts the same, with hooks on every module and
-    another table in every version.)
+    A multiplication and an addition count as two. torch's FlopCounterMode counts the same, but it hooks every module
+    and its table differs in every version.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Flops(TorchDispatchMode):
 
 
 def _products(name: str, args: Any, result: Any) -> int:
-    """Multiplications of one operation of ATen."""
+    """The multiplications of one ATen operation."""
     if name in ("mm", "bmm"):
         return args[0].numel() * args[1].shape[-1]
     if name in ("addmm", "baddbmm"):
@@ -40,22 +40,22 @@ def _products(name: str, args: Any, result: Any) -> int:
     if name == "convolution":
         return result.numel() * (args[1].numel() // len(args[1]))
     if name == "convolution_backward":
-        wanted = sum(args[10][:2])  # with respect to the input, to the weight
+        wanted = sum(args[10][:2])  # the gradients of the input and of the weight
         return wanted * args[0].numel() * (args[2].numel() // len(args[2]))
     if name.startswith("_scaled_dot_product") and "attention" in name:
         backward = "backward" in name
         q, k = args[1:3] if backward else args[:2]
-        # Forward q k^T and its product with v; backward these again, less the latter, and the gradients of all.
+        # Forward: q k^T, and its product with v. Backward: q k^T again, and four products for the gradients.
         return (5 if backward else 2) * q.numel() * k.shape[-2]
     return 0
 
 
 @contextmanager
 def shapes_only(truth: bool) -> Iterator[None]:
-    """Let code written for real tensors run on the device "meta", where tensors are shapes without values.
+    """Run code written for real tensors on the device "meta", where tensors have shapes but no values.
 
-    A number asked of such a tensor is 1, a comparison `truth`. Attention is fused as on a GPU: left to itself, torch
-    would write out its matrix there. Raises SgoolError where torch is older than 2.2.
+    A number read from such a tensor is 1, and a comparison gives `truth`. Attention is fused as on a GPU, because torch
+    would otherwise store the attention matrix on this device. Raises SgoolError if torch is older than 2.2.
     """
     attention = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
     if attention is None:

@@ -1,4 +1,4 @@
-"""The most memory that tensors take during a piece of work, deterministically: no resident set size, no sampling."""
+"""The peak memory of tensors during a piece of work. Unlike the resident set size or sampling, it is deterministic."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SLACK = 0.005
 
 
 class PeakMemory:
-    """``with PeakMemory(device) as memory: ...``, then `memory.bytes`: the peak above what was allocated before.
+    """``with PeakMemory(device) as memory: ...``; `memory.bytes`: the peak above the memory allocated before.
 
-    On CUDA it is the allocator's own count. Elsewhere the storages of all tensors that operations return are followed
-    from birth to death, those saved for a backward pass included; scratch space inside an operation is not seen.
+    On CUDA this is the allocator's count. Elsewhere the storage of every tensor that an operation returns is tracked
+    until it is freed, including tensors saved for a backward pass. Scratch space inside an operation is not counted.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -49,15 +49,15 @@ class _Storages(TorchDispatchMode):
         self.total = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # What only looks at an input (a view, an update in place) takes no new memory.
+        # A view of an input or an in-place update takes no new memory.
         inputs = {storage._cdata for storage in _storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         for storage in _storages(result):
             if storage._cdata not in inputs and storage._cdata not in self.alive:
                 self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
                 self.total += storage.nbytes()
-        # The dead are still counted: look for them only when they could matter, and by more than the slack, or a graph
-        # that only grows would be searched after every operation.
+        # The total still includes freed storages. Remove them only when the total exceeds the peak by more than the
+        # slack; otherwise a growing graph would be searched after every operation.
         if self.total > (1 + SLACK) * self.peak:
             self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
             self.total = sum(size for _, size in self.alive.values())

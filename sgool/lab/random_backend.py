@@ -1,4 +1,4 @@
-"""Stable Diffusion at its published sizes with random weights: what an update costs does not depend on their values."""
+"""Stable Diffusion at its published sizes, with random weights: their values do not change the cost of an update."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ TOKENS = 77
 
 @dataclass(frozen=True)
 class Size:
-    """The configuration of a model: what differs from diffusers' own defaults, which are those of SD 1.x.
+    """The configuration of a model: its differences from diffusers' defaults, which are those of SD 1.x.
 
-    latent: side of the square latent, an eighth of the picture's. steps: sampling steps of the benchmark. unet, vae:
-    keywords of UNet2DConditionModel and AutoencoderKL. guide, selector: CLIPs, by open_clip's name or configuration.
-    transalnet: whether the detector is TranSalNet (ResNet-50), at any picture size 288x384, or spectral residual.
+    latent: side of the square latent, an eighth of the picture's side. steps: sampling steps of the benchmark. unet,
+    vae: keywords of UNet2DConditionModel and AutoencoderKL. guide, selector: CLIPs, as an open_clip name or
+    configuration. transalnet: whether the detector is TranSalNet (ResNet-50, 288x384 for any picture size) or spectral
+    residual. extra: names and widths of the UNet's additional conditions.
     """
 
     latent: int
@@ -77,7 +78,7 @@ SIZES = {
         "ViT-B-16",
         extra={"text_embeds": 1280, "time_ids": 6},
     ),
-    # SD 1.5 with a tenth of its channels and a sixteenth of its picture's area: for the CPU
+    # SD 1.5 with a tenth of the channels and a sixteenth of the picture area, for the CPU
     "small": Size(
         16,
         4,
@@ -96,9 +97,9 @@ SIZES = {
 
 
 class RandomBackend(DiffusersBackend):
-    """A backend of that size with random weights, all in `dtype`; the same weights every time. No text encoder.
+    """A backend of the given size with random weights, all in `dtype` and the same every time. No text encoder.
 
-    device may be "meta": then there are only shapes, and what they would take can be counted on any machine.
+    On the device "meta" there are only shapes, so the cost can be counted on any machine.
     """
 
     def __init__(self, size: Size, device: torch.device, dtype: torch.dtype, memory: str = "fast") -> None:
@@ -127,17 +128,17 @@ class RandomBackend(DiffusersBackend):
         return self.predict(x, timesteps, condition)
 
     def predict(self, x: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
-        """The UNet's output; SDXL's also gets the pooled text and the picture's size, whatever they are."""
+        """The UNet's output. SDXL's UNet also gets pooled text and a picture size, with random values."""
         extra = {name: value.expand(len(x), -1) for name, value in self.extra.items()}
         return self.unet(x, timesteps, encoder_hidden_states=condition, added_cond_kwargs=extra).sample
 
 
 def random_clip(config: str | Mapping[str, Any], device: torch.device) -> Clip:
-    """A CLIP of an open_clip model's name or configuration with random weights, in float32 as in a run."""
+    """A CLIP with random weights, for an open_clip name or configuration, in float32 as in a run."""
     import open_clip
     from open_clip.tokenizer import SimpleTokenizer
 
-    built = device if device.type == "meta" else torch.device("cpu")  # its text encoder stays there
+    built = device if device.type == "meta" else torch.device("cpu")  # Clip keeps its text encoder on the CPU
     with initializing(built, torch.float32):
         model = open_clip.CLIP(**(open_clip.get_model_config(config) if isinstance(config, str) else config))
     return Clip(model, BpeTokenizer(SimpleTokenizer(), TOKENS), device=device)
@@ -145,7 +146,7 @@ def random_clip(config: str | Mapping[str, Any], device: torch.device) -> Clip:
 
 @contextmanager
 def initializing(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """New modules get the same random weights every time, at once where and as they are needed."""
+    """New modules get the same random weights every time, directly on `device` and in `dtype`."""
     before = torch.get_default_dtype()
     devices = [device] if device.type == "cuda" else []
     torch.set_default_dtype(dtype)

@@ -1,7 +1,7 @@
-"""The little world that the embedded model knows: which captions there are, and how a scene of one is composed.
+"""The small world that the embedded model knows: its captions, and how a scene is composed for a caption.
 
 Pictures are made from Microsoft's Fluent 3D emoji (MIT license), as packed in the npm package
-``@lobehub/fluent-emoji-3d`` 1.1.0: the unpacked package's folder ``assets`` is all that ``Painter`` needs.
+``@lobehub/fluent-emoji-3d`` 1.1.0. ``Painter`` needs only the folder ``assets`` of the unpacked package.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ COLORS = dict(
 SMALL = (0.2, 0.25)
 ALONE = (0.5, 0.75)
 PAIRED = (0.42,)
-"""Widths of a subject as a share of the picture's: called small, alone, and one of two."""
+"""Widths of a subject as a share of the picture's width: a small subject, a subject alone, and one of two."""
 
 IMAGE = 128
-"""Pixels of a side."""
+"""Pixels per side of a picture."""
 
 GRID = 16
-"""Subjects stand, and patterns repeat, on a grid of so many cells a side, the latent's: what is learned of a subject at
-one place holds at all others, so two CPU cores can learn this world well."""
+"""Subjects and patterns are aligned to a grid with this many cells per side, the grid of the latent. A subject learned
+in one place is then known in all places, so two CPU cores can learn this world well."""
 
 HELD_OUT_PART = 10
 """One caption in this many is never used in training."""
@@ -73,13 +73,13 @@ class Scene:
 
     @property
     def size(self) -> str:
-        """The stratum of the benchmark: "small" when every subject is, "large" when none is, else "mixed"."""
+        """The stratum in the benchmark: "small" if all subjects are small, "large" if none is, else "mixed"."""
         small = [subject.small for subject in self.subjects]
         return "small" if all(small) else "mixed" if any(small) else "large"
 
 
 def parse(caption: str) -> Scene | None:
-    """The scene that a caption of this world tells of; None for any other text."""
+    """The scene that a caption of this world describes; None for any other text."""
     match = re.fullmatch(r"(.+) on a (busy )?(\w+) background", caption)
     if not match:
         return None
@@ -90,7 +90,7 @@ def parse(caption: str) -> Scene | None:
 
 
 def near_misses(scene: Scene) -> dict[str, list[Scene]]:
-    """The scenes that differ in one thing, by what it is: a subject, its size, the order, the number, the setting."""
+    """The scenes that differ in one thing, by the kind of difference: word, size, order, number, color or busy."""
     subjects = scene.subjects
     others = [word for word in OBJECTS if word not in [subject.word for subject in subjects]]
 
@@ -118,7 +118,7 @@ def all_scenes() -> list[Scene]:
 
 
 def random_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
-    """A scene of the training captions (or of those kept out of training); one and two subjects equally often."""
+    """A random scene with a training caption (or a held-out one). One and two subjects are equally frequent."""
     while True:
         words = rng.choice(list(OBJECTS), size=rng.integers(1, 3), replace=False)
         subjects = tuple(Subject(str(word), bool(rng.random() < 0.4)) for word in words)
@@ -128,7 +128,7 @@ def random_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
 
 
 Box = tuple[int, int, int, int]
-"""top, left, height and width in pixels"""
+"""Top, left, height and width in pixels."""
 
 
 class Painter:
@@ -144,7 +144,7 @@ class Painter:
                 rgba = np.asarray(picture.convert("RGBA"), np.float32) / 255
             rows, columns = np.nonzero(rgba[..., 3] > 0.1)
             rgba = rgba[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-            rgba[..., :3] *= rgba[..., 3:]  # premultiplied, so that resizing bleeds no color
+            rgba[..., :3] *= rgba[..., 3:]  # premultiplied, because resizing would otherwise bleed color
             self.pictures[word] = rgba
 
     def paint(self, scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -152,7 +152,7 @@ class Painter:
         return self.compose(scene, rng)[0]
 
     def compose(self, scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[Box]]:
-        """The picture that `paint` gives, and where each subject is in it."""
+        """The picture that `paint` gives, and the box of each subject."""
         image = self._background(scene, rng)
         boxes = [
             self._paste(image, self.pictures[subject.word], x, y, width)
@@ -207,7 +207,7 @@ class Painter:
 
 
 def held_out_scenes(count: int, seed: int = 1) -> list[Scene]:
-    """Scenes with `count` different captions kept out of training, a third of each size (small, mixed, large)."""
+    """`count` scenes with different held-out captions, a third of each size (small, mixed, large)."""
     rng = np.random.default_rng(seed)
     scenes = [scene for scene in all_scenes() if scene.held_out]
     sizes = ("small", "mixed", "large")

@@ -1,11 +1,11 @@
 """Saliency detectors: where people look in an image.
 
-`DETECTORS` is the one list of them; `load_detector` makes one ready; `sgool.saliency.regions` turns a map into crops.
+`DETECTORS` lists all of them. `load_detector` loads one. `sgool.saliency.regions` turns a saliency map into crops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,21 +15,27 @@ from torch import Tensor
 
 from sgool.errors import SgoolError
 from sgool.saliency import spectral, transalnet
+from sgool.weights import Weight
 
 SaliencyFunction = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Detector:
-    """A kind of detector: a line for people, and how to load it from a models folder onto a device."""
+    """A kind of detector: a line for people, how to load it from a models folder onto a device, and its files."""
 
     description: str
     load: Callable[[str | Path | None, torch.device], SaliencyFunction]
+    weights: Callable[[], Sequence[Weight]] = tuple
 
 
 DETECTORS: dict[str, Detector] = {
-    "transalnet-res": Detector("TranSalNet with ResNet-50, 290 MB", partial(transalnet.load, "res")),
-    "transalnet-dense": Detector("TranSalNet with DenseNet-161, 307 MB", partial(transalnet.load, "dense")),
+    "transalnet-res": Detector(
+        "TranSalNet with ResNet-50, 290 MB", partial(transalnet.load, "res"), partial(transalnet.weights, "res")
+    ),
+    "transalnet-dense": Detector(
+        "TranSalNet with DenseNet-161, 307 MB", partial(transalnet.load, "dense"), partial(transalnet.weights, "dense")
+    ),
     "spectral": Detector("Spectral residual, needs no weights", spectral.load),
 }
 
@@ -58,13 +64,22 @@ class LoadedDetector:
 def load_detector(
     name: str, models_dir: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> LoadedDetector:
-    """Make a detector ready: image [1, 3, H, W], RGB in [0, 1] -> saliency map [H, W] in [0, 1].
+    """Load a detector: image [1, 3, H, W], RGB in [0, 1] -> saliency map [H, W] in [0, 1].
 
-    The detector works in float32 on `device` and without gradients, whatever the image's; the map comes back in
-    float32 on the image's own device. Weights are kept in `models_dir` (None: `sgool.weights.default_models_dir()`)
-    and fetched at first use. Raises SgoolError for an unknown name, for weights that cannot be had, and, when called,
-    for an image of another shape.
+    The detector computes in float32 on `device` without gradients, whatever the image's dtype and device. The map is
+    float32 on the image's device. Weights are stored in `models_dir` (None: `sgool.weights.default_models_dir()`) and
+    downloaded at first use. Raises SgoolError for an unknown name and for weights that are not available. The detector
+    itself raises SgoolError for an image of another shape.
     """
+    return LoadedDetector(_kind(name).load(models_dir, torch.device(device)), torch.device(device))
+
+
+def detector_weights(name: str) -> Sequence[Weight]:
+    """The files that a detector needs. Asks nobody; raises SgoolError for an unknown name."""
+    return _kind(name).weights()
+
+
+def _kind(name: str) -> Detector:
     if name not in DETECTORS:
         raise SgoolError(f"There is no saliency detector {name!r}; choose one of {', '.join(DETECTORS)}.")
-    return LoadedDetector(DETECTORS[name].load(models_dir, torch.device(device)), torch.device(device))
+    return DETECTORS[name]

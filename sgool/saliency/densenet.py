@@ -1,4 +1,4 @@
-"""DenseNet-161 without its classifier (Huang et al., CVPR 2017), laid out as TranSalNet's checkpoint names it."""
+"""DenseNet-161 without its classifier (Huang et al., CVPR 2017), with the names of TranSalNet's checkpoint."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ class DenseLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(F.relu(self.norm1(x)))
-        return self.conv2(F.relu(self.norm2(x)))
+        x = self.conv2(F.relu(self.norm2(x)))
+        return x
 
 
 class DenseBlock(nn.Sequential):
-    """Layers that each see all channels made before them: [B, C, H, W] -> [B, C + 48*layers, H, W]."""
+    """Each layer sees all channels made before it: [B, C, H, W] -> [B, C + 48*layers, H, W]."""
 
     def __init__(self, channels: int, layers: int) -> None:
         super().__init__(OrderedDict((f"denselayer{i + 1}", DenseLayer(channels + i * GROWTH)) for i in range(layers)))
@@ -52,7 +53,7 @@ def _transition(channels: int) -> nn.Sequential:
 
 
 def densenet161() -> nn.ModuleList:
-    """The eleven children of a DenseNet-161 up to its last block; 6, 8 and 10 are at 1/8, 1/16, 1/32 of the image."""
+    """The eleven children of a DenseNet-161 up to its last block. 6, 8 and 10 are at 1/8, 1/16, 1/32 of the image."""
     channels = 2 * GROWTH
     children: list[nn.Module] = [
         nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False),

@@ -1,4 +1,4 @@
-"""From a saliency map to the few square crops that CLIP is shown."""
+"""Turns a saliency map into a few square crops for the guide."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 from sgool.errors import SgoolError
 from sgool.region import Region
 
-EXTENT = 0.5  # a place reaches as far as what is at least this share of its own peak
-SPECK = 0.05  # a place with less than this share of the heaviest one's saliency is dropped
-LOOKS = 16  # so many places are looked at, before the heaviest are chosen
-MAX_IOU = 0.3  # two regions that share more than this of their union become one,
-MAX_INSIDE = 0.6  # and so do two where the smaller one lies this far inside the other
-FLAT = 1e-3  # a map whose range is below this share of its peak points nowhere
+EXTENT = 0.5  # a place extends as far as the saliency is at least this share of the place's peak
+SPECK = 0.05  # a place with less than this share of the heaviest place's saliency is dropped
+LOOKS = 16  # at most this many places are found, before the heaviest are chosen
+MAX_IOU = 0.3  # two regions with a larger intersection over union are merged
+MAX_INSIDE = 0.6  # two regions are merged if a larger share of the smaller one lies inside the other
+FLAT = 1e-3  # a map is flat if its range is at most this share of its peak
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class _Box:
         )
 
     def squared(self, side: int, height: int, width: int) -> _Box:
-        """The box grown about its middle to a square of at least `side`, as far as the height x width image allows."""
+        """The box grown around its center to a square of at least `side`, as far as the height x width image allows."""
         side = max(side, self.bottom - self.top, self.right - self.left)
         top, bottom = _grow(self.top, self.bottom, side, height)
         left, right = _grow(self.left, self.right, side, width)
@@ -63,30 +63,31 @@ class _Box:
 def find_regions(
     saliency: Tensor, *, max_regions: int = 3, threshold: float = 0.5, min_size: float = 0.2, padding: float = 0.15
 ) -> list[Region]:
-    """Crops around what stands out in a saliency map [H, W] of values >= 0, the most salient first.
+    """Square crops around the salient places of a saliency map [H, W] with values >= 0, most salient first.
 
-    Places are taken one after another, as the eye takes them (inhibition of return: Itti, Koch and Niebur, 1998): the
-    highest peak that no crop covers yet, as long as it has `threshold` (0 to 1) of the height of the first. A place is
-    the connected component (8-neighbors) around it of what is at least half as salient as its own peak, so that what
-    is faint is found whole beside what is glaring; specks are dropped. Its bounding box is padded on every side by
-    `padding` times its longer side, grown to at least `min_size` times the image's shorter side, and made square,
-    shifted rather than cut at the image's border (it stays oblong only where the image is too small). Boxes that
-    overlap much are merged, until none do. At most `max_regions` are returned; `mass` is the saliency inside each
-    one's crop, scaled so that the returned ones sum to 1. A map that points nowhere gives the whole image as its only
-    region.
+    Places are found one after another, like fixations (inhibition of return: Itti, Koch and Niebur, 1998). The next
+    place is at the highest peak that no crop covers yet. The search ends when this peak is below `threshold` (0 to 1)
+    times the first one. A place is the connected component (8 neighbors) around its peak where the saliency is at least
+    half the peak, so a faint place beside a bright one keeps its full extent. Places with little saliency are dropped.
 
-    Raises SgoolError for a map that is not two-dimensional, empty or not finite, and for parameters out of range.
+    The bounding box of a place is padded on every side by `padding` times its longer side, grown to at least `min_size`
+    times the image's shorter side, and made square. At the image's border the box is shifted, not cut; it stays oblong
+    only where the image is too small. Boxes that overlap strongly are merged until none do. At most `max_regions` are
+    returned. `mass` is the saliency inside a crop, scaled to a sum of 1 over the returned regions. A flat map gives the
+    whole image as the only region.
+
+    Raises SgoolError for a map that is not two-dimensional, is empty or is not finite, and for parameters out of range.
     """
     if saliency.ndim != 2 or saliency.numel() == 0:
         raise SgoolError(f"A saliency map has the shape [H, W], not {list(saliency.shape)}.")
     if max_regions < 1 or not 0 < threshold <= 1 or not 0 <= min_size <= 1 or padding < 0:
         raise SgoolError(
-            "Salient regions need at least 1 region, a threshold above 0 up to 1, a smallest size from 0 to 1 and a "
+            "Salient regions need max_regions of at least 1, threshold above 0 and at most 1, min_size from 0 to 1 and "
             f"padding of at least 0, not {max_regions}, {threshold}, {min_size} and {padding}."
         )
     values = saliency.detach().double().cpu().numpy()
     if not np.isfinite(values).all():
-        raise SgoolError("The saliency map holds values that are not numbers; the image it was made from is broken.")
+        raise SgoolError("The saliency map contains NaN or infinite values because its image is broken.")
     values = values.clip(min=0)
     height, width = values.shape
     if values.max() - values.min() <= FLAT * values.max():
@@ -100,7 +101,7 @@ def find_regions(
 
 
 def _places(values: np.ndarray, threshold: float, smallest: int, padding: float) -> list[_Box]:
-    """The crop around each place that is looked at, specks left out; smallest in pixels."""
+    """The crops around the salient places, without specks. smallest: the smallest side of a crop in pixels."""
     import cv2
 
     height, width = values.shape
@@ -112,7 +113,7 @@ def _places(values: np.ndarray, threshold: float, smallest: int, padding: float)
     while unseen.any() and len(places) < LOOKS:
         y, x = divmod(int(unseen.argmax()), width)
         distance = (rows - y) ** 2 + (columns - x) ** 2
-        near = (values >= EXTENT * values[y, x]) & (distance <= nearest)  # the rest is the slope of an earlier one
+        near = (values >= EXTENT * values[y, x]) & (distance <= nearest)  # the rest belongs to an earlier peak
         nearest = np.minimum(nearest, distance)
         _, labels = cv2.connectedComponents(near.astype(np.uint8), connectivity=8)
         own = labels == labels[y, x]
@@ -127,7 +128,7 @@ def _places(values: np.ndarray, threshold: float, smallest: int, padding: float)
 
 
 def _merged(boxes: list[_Box], height: int, width: int) -> list[_Box]:
-    """Replace overlapping pairs by the square about both until no pair overlaps; each turn leaves one box fewer."""
+    """Replace overlapping pairs with one square around both until no pair overlaps. Each turn leaves one box fewer."""
     while True:
         pair = next((pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])), None)
         if pair is None:
@@ -137,7 +138,7 @@ def _merged(boxes: list[_Box], height: int, width: int) -> list[_Box]:
 
 
 def _grow(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
-    """Grow start..stop to `length` (at most `limit`) about its middle, shifted to lie within 0..limit."""
+    """Grow start..stop around its center to `length` (at most `limit`), shifted to lie within 0..limit."""
     length = min(length, limit)
     start = min(max(start - (length - (stop - start)) // 2, 0), limit - length)
     return start, start + length

@@ -1,7 +1,7 @@
-"""ResNet-50 without its classifier (He et al., CVPR 2016), laid out as TranSalNet's checkpoint names it.
+"""ResNet-50 without its classifier (He et al., CVPR 2016), with the names of TranSalNet's checkpoint.
 
-The stride of a downsampling block sits on its 3x3 convolution, the variant ("v1.5") the published weights were
-trained with.
+In a downsampling block the 3x3 convolution has the stride. The published weights were trained with this variant
+("v1.5").
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Bottleneck(nn.Module):
 
 
 def resnet50() -> nn.ModuleList:
-    """The eight children of a ResNet-50 up to its last block; 5, 6 and 7 end at 1/8, 1/16 and 1/32 of the image."""
+    """The eight children of a ResNet-50 up to its last block. 5, 6 and 7 are at 1/8, 1/16 and 1/32 of the image."""
     children: list[nn.Module] = [
         nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False),
         nn.BatchNorm2d(64),

@@ -1,17 +1,20 @@
 """Spectral residual saliency (Hou and Zhang, "Saliency Detection: A Spectral Residual Approach", CVPR 2007).
 
-What stands out is what the image's smooth log spectrum does not explain: with the image at 64 px, L its log amplitude
-spectrum, P its phase and h the 3x3 average,
+Salient is what the smooth log spectrum of an image does not explain. The image is scaled to 64 px. With L its log
+amplitude spectrum, P its phase, h the 3x3 average and g a Gaussian,
 
-    R = L - h * L,    S = g * |IFFT(exp(R + iP))|^2,    g a gaussian.
+    R = L - h * L,    S = g * |IFFT(exp(R + iP))|^2.
 
-No weights and no training. The paper takes a gray image; a red thing on an equally bright green ground is invisible
-there. So S is summed over luminance and the two opponent channels red-green and blue-yellow, each weighted by its
-variance, because exp(R) forgets a channel's contrast and a channel without content would add its noise in full; and
-the map is the root of it, so that a thing of half the contrast is half as salient and not a quarter. The
-borders are faded out before the transform, which takes an image to be periodic and would see an edge there. On 200
-scenes of one or two emoji (a fifth of the picture wide, or larger) on plain and patterned grounds the peak of the
-map fell on a subject in 85 % with gray alone, in 98 % with color, and in all with color and faded borders.
+The method needs no weights and no training. The paper takes a gray image, where a red object on an equally bright green
+background is invisible. Here S is summed over luminance and the two opponent channels red-green and blue-yellow, each
+weighted by its variance. Without these weights a channel without content would add its full noise, because exp(R) loses
+a channel's contrast. The map is the square root of the sum, so an object with half the contrast is half as salient, not
+a quarter. The borders are faded out before the transform, because the transform treats the image as periodic and would
+see an edge there.
+
+On 200 scenes of one or two emoji (a fifth of the picture wide, or larger) on plain and patterned backgrounds, the peak
+of the map fell on a subject in 85 % of the scenes with gray alone, in 98 % with color, and in all with color and faded
+borders.
 """
 
 from __future__ import annotations
@@ -23,14 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SIZE = 64  # pixels of the shorter side the image is scaled to, from the paper
-SIGMA = 2.5  # pixels at that size; of the authors' published Matlab code
+SIZE = 64  # pixels of the scaled image's shorter side, from the paper
+SIGMA = 2.5  # width of g in pixels at that size, from the authors' published Matlab code
 FADE = 1 / 8  # share of each side that is faded out
-FLAT = 1e-6  # a channel with less variance than this (a quarter of an 8-bit step, squared) holds nothing to look at
+FLAT = 1e-6  # a channel with at most this variance (a quarter of an 8-bit step, squared) is flat
 
 
 def spectral_residual(image: Tensor) -> Tensor:
-    """RGB image [1, 3, H, W] in [0, 1] -> saliency map [H, W] in [0, 1], its peak at 1; all zero for a flat image."""
+    """RGB image [1, 3, H, W] in [0, 1] -> saliency map [H, W] in [0, 1] with a peak of 1; all zero for a flat image."""
     height, width = image.shape[-2:]
     scale = SIZE / min(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -57,16 +60,16 @@ def _residual_energy(channel: Tensor) -> Tensor:
     fade = _fade(channel.shape[0], channel)[:, None] * _fade(channel.shape[1], channel)
     spectrum = torch.fft.fft2((channel - channel.mean()) * fade)
     amplitude = spectrum.abs()
-    # Smooth synthetic images have exact zeros in their spectrum; their logarithm must not swamp the neighbors'.
+    # Smooth synthetic images have exact zeros in their spectrum. Their logarithms must not swamp their neighbors'.
     log = torch.log(amplitude + 1e-3 * amplitude.mean())
     periodic = F.pad(log[None, None], (1, 1, 1, 1), mode="circular")
     residual = log - F.avg_pool2d(periodic, 3, stride=1)[0, 0]
-    energy = torch.fft.ifft2(torch.polar(torch.exp(residual), spectrum.angle())).abs().square()
+    energy: Tensor = torch.fft.ifft2(torch.polar(torch.exp(residual), spectrum.angle())).abs().square()
     return energy / energy.mean()
 
 
 def _fade(length: int, like: Tensor) -> Tensor:
-    """[length]: 1 inside, falling to 0 as a cosine beyond the first and last place."""
+    """Weights [length]: 1 inside, with a cosine falloff to 0 just beyond the first and the last position."""
     place = torch.arange(length, device=like.device, dtype=like.dtype)
     inward = torch.minimum(place, length - 1 - place) + 0.5
     return 0.5 - 0.5 * torch.cos(torch.pi * (inward / max(FADE * length, 0.5)).clamp(max=1))
@@ -82,5 +85,5 @@ def _gaussian(x: Tensor) -> Tensor:
 
 
 def load(models_dir: str | Path | None, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The detector, in the form all detectors are loaded in; there is nothing to load."""
+    """The detector. It has no weights to load."""
     return spectral_residual

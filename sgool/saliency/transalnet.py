@@ -1,9 +1,9 @@
 """TranSalNet, a detector of human fixations (Lou et al., "TranSalNet: Towards perceptually relevant visual saliency
 prediction", Neurocomputing 2022, arXiv 2110.03593).
 
-A convolutional backbone gives features at 1/8, 1/16 and 1/32 of the image; a transformer encoder relates all places
-of each; a decoder multiplies them together from coarse to fine. Learned position embeddings fix the input to 288x384.
-Module names follow the published checkpoints, so that those load strictly.
+A convolutional backbone gives feature maps at 1/8, 1/16 and 1/32 of the image size. A transformer encoder relates all
+positions of each map. A decoder multiplies the maps together from coarse to fine. Learned position embeddings fix the
+input to 288x384. Module names match the published checkpoints, because the checkpoints are loaded strictly.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgool.errors import SgoolError
+from sgool.errors import SgoolError, brief
 from sgool.saliency.densenet import densenet161
 from sgool.saliency.resnet import resnet50
 from sgool.weights import Weight, ensure, load_state_dict
 
 CANVAS = (288, 384)
-PADDING = 1 / 255  # the published preparation starts from 8-bit ones, not zeros
+PADDING = 1 / 255  # the published preprocessing pads with 8-bit ones, not zeros
 NORM_EPS = 1e-6
-# Backbone, the children whose outputs are used, and their channels, from fine to coarse.
+# The backbone, the children that give feature maps, and the channels of these maps, from fine to coarse.
 VARIANTS: dict[str, tuple[Callable[[], nn.ModuleList], tuple[int, ...], tuple[int, ...]]] = {
     "res": (resnet50, (5, 6, 7), (512, 1024, 2048)),
     "dense": (densenet161, (6, 8, 10), (768, 2112, 2208)),
@@ -54,7 +54,8 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (f(x).unflatten(-1, (-1, 64)).transpose(1, 2) for f in (self.query, self.key, self.value))
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x
 
 
 class _FeedForward(nn.Module):
@@ -64,7 +65,8 @@ class _FeedForward(nn.Module):
         self.fc2 = nn.Linear(4 * hidden, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        x = self.fc2(F.gelu(self.fc1(x)))
+        return x
 
 
 class _Block(nn.Module):
@@ -77,7 +79,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.attention_norm(x))
-        return x + self.ffn(self.ffn_norm(x))
+        x = x + self.ffn(self.ffn_norm(x))
+        return x
 
 
 class _Transformer(nn.Module):
@@ -87,11 +90,12 @@ class _Transformer(nn.Module):
         self.encoder_norm = nn.LayerNorm(hidden, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.encoder_norm(self.layer(x))
+        x = self.encoder_norm(self.layer(x))
+        return x
 
 
 class _PlaceEncoder(nn.Module):
-    """Relates all places of one feature map: [B, C, h, w] -> [B, hidden, h, w], for the one h*w it was trained at."""
+    """Relates all positions of one feature map: [B, C, h, w] -> [B, hidden, h, w]. h*w is fixed by training."""
 
     def __init__(self, channels: int, hidden: int, stride: int) -> None:
         super().__init__()
@@ -102,7 +106,8 @@ class _PlaceEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.patch_embeddings(x).flatten(2).transpose(1, 2) + self.position_embeddings
-        return self.transformer_encoder(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
+        related: Tensor = self.transformer_encoder(tokens)
+        return related.transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
 
 
 class _Encoder(nn.Module):
@@ -162,14 +167,15 @@ class TranSalNet(nn.Module):
         self.decoder = _Decoder(fine, middle, coarse)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.decoder(*self.encoder(x))
+        x = self.decoder(*self.encoder(x))
+        return x
 
 
 def letterbox(image: Tensor) -> Tensor:
-    """Image [B, 3, H, W] in [0, 1] of any size -> centered on the [B, 3, 288, 384] canvas, its aspect kept.
+    """Image [B, 3, H, W] in [0, 1] of any size -> the image centered on a [B, 3, 288, 384] canvas, its aspect kept.
 
-    The side that would overflow first fills the canvas, the other is rounded down. Bilinear with half-pixel centers
-    and no antialiasing, as the network was trained with (OpenCV's INTER_LINEAR), less its rounding to 8 bits.
+    The image fills the canvas in one direction; its other side is rounded down. Interpolation is bilinear with
+    half-pixel centers and no antialiasing, as in training (OpenCV's INTER_LINEAR), but without rounding to 8 bits.
     """
     height, width = image.shape[-2:]
     rows, columns = CANVAS
@@ -203,12 +209,12 @@ def build(variant: str, state: Mapping[str, Tensor]) -> TranSalNet:
 
     Raises SgoolError if a key is missing or unknown, or a shape differs.
     """
-    with torch.device("meta"):  # no time spent on initial values that the checkpoint replaces
+    with torch.device("meta"):  # skips the initialization, because the checkpoint replaces all values
         model = TranSalNet(variant)
     try:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
-        raise SgoolError(f"These weights are not those of TranSalNet ({variant}): {str(error)[:300]}") from error
+        raise SgoolError(f"These weights are not those of TranSalNet ({variant}): {brief(error)}") from error
     return model.float().eval().requires_grad_(False)
 
 
@@ -218,8 +224,13 @@ def predict(model: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     return unletterbox(model(letterbox(image)), height, width)[0, 0]
 
 
+def weights(variant: str) -> tuple[Weight, ...]:
+    """The file that a variant needs."""
+    return (WEIGHTS[variant],)
+
+
 def load(variant: str, models_dir: str | Path | None, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Fetch the published weights if need be and return the detector, image [1, 3, H, W] -> map [H, W]."""
+    """Download the published weights if needed, and return the detector: image [1, 3, H, W] -> map [H, W]."""
     return Predictor(build(variant, load_state_dict(ensure(WEIGHTS[variant], models_dir))).to(device))
 
 

@@ -1,10 +1,10 @@
-"""Reversible diffusion samplers: coefficient tables over one operation with an exact inverse and adjoint."""
+"""Reversible diffusion samplers. Each is a coefficient table for one operation with an exact inverse and adjoint."""
 
 from __future__ import annotations
 
 from sgool.errors import SgoolError
 from sgool.samplers import bdia, belm, ddim, edict
-from sgool.samplers.network import GRADIENT, Branch, Network
+from sgool.samplers.network import Branch, Network
 from sgool.samplers.sampler import Sampler
 from sgool.samplers.schedule import Schedule, make_schedule
 from sgool.samplers.trajectory import Final, Trajectory
@@ -18,14 +18,13 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def get_sampler(name: str) -> Sampler:
-    """The sampler of that name with its default parameters. Raises SgoolError, naming the known ones."""
+    """The sampler of this name, with default parameters. Raises SgoolError, which lists the known names."""
     if name not in SAMPLERS:
-        raise SgoolError(f"There is no sampler {name!r}; the known ones are {', '.join(SAMPLERS)}.")
+        raise SgoolError(f"There is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
     return SAMPLERS[name]
 
 
 __all__ = [
-    "GRADIENT",
     "SAMPLERS",
     "Branch",
     "Final",

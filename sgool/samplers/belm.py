@@ -10,8 +10,9 @@ from sgool.samplers.two_step import TwoStep
 def coefficients(schedule: Schedule, i: int) -> tuple[float, float, float]:
     """(alpha, beta, c) of step i -> i + 1.
 
-    In z = x / a and nu the equation is dz/dnu = eps; matching z_{i-1}, z_i and z'_i up to the second derivative gives
-    z_{i+1} = r^2 z_{i-1} + (1 - r^2) z_i - h (1 + r) z'_i, with r = h / H the ratio of this step to the one before.
+    With z = x / a as a function of nu, the probability flow is dz/dnu = eps. Matching z_{i-1}, z_i and z'_i up to the
+    second derivative gives z_{i+1} = r^2 z_{i-1} + (1 - r^2) z_i - h (1 + r) z'_i, where r = h / H is the ratio of this
+    step h to the previous step H.
     """
     h = schedule.nu(i) - schedule.nu(i + 1)
     r = h / (schedule.nu(i - 1) - schedule.nu(i))

@@ -1,7 +1,8 @@
-"""DDIM (Song, Meng, Ermon, arXiv 2010.02502, eq. 12 with eta = 0): the reference.
+"""DDIM (Song, Meng, Ermon, arXiv 2010.02502, eq. 12 with eta = 0): the reference sampler.
 
-No shear on a pair of latents, hence no exact inverse. It is written as overwriting shears on a state with one entry for
-each node, so the state itself holds the stored latents (50 of 4 x 64 x 64 are 6.5 MB) and the adjoint walks them back.
+DDIM is not a shear on a pair of latents, so it has no exact inverse. Here the state has one entry per node, and each
+step is a shear that overwrites the next entry. The state therefore stores all latents (50 latents of 4 x 64 x 64 take
+6.5 MB), and the adjoint reads them backwards.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ def step(schedule: Schedule, i: int, to: int) -> tuple[float, float]:
 def invert_step(x: Tensor, i: int, schedule: Schedule, network: Network, iterations: int = 8) -> Tensor:
     """The latent at node i whose DDIM step gives x at node i + 1.
 
-    x_i = (x - C * eps(x_i, t_i)) / A, solved by fixed-point iteration (AIDI, arXiv 2309.04907) from eps(x, t_i), which
-    alone would be the usual approximate DDIM inversion. Stops after `iterations` evaluations, at a relative change of
-    1e-7, or when the iteration ceases to contract (a strong guidance scale on a long step).
+    Solves x_i = (x - C * eps(x_i, t_i)) / A by fixed-point iteration (AIDI, arXiv 2309.04907). The first iterate, from
+    eps(x, t_i), is the usual approximate DDIM inversion. Stops after `iterations` evaluations, at a relative change
+    below 1e-7, or when the iteration no longer contracts (a high guidance scale on a long step).
     """
     keep, c = step(schedule, i, i + 1)
     solution, last_change = x, float("inf")
@@ -66,5 +67,5 @@ class Ddim(Sampler):
 
 
 def sampler() -> Sampler:
-    """Plain DDIM, first order. Its image start only approximates the image (`invert_step` at every step)."""
+    """Plain DDIM, first order. Its inversion (`invert_step` at every step) is only approximate."""
     return Ddim()

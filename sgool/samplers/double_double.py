@@ -1,9 +1,9 @@
-"""Double-double arithmetic: a number as the unevaluated sum of two float64 words, with a relative error of some 2^-104.
+"""Double-double arithmetic: a number is the unevaluated sum of two float64 words, with a relative error near 2^-104.
 
-Undoing a damped sampler divides by alpha < 1 at every step and so amplifies rounding, beyond what one word can afford.
-The error-free sum is Knuth's (The Art of Computer Programming 2, 4.2.2), the error-free product Dekker's (Numerische
-Mathematik 18, 1971), as torch offers no fused multiply-add; the operations on pairs are algorithms 4, 7 and 15 of
-Joldes, Muller and Popescu (ACM TOMS 44, 2017). They hold for magnitudes up to 1e300.
+The inverse of a damped sampler divides by alpha < 1 at every step. This amplifies rounding errors too much for a single
+float64 word. The error-free sum is Knuth's (The Art of Computer Programming 2, 4.2.2). The error-free product is
+Dekker's (Numerische Mathematik 18, 1971), because torch has no fused multiply-add. The operations on pairs are
+algorithms 4, 7 and 15 of Joldes, Muller and Popescu (ACM TOMS 44, 2017). All hold for magnitudes up to 1e300.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class DoubleDouble(NamedTuple):
 
 
 def exact(x: Tensor) -> DoubleDouble:
-    """The float64 tensor x itself."""
+    """The float64 tensor x as a double-double."""
     return DoubleDouble(x, x.new_zeros(()))
 
 
@@ -50,7 +50,7 @@ def divide(x: DoubleDouble, divisor: float) -> DoubleDouble:
 
 
 def _product(x: Tensor, y: float) -> tuple[Tensor, Tensor]:
-    """(x * y rounded, what the rounding lost)."""
+    """(x * y rounded, the rounding error)."""
     product = x * y
     x1, x2 = _halves(x)
     y1, y2 = _halves(y)
@@ -58,7 +58,7 @@ def _product(x: Tensor, y: float) -> tuple[Tensor, Tensor]:
 
 
 def _halves(x: Number) -> tuple[Number, Number]:
-    """A tensor or float as the sum of two of at most 26 significant bits, whose products are exact."""
+    """Split x into two summands of at most 26 significant bits each. Products of such summands are exact."""
     spread = (2.0**27 + 1) * x
     first = spread - (spread - x)
     return first, x - first

@@ -17,7 +17,7 @@ from sgool.samplers.shear import Shear
 
 @dataclass(frozen=True)
 class Edict(Sampler):
-    """Two copies (x, y) of the latent, each stepped with the other's eps, then mixed; x = s[0] is the image."""
+    """Two copies (x, y) of the latent. Each steps with the other's eps, then both are mixed. The image is x = s[0]."""
 
     p: float
     name: str = "edict"
@@ -28,7 +28,7 @@ class Edict(Sampler):
         ops = []
         for i in range(start, schedule.steps):
             keep, c = ddim.step(schedule, i, i + 1)
-            first, second = i % 2, (i + 1) % 2  # Which copy goes first alternates, so that neither drifts.
+            first, second = i % 2, (i + 1) % 2  # The copies take turns to go first, so neither drifts.
             ops += [Shear(first, second, keep, 0.0, c, i), Shear(second, first, keep, 0.0, c, i)]
             ops += [Shear(0, 1, self.p, 1 - self.p), Shear(1, 0, self.p, 1 - self.p)]
         return ops
@@ -44,7 +44,10 @@ class Edict(Sampler):
 
 
 def sampler(p: float = 0.93) -> Sampler:
-    """EDICT with mixing weight 0 < p <= 1; the paper's is 0.93. A smaller one damps more and costs precision."""
+    """EDICT with mixing weight 0 < p <= 1 (0.93 in the paper). A smaller p damps more but costs precision.
+
+    Raises SgoolError for any other p.
+    """
     if not 0 < p <= 1:
         raise SgoolError(f"EDICT's mixing weight must be above 0 and at most 1, not {p}.")
     return Edict(p)

@@ -1,4 +1,4 @@
-"""The noise prediction as the samplers need it: float64 outside, the network's own precision inside."""
+"""The noise prediction for the samplers: float64 outside, the network's own precision inside."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ from torch import Tensor
 
 from sgool.errors import SgoolError
 
-GRADIENT = 2
-"""The cost of an evaluation with its gradient, in forward passes: one there, and one back through frozen weights."""
-
 
 @dataclass(frozen=True)
 class Branch:
     """One term of the prediction: `weight` times `function(x, t)`.
 
     function: latent [B, 4, h, w] in the network's dtype and integer timestep -> prediction of the same shape.
-    evals: how many network evaluations one call stands for (2 for a host's own batched guidance).
+    evals: network evaluations per call (2 where the host batches its own guidance).
     """
 
     weight: float
@@ -29,18 +26,19 @@ class Branch:
 
 
 class Network:
-    """eps(x, t) = sum of weight * function(x, t) over the branches, with its vector-Jacobian product.
+    """eps(x, t) = sum of weight * function(x, t) over the branches, and its vector-Jacobian product.
 
-    Classifier-free guidance of scale s is two branches, (1 - s, unconditional) and (s, conditional), whose graphs are
-    never alive together; a host's denoiser that guides by itself is one branch of weight 1 with evals=2.
+    Classifier-free guidance with scale s has two branches: (1 - s, unconditional) and (s, conditional). Only one
+    branch has a graph in memory at a time. A host's denoiser that applies guidance itself is one branch of weight 1
+    with evals=2.
 
-    alphas_cumprod: [N]. prediction: what the weighted sum means, "epsilon" or "v_prediction" (arXiv 2202.00512).
-    dtype: what the latent is cast to for the branches. autocast: makes the context the branches run in.
-    evals_forward and evals_backward count evaluations without a graph (by `__call__`) and with one (by `vjp`);
-    forward_equivalents is what both cost.
+    alphas_cumprod: [N]. prediction: the meaning of the weighted sum, "epsilon" or "v_prediction" (arXiv 2202.00512).
+    dtype: the branches get the latent in this dtype. autocast: makes the context in which the branches run.
+    evals_forward and evals_backward count evaluations without a graph (by `__call__`) and with one (by `vjp`).
 
-    The samplers recover earlier latents only as well as eps is reproduced: `__call__` and `vjp` cast the same float64
-    latent to the same network input, so their eps agree as far as the network is deterministic, even in half precision.
+    The samplers recover earlier latents only as exactly as the network repeats eps. `__call__` and `vjp` cast the same
+    float64 latent to the same network input. A deterministic network therefore gives both the same eps, even in half
+    precision. Raises SgoolError without branches and for an unknown prediction type.
     """
 
     def __init__(
@@ -49,7 +47,7 @@ class Network:
         alphas_cumprod: Tensor,
         prediction: str = "epsilon",
         dtype: torch.dtype = torch.float32,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         if not branches:
             raise SgoolError("A noise prediction needs at least one branch.")
@@ -63,14 +61,9 @@ class Network:
         self.evals_forward = 0
         self.evals_backward = 0
 
-    @property
-    def forward_equivalents(self) -> int:
-        """The cost of all evaluations so far, in forward passes; see `GRADIENT`."""
-        return self.evals_forward + GRADIENT * self.evals_backward
-
     @torch.no_grad()
     def __call__(self, x: Tensor, t: int) -> Tensor:
-        """Noise prediction, float64, for the float64 latent x at timestep t. Raises SgoolError when not finite."""
+        """The noise prediction, float64, for the float64 latent x at timestep t. Raises SgoolError if not finite."""
         total = torch.zeros_like(x)
         for branch in self.branches:
             total += branch.weight * self._forward(branch, x.to(self.dtype), t).double()
@@ -79,12 +72,13 @@ class Network:
         return by_x * x + by_output * total
 
     def vjp(self, x: Tensor, t: int, cotangent: Tensor) -> tuple[Tensor, Tensor]:
-        """(eps, J^T cotangent), both float64, where J = d eps / d x; one branch's graph is alive at a time.
+        """Returns (eps, J^T cotangent), both float64, with J = d eps / d x. One branch has a graph in memory at a time.
 
-        Raises SgoolError when either is not finite, or when the network lets no gradient through.
+        Raises SgoolError if either is not finite, or if no gradient flows through the network.
         """
-        # The product is linear in the cotangent, so its scale is taken out before the low precision and put back after.
-        # Root mean square 1 leaves float16 a factor 6e4 both ways (a maximum of 1 would lose the small entries).
+        # The product is linear in the cotangent, so the scale can be removed before the low precision and restored
+        # after it. A root mean square of 1 leaves float16 a factor of 6e4 on both sides. A maximum of 1 would lose the
+        # small entries.
         scale = cotangent.square().mean().sqrt().item() or 1.0
         unit = cotangent / scale
         total, pulled = torch.zeros_like(x), torch.zeros_like(x)
@@ -104,7 +98,7 @@ class Network:
         if output.requires_grad:
             (gradient,) = torch.autograd.grad(output, leaf, unit.to(output.dtype), allow_unused=True)
         if gradient is None:
-            raise SgoolError("No gradient flows through the network: its host cuts it off or uses inference mode.")
+            raise SgoolError("No gradient flows through the network: its host blocks gradients or uses inference mode.")
         if not torch.isfinite(gradient).all():
             raise SgoolError(f"The network's gradient is NaN or infinite at timestep {t}; use a higher precision.")
         return output.detach().double(), gradient.double()
@@ -117,7 +111,7 @@ class Network:
         return output
 
     def _conversion(self, t: int) -> tuple[float, float]:
-        """(p, q) with eps = p * x + q * output; for v = a * eps - sigma * x0 that is sigma * x + a * v."""
+        """(p, q) with eps = p * x + q * output. For v = a * eps - sigma * x0, eps = sigma * x + a * v."""
         if self.prediction == "epsilon":
             return 0.0, 1.0
         alphabar = self.alphas_cumprod[t].item()

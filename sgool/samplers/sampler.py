@@ -1,4 +1,4 @@
-"""What a sampler has to say about itself; everything else is shears."""
+"""What a sampler defines. The shears do everything else."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from sgool.samplers.shear import Shear
 
 
 class Sampler(ABC):
-    """A table of coefficients: name, order of accuracy in the step size, evaluations of eps per step, and the shears.
+    """A sampler: its name, order of accuracy in the step size, evaluations of eps per step, and shears.
 
-    A trajectory begins at a node `start` either with one latent (noise) or with a whole state (an image carried back).
-    exact_inverse: whether the image start reproduces the image to rounding. shortest: fewest steps it can go back.
+    A trajectory begins at node `start`, either with one latent (from noise) or with a whole state (from an inverted
+    image). exact_inverse: whether sampling from an inverted image reproduces the image up to rounding. shortest: the
+    fewest steps of an inversion.
     """
 
     name: str
@@ -28,7 +29,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def operations(self, schedule: Schedule, start: int, whole: bool = False) -> list[Shear]:
-        """The shears from node `start` to node T; `whole` when a whole state is given instead of one latent."""
+        """The shears from node `start` to node T. whole: the trajectory begins with a whole state, not one latent."""
 
     @abstractmethod
     def weights(self, schedule: Schedule, start: int) -> tuple[float, ...]:
@@ -40,10 +41,13 @@ class Sampler(ABC):
 
     @abstractmethod
     def closing(self, image: Tensor, schedule: Schedule, network: Network, start: int) -> list[Tensor]:
-        """A final state whose image is the given latent at node T: where the way back to node `start` begins."""
+        """A final state with the given image latent at node T. Inversion to node `start` begins with this state."""
 
     def start_node(self, schedule: Schedule, strength: float) -> int:
-        """The node that lies T * strength steps (rounded, at least `shortest`) before the image, 0 < strength <= 1."""
+        """The node T * strength steps before the image (rounded, at least `shortest` steps).
+
+        Raises SgoolError unless 0 < strength <= 1.
+        """
         if not 0 < strength <= 1:
             raise SgoolError(f"The strength must be above 0 and at most 1, not {strength}.")
         return schedule.steps - max(self.shortest, int(schedule.steps * strength + 0.5))

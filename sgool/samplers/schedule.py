@@ -1,4 +1,4 @@
-"""The nodes of a sampling trajectory: which timesteps are visited, and the signal and noise level at each."""
+"""The nodes of a sampling trajectory: their timesteps, and the signal and noise level at each node."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sgool.errors import SgoolError
 
 @dataclass(frozen=True)
 class Schedule:
-    """T steps between T + 1 nodes; node 0 is the noise end, node T the image end.
+    """T steps between T + 1 nodes. Node 0 is the noise, node T the image.
 
-    timesteps: length T, descending; the timestep at which the network is evaluated at node i.
+    timesteps: length T, descending; at node i the network is evaluated at timesteps[i].
     a, sigma: length T + 1; sqrt(alphabar) and sqrt(1 - alphabar) at node i, float64.
     """
 
@@ -29,7 +29,7 @@ class Schedule:
         return len(self.timesteps)
 
     def nu(self, i: int) -> float:
-        """Noise to signal ratio sigma / a at node i: the variable in which DDIM is Euler's method."""
+        """The noise-to-signal ratio sigma / a at node i. In this variable DDIM is Euler's method."""
         return self.sigma[i] / self.a[i]
 
 
@@ -37,8 +37,8 @@ def make_schedule(alphas_cumprod: Tensor, steps: int) -> Schedule:
     """Stable Diffusion's spacing ("leading", offset 1): multiples of N // steps, plus 1.
 
     alphas_cumprod: [N], the model's alphabar, falling from nearly 1 to nearly 0. The last node has alphabar[0], not 1
-    (SD's `set_alpha_to_one=False`). Raises SgoolError unless 2 <= steps <= N / 2, and when alphabar does not fall
-    strictly within (0, 1) from node to node.
+    (SD's `set_alpha_to_one=False`). Raises SgoolError unless 2 <= steps <= N / 2, and unless the nodes' alphabar falls
+    strictly with the timestep and stays within (0, 1).
     """
     total = len(alphas_cumprod)
     if not 2 <= steps <= total // 2:

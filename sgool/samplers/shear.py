@@ -1,12 +1,13 @@
-"""Shears: the one operation every sampler here is made of, its inverse and its adjoint.
+"""Shears: the one operation of all samplers, its inverse and its adjoint.
 
-A state is a list of latents; a shear adds a function of one latent to another, which can be undone exactly whatever
-the function is (NICE, arXiv 1410.8516). So the gradient needs no stored latents: the backward pass recovers them on its
-way, and its memory does not grow with the number of operations.
+A state is a list of latents. A shear adds a function of one latent to another latent, which can be undone exactly for
+any function (NICE, arXiv 1410.8516). The gradient therefore needs no stored latents: the backward pass recovers them,
+and its memory does not grow with the number of operations.
 
-Exactness must not end at rounding: latents are kept in two words, and the function reads only the first of them, which
-returns to the last bit unless the inverse amplifies errors by more than some 1e16. A single word would not do: an error
-of 1e-10 already makes some element of a float32 input round the other way, and that error of 1e-7 is amplified in turn.
+Rounding must not break this exactness. Each latent is kept in two float64 words, and the function reads only the first
+word. The first word is recovered to the last bit unless the inverse amplifies errors by more than about 1e16. A single
+word is not enough: an error of 1e-10 makes some elements of a float32 input round the other way, and the inverse then
+amplifies that error of 1e-7 too.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from sgool.samplers.network import Network
 from sgool.samplers.schedule import Schedule
 
 OnStep = Callable[[int, int], None]
-"""Called after each operation with (number done, total); may raise to abort."""
+"""Called after each operation with (operations done, total). May raise an exception to abort."""
 
 
 @dataclass(frozen=True)
 class Shear:
     """s[k] <- alpha * s[k] + beta * s[j] + c * eps(s[j], timestep of `node`), k != j; no eps when node is None.
 
-    alpha = 0 overwrites s[k]. Its inverse cannot know what was there and puts zeros.
+    alpha = 0 overwrites s[k]. The inverse then sets s[k] to zero, because the previous value is lost.
     """
 
     k: int
@@ -47,7 +48,7 @@ def run(
     schedule: Schedule,
     on_step: OnStep | None = None,
 ) -> list[DoubleDouble]:
-    """The state after all operations. One evaluation of eps for each operation that has a node."""
+    """The state after all operations. Each operation with a node evaluates eps once."""
     s = list(state)
     for done, op in enumerate(ops, 1):
         shift = _shift(op, s, _eps(op, s, network, schedule))
@@ -81,9 +82,9 @@ def adjoint(
     schedule: Schedule,
     on_step: OnStep | None = None,
 ) -> tuple[list[DoubleDouble], list[Tensor]]:
-    """Pull cotangents of the final state back through `run`: (state, cotangents) at the start.
+    """Pull cotangents of the final state back through `run`. Returns (state, cotangents) at the start.
 
-    Each operation costs one evaluation of eps with a graph, which serves both its inverse and its gradient.
+    Each operation with a node evaluates eps once, with a graph, for both the inverse and the gradient.
     """
     s, g = list(state), list(cotangents)
     for done, op in enumerate(reversed(ops), 1):

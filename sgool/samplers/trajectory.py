@@ -1,4 +1,4 @@
-"""One way from a starting state to the image latent: run it, and pull a gradient back along it."""
+"""A trajectory from a starting state to the image latent: sampling, inversion and the gradient."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sgool.samplers.schedule import Schedule
 from sgool.samplers.shear import OnStep, adjoint, rewind, run
 
 DRIFT = 1e-4
-"""How far the recovered starting state may be from the true one, as a share of its root mean square."""
+"""The largest allowed error of the recovered starting state, relative to the root mean square of the true one."""
 
 
 @dataclass(frozen=True)
 class Final:
-    """What `run` leaves and `adjoint` needs: the state at node T, in two words, and the state that run was given."""
+    """The result of `run`, which `adjoint` needs: the state at node T as double-doubles, and the starting state."""
 
     latents: list[DoubleDouble]
     start: list[Tensor]
@@ -31,9 +31,9 @@ class Final:
 class Trajectory:
     """A sampler on a schedule, from `start_node` (0 is pure noise) to the image at node T.
 
-    A starting state is a list of float64 latents [B, 4, h, w]: one of them (`initial`, `from_noise`) or, carried back
-    from an image, the sampler's whole state (`invert`: two for BDIA, O-BELM and EDICT, one for DDIM). Both kinds can be
-    run.
+    A starting state is a list of float64 latents [B, 4, h, w]. `initial` and `from_noise` give one latent. `invert`
+    gives the sampler's whole state: two latents for BDIA, O-BELM and EDICT, one for DDIM. `run` takes either kind.
+    Raises SgoolError unless 0 <= start_node < T.
     """
 
     def __init__(self, sampler: Sampler, schedule: Schedule, network: Network, start_node: int = 0) -> None:
@@ -47,13 +47,13 @@ class Trajectory:
         self._image = sampler.image_index(schedule, start_node)
 
     def initial(self, latent: Tensor) -> list[Tensor]:
-        """The starting state of one latent at the start node (at node 0: unit Gaussian noise)."""
+        """The starting state from one latent at the start node. At node 0 this is unit Gaussian noise."""
         return [_latent(latent)]
 
     def from_noise(self, noise: Tensor, on_step: OnStep | None = None) -> list[Tensor]:
-        """The starting state that unit Gaussian noise comes to when plain DDIM carries it to the start node.
+        """The starting state from unit Gaussian noise. Plain DDIM samples from node 0 to the start node.
 
-        No gradient goes back through these first steps, so they need no reversible sampler.
+        No gradient goes through these first steps, so they need no reversible sampler.
         """
         x = _latent(noise)
         for i in range(self.start_node):
@@ -64,14 +64,15 @@ class Trajectory:
         return [x]
 
     def invert(self, image: Tensor, on_step: OnStep | None = None) -> list[Tensor]:
-        """The starting state from which `run` gives this latent (taken as the latent at node T) again.
+        """The starting state from which `run` reproduces this latent at node T.
 
-        To rounding where `sampler.exact_inverse`; DDIM solves each step by fixed-point iteration and comes only close.
-        The state is near the prior only if the sampler damps little (O-BELM, BDIA with gamma = 1, EDICT with p = 0.93).
-        Raises SgoolError when the start node is fewer than `sampler.shortest` steps away.
+        With `sampler.exact_inverse` the reproduction is exact up to rounding. DDIM solves each step by fixed-point
+        iteration and is only approximate. The state is close to the prior only if the sampler damps little (O-BELM,
+        BDIA with gamma = 1, EDICT with p = 0.93). Raises SgoolError if the start node is fewer than `sampler.shortest`
+        steps before node T.
         """
         if self.schedule.steps - self.start_node < self.sampler.shortest:
-            raise SgoolError(f"{self.sampler.name} needs at least {self.sampler.shortest} steps from an image.")
+            raise SgoolError(f"{self.sampler.name} needs at least {self.sampler.shortest} steps to invert an image.")
         closing = self.sampler.closing(_latent(image), self.schedule, self.network, self.start_node)
         ops = self.sampler.operations(self.schedule, self.start_node, whole=True)
         words = rewind(ops, [exact(x) for x in closing], self.network, self.schedule, on_step)
@@ -79,7 +80,7 @@ class Trajectory:
         return state if self.sampler.exact_inverse else self._single(state)
 
     def run(self, state: Sequence[Tensor], on_step: OnStep | None = None) -> Final:
-        """From the starting state to node T. on_step(done, total) is called after every operation."""
+        """Sample from the starting state to node T. on_step(done, total) is called after every operation."""
         whole = list(state) if len(state) > 1 else [weight * state[0] for weight in self._weights]
         ops = self.sampler.operations(self.schedule, self.start_node, len(state) > 1)
         words = run(ops, [exact(x) for x in whole], self.network, self.schedule, on_step)
@@ -92,11 +93,11 @@ class Trajectory:
     def adjoint(
         self, final: Final, cotangent: Tensor, on_step: OnStep | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """From the gradient of a loss with respect to `image(final)` to that with respect to the starting state.
+        """Pull the gradient of a loss with respect to `image(final)` back to the starting state.
 
-        Returns (the starting state, recovered on the way; its gradients), lists like the state given to `run`.
-        Raises NotRepeatable when what is recovered is not where `run` began: on the way back the network gave other
-        predictions for the same latents (a kernel that is not deterministic), and the gradient would be wrong.
+        Returns (recovered starting state, its gradients), two lists like the state given to `run`. Raises NotRepeatable
+        if the recovered state differs from the state given to `run`. The network then gave other predictions for the
+        same latents in the backward pass (a nondeterministic kernel), and the gradient would be wrong.
         """
         cotangents = [torch.zeros_like(word.high) for word in final.latents]
         cotangents[self._image] = cotangent.detach().double()
@@ -110,8 +111,8 @@ class Trajectory:
         for recovered, true in zip(state, final.start, strict=True):
             if not (recovered - true).abs().max() <= DRIFT * true.square().mean().sqrt():
                 raise NotRepeatable(
-                    "The network does not repeat its predictions exactly, as a reversible sampler needs it; the "
-                    "sampler 'ddim' does without."
+                    "The network does not repeat its predictions exactly, which a reversible sampler needs; use the "
+                    "sampler 'ddim', which stores its latents."
                 )
         return state, gradients
 
@@ -120,5 +121,5 @@ class Trajectory:
 
 
 def _latent(x: Tensor) -> Tensor:
-    # A copy, also because a host may hand over tensors made under inference mode.
+    # A copy, because the caller keeps its tensor and a host may pass a tensor from inference mode.
     return x.detach().to(torch.float64, copy=True)

@@ -1,4 +1,4 @@
-"""What BDIA and O-BELM share: two latents of neighboring nodes, the older of which is written over."""
+"""What BDIA and O-BELM share: a state of two latents at neighboring nodes. Each step overwrites the older latent."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sgool.samplers.shear import Shear
 
 @dataclass(frozen=True)
 class TwoStep(Sampler):
-    """x_{i+1} = alpha * x_{i-1} + beta * x_i + c * eps(x_i, t_i); the latent of node i lives in s[i % 2].
+    """x_{i+1} = alpha * x_{i-1} + beta * x_i + c * eps(x_i, t_i). The latent at node i is s[i % 2].
 
-    From one latent the first step is DDIM's, which drops whatever the other entry held. A whole state is the pair of
-    nodes (start, start + 1).
+    From one latent, the first step is a DDIM step that overwrites the other entry. A whole state holds the latents at
+    nodes start and start + 1.
     """
 
     name: str
@@ -42,6 +42,6 @@ class TwoStep(Sampler):
         return schedule.steps % 2
 
     def closing(self, image: Tensor, schedule: Schedule, network: Network, start: int) -> list[Tensor]:
-        # With a neighbor whose DDIM step is exactly the image, the first step back is a DDIM inversion step.
+        # A DDIM step from this neighbor gives the image, so the inversion begins with a DDIM inversion step.
         neighbor = ddim.invert_step(image, schedule.steps - 1, schedule, network)
         return [image, neighbor] if schedule.steps % 2 == 0 else [neighbor, image]

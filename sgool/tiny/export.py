@@ -1,10 +1,12 @@
-"""Write the embedded model as a Stable Diffusion 1.x checkpoint, which the WebUI loads by the ``.yaml`` beside it.
+"""Write the embedded model as a Stable Diffusion 1.x checkpoint. The WebUI loads it with the ``.yaml`` file beside it.
 
-The keys are those of CompVis' latent diffusion (LDM). LDM normalizes in 32 groups everywhere, and the embedded
-autoencoder in fewer, so every inner channel dimension of the autoencoder is padded with zero channels until 32 groups
-of the same size result. A zero channel stays zero (its weights, biases and scales are), and no group mixes zero and
-other channels: the function is exactly the same. The UNet has 32 groups, but levels that are 1.5 times as wide as the
-first, for which LDM needs the class in sgool.tiny.ldm; so the WebUI loads the checkpoint where this extension is.
+The keys are those of CompVis' latent diffusion (LDM). LDM normalizes in 32 groups everywhere, but the embedded
+autoencoder has fewer groups. Every inner channel dimension of the autoencoder is therefore padded with zero channels,
+up to 32 groups of the same size. Zero channels stay zero, because their weights, biases and scales are zero. No group
+mixes zero channels with other channels, so the function is exactly the same.
+
+The UNet has 32 groups, but also a level that is 1.5 times as wide as the first. LDM needs the class in sgool.tiny.ldm
+for this level, so a WebUI can load the checkpoint only if it has this extension.
 """
 
 from __future__ import annotations
@@ -62,15 +64,17 @@ VAE = {
 }
 
 OUTER = {"encoder.conv_in": (1,), "encoder.conv_out": (0,), "decoder.conv_in": (1,), "decoder.conv_out": (0,)}
-"""Dimensions that count the picture's or the latent's channels, and are not padded."""
+"""Dimensions that hold the channels of the picture or the latent. They are not padded."""
 
 
 def export(folder: Path, model: Path = MODEL) -> Path:
-    """Write ``sgool-tiny.safetensors``, ``sgool-tiny.yaml`` (which holds the absolute path of the tokenizer, so export
-    again rather than move it) and ``sgool-tiny/`` (diffusers' configuration files and the tokenizer) to `folder`,
-    usually the WebUI's ``models/Stable-diffusion``. Returns the path of the first. About 40 MiB.
+    """Write the checkpoint to `folder`, usually the WebUI's ``models/Stable-diffusion``, and return its path.
 
-    `model`: diffusers folder of a Stable Diffusion 1.x model, whose autoencoder's number of groups divides 32.
+    Writes ``sgool-tiny.safetensors``, ``sgool-tiny.yaml`` and ``sgool-tiny/`` (diffusers' configuration files and the
+    tokenizer), about 40 MiB in all. The ``.yaml`` file holds the absolute path of the tokenizer, so export again
+    instead of moving the files.
+
+    model: the diffusers folder of a Stable Diffusion 1.x model. Its autoencoder's number of groups must divide 32.
     """
     parts = {part: _json(model / part / "config.json") for part in ("unet", "vae", "text_encoder")}
     schedule = _json(model / "scheduler" / "scheduler_config.json")
@@ -119,7 +123,7 @@ def _replace(key: str, names: dict[str, str]) -> str:
 
 
 def _unet_key(key: str, config: dict[str, Any]) -> str:
-    """LDM numbers the blocks of all levels in a row; each holds a ResNet (0), an attention (1), or resamples."""
+    """LDM numbers the blocks of all levels in a row. A block holds a ResNet (0) and an attention (1), or resamples."""
     match = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", key)
     if not match:
         name = _replace(key, UNET)
@@ -149,7 +153,7 @@ def _padded(key: str, value: Tensor, padding: int) -> Tensor:
     """The autoencoder's tensor `value` with `padding` times as many inner channels."""
     layer = key.rpartition(".")[0]
     if "attentions" in key and layer.rpartition(".")[2] == "to_q":
-        value = value * math.sqrt(padding)  # attention divides by the square root of the channels, now more
+        value = value * math.sqrt(padding)  # attention divides by the square root of the channel count, now larger
     if "attentions" in key and value.ndim == 2:
         value = value[:, :, None, None]  # linear in diffusers, a 1x1 convolution in LDM
     if layer in ("quant_conv", "post_quant_conv"):
@@ -163,7 +167,7 @@ def _padded(key: str, value: Tensor, padding: int) -> Tensor:
 
 
 def _ldm_config(parts: dict[str, dict[str, Any]], schedule: dict[str, Any], tokenizer: Path) -> dict[str, Any]:
-    """LatentDiffusion's configuration (written as JSON, which is YAML as well)."""
+    """LatentDiffusion's configuration. It is written as JSON, which is also YAML."""
     unet, vae = parts["unet"], parts["vae"]
     width = unet["block_out_channels"][0]
     unet_params = {

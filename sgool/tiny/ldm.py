@@ -1,4 +1,4 @@
-"""LDM's UNet with levels whose width is no multiple of the first's. Loaded by the WebUI, which has `ldm`."""
+"""LDM's UNet for levels whose width is not a multiple of the first width. Loaded only by the WebUI, which has `ldm`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ldm.modules.diffusionmodules import openaimodel
 
 
 class Ratio(float):
-    """A factor whose product with a width is a width again."""
+    """A factor whose product with a width is an integer."""
 
     def __mul__(self, width: float) -> int:
         return round(float(self) * width)
@@ -18,7 +18,7 @@ class Ratio(float):
 
 
 class UNetModel(openaimodel.UNetModel):
-    """What the exported configuration (sgool.tiny.export) names; LDM's own takes whole multiples only."""
+    """The class named in the exported configuration (sgool.tiny.export). LDM's own class takes only whole multiples."""
 
     def __init__(self, *, channel_mult: Sequence[float], **options: Any) -> None:
         super().__init__(channel_mult=[Ratio(multiple) for multiple in channel_mult], **options)

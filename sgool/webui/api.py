@@ -1,4 +1,4 @@
-"""Routes of the extension: GET /sgool/v1/schema, /version, /detectors, and where there is a page /last for its view."""
+"""Routes of the extension: GET /sgool/v1/schema, /version, /detectors, and where there is a page /runs for its view."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def add_routes(demo: Any, app: FastAPI) -> None:
     app.add_api_route("/sgool/v1/version", version, methods=["GET"])
     app.add_api_route("/sgool/v1/schema", schema, methods=["GET"])
     app.add_api_route("/sgool/v1/detectors", detectors, methods=["GET"])
-    if demo is None:  # --nowebui: nobody to show the last run to, and --api-auth knows nothing of our routes
+    if demo is None:  # --nowebui: nobody to show a run to, and --api-auth knows nothing of our routes
         return
     users = [Depends(_signed_in)]
-    app.add_api_route("/sgool/v1/last", last, methods=["GET"], dependencies=users)
-    app.add_api_route("/sgool/v1/last/{tab}/{run}/{index}/{name}.png", picture, methods=["GET"], dependencies=users)
+    app.add_api_route("/sgool/v1/runs/{run}", shown, methods=["GET"], dependencies=users)
+    app.add_api_route("/sgool/v1/runs/{run}/{index}/{name}.png", picture, methods=["GET"], dependencies=users)
 
 
 def version() -> dict[str, str]:
@@ -60,35 +60,33 @@ def detectors() -> list[dict[str, str]]:
     return [{"name": name, "description": each.description} for name, each in DETECTORS.items()]
 
 
-def last(tab: str = "txt2img") -> dict[str, Any]:
-    """What the last run of that tab has come to, for the view under the accordion; id 0 where there is none.
+def shown(run: str) -> dict[str, Any]:
+    """What a run has come to, for the view of the page that made it; 404 where it is no longer kept.
 
-    Its pictures are below /sgool/v1/last/{tab}/{id}. kept: of a longer run only so many, the first, are here.
+    Its pictures are below /sgool/v1/runs/{run}. kept: of a longer run only this many images, the first, are here.
     """
     from sgool.webui import gallery
 
-    found = gallery.last.get(tab)
-    if found is None:
-        return {"id": 0, "images": [], "kept": gallery.KEPT}
     entries = [
         {
             "score_before": outcome.score_before,
+            "score_resampled": outcome.score_resampled,
             "score_after": outcome.score_after,
-            "iterations": outcome.iterations,
+            "best_iteration": outcome.best_iteration,
+            "iterations": outcome.result.iterations,
             "regions": len(outcome.regions),
-            "message": outcome.ended,
+            "message": outcome.result.ended,
         }
-        for outcome in found.outcomes
+        for outcome in _outcomes(run)
     ]
-    return {"id": found.number, "images": entries, "kept": gallery.KEPT}
+    return {"images": entries, "kept": gallery.KEPT}
 
 
-def picture(tab: str, run: int, index: int, name: str) -> Response:
-    """A picture of the last run, from memory."""
+def picture(run: str, index: int, name: str) -> Response:
+    """A picture of a run, from memory."""
     from sgool.webui import gallery
 
-    found = gallery.last.get(tab)
-    outcomes = found.outcomes if found is not None and found.number == run else []
+    outcomes = _outcomes(run)
     outcome = outcomes[index] if 0 <= index < len(outcomes) else None
     draw = {"after": gallery.after, **gallery.extras(outcome)}.get(name) if outcome else None
     if outcome is None or draw is None:
@@ -96,6 +94,14 @@ def picture(tab: str, run: int, index: int, name: str) -> Response:
     buffer = io.BytesIO()
     draw(outcome).save(buffer, "PNG")
     return Response(buffer.getvalue(), media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+
+def _outcomes(run: str) -> list[Any]:
+    from sgool.webui import gallery
+
+    if run not in gallery.runs:
+        raise HTTPException(404, "This run is no longer kept.")
+    return gallery.runs[run]
 
 
 def _signed_in(request: Request) -> None:

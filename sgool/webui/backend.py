@@ -5,21 +5,22 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
 from modules import devices, processing, prompt_parser, rng, sd_samplers, sd_samplers_common
 from torch import Tensor
 
 from sgool.checkpointing import Memory
 from sgool.errors import SgoolError
-from sgool.optimize import Stop
+from sgool.result import Stop
 from sgool.samplers import Branch, Network
 
 
 class WebuiBackend:
-    """See `sgool.backends.Backend`; prompts are ignored, as the WebUI has encoded them already.
+    """See `sgool.backends.Backend`. Prompts are ignored, because the WebUI has already encoded them.
 
-    p: the WebUI's processing object, conditionings in place. index: which image of its batch. latent: [1, 4, h, w],
-    that image as the WebUI's sampler left it. noise: [1, 4, h, w], what the sampler started from, or None.
+    p: the WebUI's processing object, with its conditionings. index: the image's index in the batch. latent: the image
+    as the WebUI's sampler left it, [1, 4, h, w]. noise: the noise that the sampler started from, [1, 4, h, w], or None.
     """
 
     def __init__(self, p: Any, index: int, latent: Tensor, noise: Tensor | None, memory: Memory) -> None:
@@ -29,6 +30,7 @@ class WebuiBackend:
         self.memory = memory
         self.device = torch.device(devices.device)
         self.alphas_cumprod = self.model.alphas_cumprod.detach().double().cpu()
+        self.latent_dtype = latent.dtype
         self.original = latent.detach().to(self.device, torch.float64, copy=True)
         self.seed_noise = None if noise is None else noise.detach().to(self.device, torch.float64, copy=True)
 
@@ -39,12 +41,12 @@ class WebuiBackend:
     def network(self, prompt: Any, negative_prompt: str, guidance_scale: float) -> Network:
         """The WebUI's CFG denoiser, with prompt scheduling, AND, emphasis and loaded LoRA as in the first pass.
 
-        It returns eps, whatever the model predicts. In low memory each prompt of the guidance is a branch of its own.
+        The denoiser returns eps, whatever the model predicts. With memory "low", each prompt is a branch of its own.
         """
         sampler = sd_samplers.create_sampler("DDIM", self.model)
         sampler.initialize(self.p)
         denoiser = sampler.model_wrap_cfg
-        denoiser.mask = denoiser.nmask = None  # `blend` sees to the mask
+        denoiser.mask = denoiser.nmask = None  # `blend` applies the mask
         denoiser.steps = self.p.steps
         denoiser.total_steps = self._total_steps()
         prompts = self.p.c.batch[self.index]
@@ -73,7 +75,8 @@ class WebuiBackend:
             return Branch(weight, predict, evals=1 if alone else 1 + len(prompts))
 
         if self.memory.sequential:
-            # With "negative guidance minimum sigma" above every sigma (see guard) the denoiser gives its prompt alone.
+            # With the "negative guidance minimum sigma" above every sigma (see `isolation.sparing`), the denoiser
+            # evaluates its prompt alone.
             single = prompt_parser.ComposableScheduledPromptConditioning
             weights = [guidance_scale * each.weight for each in prompts]
             branches = [branch(1 - sum(weights), [single(negative)], 1.0, alone=True)]
@@ -84,28 +87,40 @@ class WebuiBackend:
         return Network(branches, self.alphas_cumprod, "epsilon", torch.float32, _network_precision)
 
     def noise(self, seed: int) -> Tensor:
-        """The noise that this image's own sampler started from; for another seed, what it would have started from."""
+        """The noise that the image's own sampler started from; for another seed, the WebUI's noise for that seed."""
         if seed == self.p.seeds[self.index] and self.seed_noise is not None:
             return self.seed_noise
         made = rng.ImageRNG(tuple(self.original.shape[1:]), [seed]).next()
         return made.to(self.device, torch.float64)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """See Backend. Outside an inpainting mask it is the original that is decoded."""
+        """See Backend. Outside an inpainting mask, the original is decoded."""
         z = self.blend(latent).to(devices.dtype_vae) / self.model.scale_factor
         with devices.without_autocast():
             return self.model.first_stage_model.decode(z).float() / 2 + 0.5
 
     def decode_original(self) -> Tensor:
-        """The image as it is now. Where the VAE's precision does not suffice, the WebUI switches it as it would."""
+        """The original image. If the precision of the VAE is too low, the WebUI raises the precision as usual.
+
+        Raises SgoolError if the image is NaN all the same.
+        """
         with torch.no_grad():
             image = self.decode(self.original)
             if not torch.isfinite(image).all():
                 processing.decode_latent_batch(self.model, self.original.float(), check_for_nans=True)
                 image = self.decode(self.original)
         if not torch.isfinite(image).all():
-            raise SgoolError("The VAE makes NaN of it.")
+            raise SgoolError("The VAE decodes this image to NaN.")
         return image.clamp(0, 1)
+
+    @torch.no_grad()
+    def picture(self, latent: Tensor) -> np.ndarray:
+        """The latent as the WebUI itself makes a picture of it: uint8 RGB [H, W, 3]."""
+        (decoded,) = processing.decode_latent_batch(
+            self.model, latent.to(self.latent_dtype), target_device=devices.cpu, check_for_nans=True
+        )
+        pixels = torch.clamp((decoded.float() + 1) / 2, 0, 1)
+        return (255.0 * np.moveaxis(pixels.numpy(), 0, 2)).astype(np.uint8)
 
     def blend(self, latent: Tensor) -> Tensor:
         """The latent inside the inpainting mask and the original outside, as the WebUI blends at the end."""
@@ -118,19 +133,19 @@ class WebuiBackend:
         return getattr(self.p, "firstpass_steps", None) or self.p.steps
 
     def _step(self, t: int) -> int:
-        """The WebUI's step at timestep t, which its prompt schedules are written in."""
+        """The WebUI's step number at timestep t. Prompt schedules are written in these numbers."""
         total, last = self._total_steps(), len(self.alphas_cumprod)
         step = (last - t) * total // last
         if getattr(self.p, "init_latent", None) is not None:
-            # img2img counts from where it sets in.
+            # img2img counts from the step where it begins.
             steps, begin = sd_samplers_common.setup_img2img_steps(self.p)
             step = (last - t) * steps // last - (steps - begin - 1)
         return max(0, min(total - 1, step))
 
     def _image_conditioning(self) -> Tensor:
-        """What inpainting and depth models see besides, as in the first pass; one pixel of zeros for all others.
+        """The extra input of inpainting and depth models, as in the first pass; one pixel of zeros for all others.
 
-        The very tensor where the sampler still has it: to make it anew would draw other random numbers.
+        The sampler's own tensor is used if the sampler still has it, because a new one would use other random numbers.
         """
         own = (getattr(self.p.sampler, "sampler_extra_args", None) or {}).get("image_cond")
         if own is None:
@@ -148,7 +163,7 @@ def _own(prompts: Any) -> list[Any]:
 
 
 def _own_schedule(schedules: Any) -> list[Any]:
-    """Copies: other extensions may hand over tensors of inference mode, which no gradient can pass."""
+    """Copy the schedules, because other extensions may pass tensors from inference mode, which block gradients."""
     return [each._replace(cond=_copy(each.cond)) for each in schedules]
 
 

@@ -19,15 +19,14 @@ from sgool.settings import Settings
 from sgool.webui import interrupts, models, unsupported
 from sgool.webui.backend import WebuiBackend
 from sgool.webui.isolation import isolated, sparing
-from sgool.webui.messages import failure, tell
+from sgool.webui.messages import failure, story, tell
 from sgool.webui.progress import BatchProgress
-from sgool.webui.records import Outcome, Run
+from sgool.webui.records import Outcome, Run, Scores
 
 
 def improve(p: Any, run: Run, samples: Tensor) -> Tensor:
     """The batch's latents [B, 4, h, w], improved where that succeeded; the very same tensor where nothing did."""
-    nothing = run.settings.method == "none" or not run.settings.iterations
-    if nothing or interrupts.stopped():
+    if interrupts.stopped():
         return samples
     batch = Batch(p, run, samples)
     with batch.told(batch.numbers):
@@ -39,6 +38,15 @@ def improve(p: Any, run: Run, samples: Tensor) -> Tensor:
         shared.state.current_latent = batch.improved  # what a preview shows from here on
     batch.settle()
     return batch.improved
+
+
+def nothing_to_do(settings: Settings) -> str | None:
+    """Why these settings leave every image as it is, or None."""
+    updates = 0 if settings.method == "none" else settings.iterations
+    if updates or (settings.candidates > 1 and settings.start == "seed"):
+        return None
+    what = "With method none" if settings.method == "none" else "With 0 iterations"
+    return f"{what} SGOOL has nothing to do here; more candidate seeds would choose the best of several images."
 
 
 class Batch:
@@ -101,7 +109,8 @@ class Batch:
             lower = list(MEMORY)[list(MEMORY).index(settings.memory) + 1 :]
             if not out_of_memory(error) or not lower:
                 raise
-        tell(self.p, self.run, [], f"SGOOL ran out of memory and tries again with memory {lower[0]!r}.")
+        sentence = f"SGOOL ran out of memory and tries again with memory {lower[0]!r}."
+        tell(self.p, self.run, [self.numbers[i]], sentence, note=False)
         return self._attempt(i, critics, settings.changed(memory=lower[0]))
 
     def _attempt(self, i: int, critics: Critics, settings: Settings) -> Tensor | None:
@@ -110,8 +119,7 @@ class Batch:
         # Inside the WebUI's autocast (hires fix) the critics would be cast, too.
         with torch.enable_grad(), devices.without_autocast(), sparing(self.p, memory):
             backend = WebuiBackend(self.p, i, self.samples[i : i + 1], self._noise(i), memory)
-            before = backend.decode_original()
-            score = critics.selector.judge(before, prompt)
+            score = critics.selector.judge(backend.decode_original(), prompt)
             self.progress.begin(i, self._label(i), score)
             latent = backend.original if settings.start == "image" else None
             request = Request(prompt, seed=seed, init_latent=latent)
@@ -120,35 +128,30 @@ class Batch:
                 raise Stop
             if result.error is not None:
                 raise result.error
-            self._keep(i, before, score, result, critics)
-            better = result.best.score > score
-            return backend.blend(result.best.latent).detach() if better else None
+            better = backend.blend(result.best.latent).detach() if result.best.score > score else None
+            self._keep(i, backend, critics, score, better, result)
+            return better
 
-    def _keep(self, i: int, before: Tensor, score: float, result: Result, critics: Critics) -> None:
-        """Remember what has come of the image. before: [1, 3, H, W], the WebUI's own, and its score."""
+    @torch.no_grad()
+    def _keep(
+        self, i: int, backend: WebuiBackend, critics: Critics, score: float, better: Tensor | None, result: Result
+    ) -> None:
+        """Remember what has come of the image. score: of the WebUI's own; better: the latent to go on with, or None."""
         number = self.numbers[i]
-        better = result.best.score > score
-        after = result.best.image if better else before
-        saliency = critics.detector(after)
-        self.run.outcomes[number] = Outcome(
-            before=pictures.to_uint8(before),
-            after=pictures.to_uint8(after),
+        before = backend.picture(backend.original)
+        after = before if better is None else backend.picture(better)
+        saliency = critics.detector(pictures.to_tensor(after))
+        outcome = self.run.outcomes[number] = Outcome(
+            before=before,
+            after=after,
             saliency=saliency.half().cpu(),
             regions=tuple(region_finder(self.run.settings)(saliency)),
             score_before=score,
-            score_after=result.best.score if better else score,
-            losses=result.losses,
-            scores=result.scores,
-            best=result.best_update,
-            iterations=result.iterations,
-            seed=int(self.p.seeds[i]),
-            prompt=self.p.prompts[i],
-            ended=result.ended,
+            start=self.run.settings.start,
+            improved=better is not None,
+            result=Scores.of(result),
         )
-        outcome = self.run.outcomes[number]
-        print(
-            f"SGOOL: {self._label(i)}score {score:.3f} -> {outcome.score_after:.3f} in {outcome.iterations} iterations"
-        )
+        print(f"SGOOL: {self._label(i)}{story(outcome)}")
         if result.ended:
             tell(self.p, self.run, [number], f"SGOOL: {result.ended}")
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sgool import __version__
+from sgool.presets import ignored
 from sgool.settings import DEFAULTS
 from sgool.webui.arguments import WEBUI
+from sgool.webui.records import Outcome, Run
 
 _PREFIX = "SGOOL "
 VERSION = f"{_PREFIX}version"
@@ -17,16 +19,38 @@ NOTE = f"{_PREFIX}note"
 
 
 def key(name: str) -> str:
-    """The infotext key of a setting."""
-    return f"{_PREFIX}{WEBUI[name].label.lower()}"
+    """The infotext key of a setting: its label."""
+    return f"{_PREFIX}{WEBUI[name].label}"
 
 
-_OUTCOME: dict[str, Callable[[Any], str | int]] = {
-    "SGOOL score before": lambda outcome: f"{outcome.score_before:.4f}",
-    "SGOOL score after": lambda outcome: f"{outcome.score_after:.4f}",
+_OUTCOME: dict[str, Callable[[Outcome], str | int | None]] = {
+    "SGOOL score before": lambda outcome: _score(outcome.score_before),
+    "SGOOL score resampled": lambda outcome: _score(outcome.score_resampled),
+    "SGOOL score after": lambda outcome: _score(outcome.score_after),
+    "SGOOL best iteration": lambda outcome: outcome.best_iteration,
     "SGOOL regions found": lambda outcome: len(outcome.regions),
-    "SGOOL iterations done": lambda outcome: outcome.iterations,
+    "SGOOL iterations done": lambda outcome: outcome.result.iterations,
 }
+"""Of each image: the WebUI's own score, the score of iteration 0 where SGOOL sampled the image again, the score of what
+came out, and which iteration made that (none where the WebUI's own image did)."""
+
+
+def _score(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"
+
+
+class PageOnly(list[str]):
+    """A value of `p.extra_generation_params` that the page gets to see, and no infotext.
+
+    The page's JSON shows what is in the list; for an infotext the WebUI asks for the image's own entry: None.
+    """
+
+    def __getitem__(self, index: Any) -> None:  # type: ignore[override]
+        return None
+
+
+RUN = f"{_PREFIX}run"
+"""Where the page finds the id of the run that made its images."""
 
 
 def without_ours(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,10 +58,11 @@ def without_ours(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if not name.startswith(_PREFIX)}
 
 
-def write(p: Any, run: Any) -> None:
-    """Add every parameter that is not at its default, what came of each image, and the version."""
+def write(p: Any, run: Run) -> None:
+    """Add every setting that has a part in the run and is not at its default, what came of each image, the version."""
     params = p.extra_generation_params
-    for name in WEBUI:
+    idle = ignored(WEBUI, run.settings.method, run.settings.start)
+    for name in [name for name in WEBUI if name not in idle]:
         value = getattr(run.settings, name)
         if value != DEFAULTS[name]:
             params[key(name)] = value
@@ -47,8 +72,11 @@ def write(p: Any, run: Any) -> None:
     params[VERSION] = __version__
 
 
-def settle(p: Any, run: Any) -> None:
-    """After the last image: plain lists in place of functions, so that the API's JSON shows them."""
+def settle(p: Any, run: Run, number: str) -> None:
+    """After the last image: plain lists in place of functions, because the API's JSON shows no functions.
+
+    number: the run's id for the page, or "".
+    """
     count = len(p.all_seeds)
     fields: dict[str, Callable[[Any], Any]] = {**_OUTCOME, NOTE: str}
     for field, read in fields.items():
@@ -57,6 +85,8 @@ def settle(p: Any, run: Any) -> None:
             p.extra_generation_params[field] = [read(found[i]) if i in found else None for i in range(count)]
         else:
             p.extra_generation_params.pop(field, None)
+    if number:
+        p.extra_generation_params[RUN] = PageOnly([number])
 
 
 def _per_image(found: Mapping[int, Any], read: Callable[[Any], Any]) -> Callable[..., Any]:

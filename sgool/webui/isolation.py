@@ -1,4 +1,4 @@
-"""A run leaves nothing behind: what it changes in the WebUI is put back, whatever happens."""
+"""A run leaves nothing behind: all its changes to the WebUI are undone, whatever happens."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from modules import devices, sd_samplers_cfg_denoiser, sd_samplers_common, share
 from sgool.checkpointing import Memory, blocks, checkpoint
 
 _STATE = ("job", "job_no", "job_count", "current_latent", "textinfo")
-"""Of shared.state. The user's wishes (interrupted, skipped), the steps and the preview's number only go forward."""
+"""Attributes of shared.state to restore. The user's requests (interrupted, skipped), the steps and the preview's number
+are not among them, because these must not go back."""
 
 
 @contextmanager
 def isolated(p: Any) -> Iterator[None]:
-    """Freeze the model for the run of a batch; on the way out everything is as it was before."""
+    """Freeze the model for the run of a batch, and restore everything afterwards."""
     with ExitStack() as stack:
         stack.callback(devices.torch_gc)
         stack.enter_context(_random_numbers())
         kept = {name: getattr(shared.state, name) for name in _STATE}
-        # Without a latent the page's requests for a preview do not draw the first pass's over ours.
+        # Without a current latent, the page's preview requests cannot draw the first pass's preview over ours.
         stack.enter_context(attributes(shared.state, {**kept, "current_latent": None}))
         stack.enter_context(_infotext(p))
-        # Sampler.initialize leaves its own random numbers in k-diffusion.
+        # Sampler.initialize leaves its own source of random numbers in k-diffusion.
         stack.enter_context(attributes(k_diffusion.sampling, {"torch": k_diffusion.sampling.torch}))
-        # The denoiser's previews would keep the graph alive, or decode in the middle of it.
+        # The denoiser's previews would keep the graph in memory, or decode while it is recorded.
         stack.enter_context(attributes(sd_samplers_common, {"store_latent": lambda decoded: None}))
         stack.enter_context(_options(skip_early_cond=0.0))
         if "hypertile" in sys.modules:
-            # Random tiles would make every evaluation another network, which nothing could undo.
+            # With random tiles the network would differ at every evaluation, and no step could be inverted.
             stack.enter_context(attributes(sys.modules["hypertile"], {"RNG_INSTANCE": _FirstTile()}))
         stack.enter_context(_frozen(p.sd_model))
         yield
@@ -43,11 +44,11 @@ def isolated(p: Any) -> Iterator[None]:
 
 @contextmanager
 def sparing(p: Any, memory: Memory) -> Iterator[None]:
-    """Recompute what `memory` says, while one image is made."""
+    """Apply the memory setting while one image is made."""
     with ExitStack() as stack:
         stack.callback(devices.torch_gc)
         if memory.sequential:
-            # One prompt at a time; batched, the denoiser would forget to halve an inpainting model's conditions, too.
+            # One prompt at a time. With batched prompts, the denoiser would not trim an inpainting model's conditions.
             stack.enter_context(_options(s_min_uncond_all=True, batch_cond_uncond=False))
         if memory.network:
             stack.callback(checkpoint(blocks(p.sd_model.model.diffusion_model)))
@@ -63,7 +64,7 @@ class _FirstTile:
 
 @contextmanager
 def attributes(owner: Any, values: dict[str, Any]) -> Iterator[None]:
-    """Set attributes, and put the previous ones back."""
+    """Set attributes, and restore the previous ones afterwards."""
     before = {name: getattr(owner, name) for name in values}
     try:
         for name, value in values.items():
@@ -75,15 +76,15 @@ def attributes(owner: Any, values: dict[str, Any]) -> Iterator[None]:
 
 
 def _options(**values: Any) -> AbstractContextManager[None]:
-    """Settings as the denoiser sees them. The user's own are not touched: a run takes minutes, in which the user may
-    change them, and the WebUI may save them.
+    """Settings for the denoiser alone. The user's settings stay untouched: a run takes minutes, and meanwhile the user
+    may change them and the WebUI may save them.
     """
     seen = sd_samplers_cfg_denoiser.shared
     return attributes(sd_samplers_cfg_denoiser, {"shared": _Overlay(seen, opts=_Overlay(seen.opts, **values))})
 
 
 class _Overlay:
-    """Another object, but for some attributes that are read here; all that is set is set on the other."""
+    """Another object with some attributes replaced for reading. Setting an attribute sets it on the other object."""
 
     def __init__(self, other: Any, **values: Any) -> None:
         vars(self).update(values, _other=other)
@@ -97,7 +98,7 @@ class _Overlay:
 
 @contextmanager
 def _infotext(p: Any) -> Iterator[None]:
-    """The denoiser notes what it does in the infotext; what it does for us is no parameter of the user's."""
+    """Restore the infotext. The denoiser writes into it, but our evaluations are not part of the user's parameters."""
     before = dict(p.extra_generation_params)
     try:
         yield

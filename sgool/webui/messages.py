@@ -6,28 +6,51 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sgool.errors import SgoolError, out_of_memory
+from sgool.errors import SgoolError, brief, out_of_memory
+from sgool.result import TRIED
 from sgool.webui import models
-from sgool.webui.records import Run
+from sgool.webui.records import Outcome, Run
 
 
-def tell(p: Any, run: Run, numbers: Sequence[int], sentence: str) -> None:
-    """In the console, in the box below the gallery, and in the infotext of the images with these numbers."""
-    p.comment(sentence)
-    print(sentence, file=sys.stderr)
-    for number in numbers:
+def tell(p: Any, run: Run, numbers: Sequence[int], sentence: str, *, note: bool = True) -> None:
+    """In the console, in the box below the gallery and, as a note, in the infotext of the images with these numbers.
+
+    In a batch, what is told of a single image says which.
+    """
+    shown = sentence
+    if len(numbers) == 1 and len(p.all_seeds) > 1:
+        shown = f"Image {numbers[0] + 1} of {len(p.all_seeds)}: {sentence}"
+    p.comment(shown)
+    print(shown, file=sys.stderr)
+    for number in numbers if note else ():
         run.notes[number] = without_folder(sentence)
 
 
-def failure(error: Exception, memory: str) -> str:
+def story(outcome: Outcome) -> str:
+    """How the score went: the user's image, that image sampled again by SGOOL, and what the updates added."""
+    parts = [f"your image {outcome.score_before:.3f}"]
+    if outcome.score_resampled is not None:
+        parts.append(f"sampled again {outcome.score_resampled:.3f}")
+    best = outcome.best_iteration
+    if best is None:
+        parts.append(f"no better image in {outcome.result.iterations} iterations")
+    elif best == TRIED:
+        parts.append(f"another candidate seed {outcome.score_after:.3f}")
+    elif best > 0 or outcome.score_resampled is None:
+        parts.append(f"after iteration {best} {outcome.score_after:.3f}")
+    else:
+        parts.append(f"no better one in {outcome.result.iterations} iterations")
+    return ", ".join(parts)
+
+
+def failure(error: Exception, memory: str = "") -> str:
     """Why an image is as it was. memory: the setting of the attempt that failed."""
     if out_of_memory(error):
         less = "memory 'low' or " if memory == "fast" else ""  # the next lower one has been tried already
         return f"SGOOL ran out of memory, so this is the image without it; choose {less}a smaller picture."
     if isinstance(error, SgoolError):
         return f"SGOOL left the image as it was: {error}"
-    reason = " ".join(str(error).split())[:200]
-    return f"SGOOL failed, so this is the image without it: {type(error).__name__}: {reason}"
+    return f"SGOOL failed, so this is the image without it: {type(error).__name__}: {brief(error, 200)}"
 
 
 def without_folder(sentence: str) -> str:

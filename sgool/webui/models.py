@@ -10,11 +10,12 @@ from typing import Any
 from modules import devices, paths
 from torch import nn
 
-from sgool.generate import Critics, detector_name, load_critics
+from sgool.generate import Critics, load_critics
+from sgool.needs import Needs, fetch, needs
 from sgool.settings import Settings
 from sgool.webui import progress
 
-_last: tuple[tuple[str, ...], Critics] | None = None
+_last: tuple[Needs, Critics] | None = None
 
 
 def models_dir() -> Path:
@@ -22,21 +23,30 @@ def models_dir() -> Path:
     return Path(paths.models_path) / "sgool"
 
 
+def prepare(settings: Settings) -> None:
+    """Download what these settings need and is not here.
+
+    Raises SgoolError, which names all files that cannot be had, and Stop where the user stops the download.
+    """
+    with progress.downloading() as report:
+        fetch(needs(settings), models_dir(), report)
+
+
 @contextmanager
 def critics(settings: Settings) -> Iterator[Critics]:
-    """The critics and the detector of these settings on the WebUI's device; missing weights are downloaded.
+    """The critics and the detector of these settings on the WebUI's device.
 
-    Raises SgoolError where that fails.
+    Raises SgoolError where their weights cannot be loaded.
     """
     global _last
-    key = (settings.guide, settings.selector, detector_name(settings))  # all that `load_critics` goes by
-    if _last is None or _last[0] != key:
+    wanted = needs(settings)
+    if _last is None or _last[0] != wanted:
         _last = None  # the old ones go before the new ones come
-        progress.tell("SGOOL loads its networks; those that are missing are downloaded first")
-        loaded = load_critics(settings, models_dir(), devices.cpu)
+        progress.tell("SGOOL loads its networks")
+        loaded = load_critics(wanted, models_dir(), devices.cpu)
         for critic in (loaded.guide, loaded.selector):
             _plain_gelus(critic)
-        _last = key, loaded
+        _last = wanted, loaded
     loaded = _last[1]
     try:
         yield loaded.to(devices.device)

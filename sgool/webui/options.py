@@ -9,14 +9,14 @@ SECTION = ("sgool", "SGOOL")
 
 _NAMES = {
     "before": "the image before SGOOL",
-    "saliency": "where people look (saliency and regions)",
+    "saliency": "where people look (saliency map and regions)",
     "loss": "the curve of loss and score",
 }
 
 
 def add() -> None:
     """Register the options; all are off."""
-    for verb, does in (("return", "Show in the gallery"), ("save", "Save beside the image")):
+    for verb, does in (("return", "SGOOL: show in the gallery"), ("save", "SGOOL: save beside the image")):
         for name, what in _NAMES.items():
-            info = shared.OptionInfo(False, f"{does}: {what}", gr.Checkbox, {"interactive": True}, section=SECTION)
+            info = shared.OptionInfo(False, f"{does} {what}", gr.Checkbox, {"interactive": True}, section=SECTION)
             shared.opts.add_option(f"sgool_{verb}_{name}", info)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from modules import shared
 from PIL import Image
 
 from sgool import pictures
+from sgool.download import Report, Transfer
 from sgool.result import Progress, Result, Snapshot
 from sgool.settings import Settings
 from sgool.webui import interrupts
+from sgool.webui.isolation import attributes
 
 
 class BatchProgress(Progress):
@@ -22,8 +26,9 @@ class BatchProgress(Progress):
     """
 
     def __init__(self, p: Any, settings: Settings, count: int) -> None:
-        self.iterations = settings.iterations
+        self.iterations = 0 if settings.method == "none" else settings.iterations
         self.steps = settings.steps
+        self.resamples = settings.start == "seed"
         # There and back for every update, and before them every candidate once, or the image there and back.
         passes = 2 * self.iterations + (2 if settings.start == "image" else settings.candidates)
         self.first_pass, self.of_an_image = p.steps, passes * self.steps
@@ -36,7 +41,7 @@ class BatchProgress(Progress):
         self.done = 0
         self.label, self.before = label, before
         self._advance(0)
-        tell(f"SGOOL {label}0/{self.iterations}, score {before:.3f}")
+        tell(f"SGOOL {label}0/{self.iterations}, your image {before:.3f}")
 
     def step(self, done: int, total: int) -> None:
         """After every step of the reversible sampler, `done` of `total` in this pass. Raises Stop when asked to."""
@@ -46,9 +51,13 @@ class BatchProgress(Progress):
             self.done += 1
 
     def image(self, result: Result, newest: Snapshot) -> None:
-        """After every image."""
-        best = max(self.before, result.best.score)
-        tell(f"SGOOL {self.label}{newest.iteration}/{self.iterations}, score {self.before:.3f} -> {best:.3f}")
+        """After every image: the score of the WebUI's own, of iteration 0, and of the best one since."""
+        scores = f"your image {self.before:.3f}"
+        if self.resamples:
+            scores += f", sampled again {result.scores[0]:.3f}"
+        if newest.iteration:
+            scores += f", best {max(self.before, result.best.score):.3f}"
+        tell(f"SGOOL {self.label}{newest.iteration}/{self.iterations}, {scores}")
         opts = shared.opts
         if opts.live_previews_enable and opts.show_progress_every_n_steps != -1:
             shared.state.assign_current_image(Image.fromarray(pictures.to_uint8(newest.image)))
@@ -58,6 +67,24 @@ class BatchProgress(Progress):
         """To so many steps of this image; never back, also where its run begins again."""
         reached = self.begun + min(steps, self.of_an_image)
         shared.state.sampling_step = max(shared.state.sampling_step, reached)
+
+
+@contextmanager
+def downloading() -> Iterator[Report]:
+    """Shows a download on the WebUI's bar, which is as it was afterwards. Interrupt and Skip stop the download."""
+    state = shared.state
+    names = ("job", "textinfo", "job_count", "job_no", "sampling_step", "sampling_steps")
+    with attributes(state, {name: getattr(state, name) for name in names}):
+
+        def report(transfer: Transfer) -> None:
+            tell(f"SGOOL downloads {transfer}")
+            if transfer.total:
+                # The WebUI draws no bar without a job.
+                state.job_count, state.job_no = 1, 0
+                state.sampling_step, state.sampling_steps = transfer.done, transfer.total
+            interrupts.check()
+
+        yield report
 
 
 def tell(text: str) -> None:

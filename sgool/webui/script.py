@@ -9,8 +9,10 @@ from typing import Any
 from modules import scripts
 
 from sgool.errors import SgoolError
+from sgool.presets import unused
+from sgool.result import Stop
 from sgool.webui import infotext
-from sgool.webui.arguments import parse
+from sgool.webui.arguments import WEBUI, parse
 
 _RUN = "sgool_run"
 OVERRIDES = "sgool_overrides"
@@ -51,11 +53,27 @@ class SgoolScript(scripts.Script):
         if getattr(p, "firstpass_image", None) is not None:
             self._refuse(p, "SGOOL leaves an image that is only upscaled as it is.")
             return
+        from sgool.webui import models
+        from sgool.webui.batch import nothing_to_do
+        from sgool.webui.messages import failure
         from sgool.webui.records import Run
 
-        self._forget_last()
         if self.is_img2img:
             settings = settings.changed(start="image")
+        if sentence := nothing_to_do(settings):
+            self._refuse(p, sentence)
+            return
+        if idle := unused(settings, loaded_model(p)):
+            where = f"method {settings.method}" + (" and a start from the image" if settings.start == "image" else "")
+            p.comment(f"SGOOL: with {where} these do nothing: {', '.join(WEBUI[name].label for name in idle)}.")
+        try:
+            models.prepare(settings)  # before the first pass, which may take minutes
+        except Stop:
+            self._refuse(p, "SGOOL was stopped while it downloaded its networks; what has arrived is kept.")
+            return
+        except Exception as error:
+            self._refuse(p, f"SGOOL is not used: {error}" if isinstance(error, SgoolError) else failure(error))
+            return
         run = Run(settings, weakref.ref(p))
         setattr(p, _RUN, run)
         infotext.write(p, run)
@@ -84,30 +102,32 @@ class SgoolScript(scripts.Script):
         from sgool.webui import gallery, interrupts
 
         try:
-            gallery.show(p, processed, run, self.tabname)
+            gallery.show(p, processed, run)
         finally:
-            infotext.settle(p, run)
+            infotext.settle(p, run, gallery.keep(run))
             if run.interrupted:
                 interrupts.resume(p)
             vars(p).pop(_RUN, None)
 
     def _refuse(self, p: Any, sentence: str) -> None:
         """Below the gallery, in the infotext and in the console."""
-        self._forget_last()
+        from sgool.webui.messages import without_folder
+
         p.comment(sentence)
-        p.extra_generation_params[infotext.NOTE] = sentence
+        p.extra_generation_params[infotext.NOTE] = without_folder(sentence)
         print(sentence, file=sys.stderr)
-
-    def _forget_last(self) -> None:
-        """What the page would show may be another user's run, and be taken for this one's."""
-        from sgool.webui import gallery
-
-        gallery.last.pop(self.tabname, None)
 
 
 def loaded_model(p: Any) -> str:
     """The name of the checkpoint that makes the image, for the defaults of its own that it may have."""
     return str(getattr(getattr(p.sd_model, "sd_checkpoint_info", None), "name_for_extra", ""))
+
+
+def remember_file(saved: Any) -> None:
+    """Which image of a run a file belongs to. Called for every file that the WebUI saves."""
+    run = _run(saved.p) if saved.p is not None else None
+    if run is not None and hasattr(saved.p, "batch_index"):
+        run.files[saved.filename] = saved.p.iteration * saved.p.batch_size + saved.p.batch_index
 
 
 def _run(p: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What cannot work, each said in one sentence; the image stays as it is."""
+"""Cases that cannot work, with one sentence for each. The image stays as it is."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ def reason(p: Any) -> str | None:
     if importlib.util.find_spec("modules_forge") or torch.is_inference_mode_enabled():
         return "SGOOL needs gradients, which Forge and reForge switch off (inference mode); use AUTOMATIC1111's WebUI."
     if getattr(model, "is_sd3", False):
-        return "SGOOL does not work with Stable Diffusion 3: it needs a model that predicts noise (SD 1.x, 2.x, SDXL)."
+        return "SGOOL does not work with Stable Diffusion 3; use a model that predicts noise (SD 1.x, 2.x or SDXL)."
     if getattr(model, "cond_stage_key", None) == "edit":
-        return "SGOOL does not work with instruct-pix2pix, whose guidance has a second image in it."
+        return "SGOOL does not work with instruct-pix2pix, because its guidance uses a second image."
     if sd_unet.current_unet is not None:
-        return "SGOOL needs gradients, which a replaced UNet (TensorRT and the like) has not; set SD Unet to None."
+        return "SGOOL needs gradients, but a replaced UNet (such as TensorRT) has none; set SD Unet to None."
     if shared.cmd_opts.lowvram and torch.device(devices.device).type != "cpu":
-        return "SGOOL does not work with --lowvram on a GPU: it takes weights away that gradients need; use --medvram."
+        return "SGOOL does not work with --lowvram on a GPU: this unloads weights that gradients need; use --medvram."
     if getattr(p, "refiner_checkpoint_info", None) is not None:
-        return "SGOOL does not work with a refiner, which is another model than the one that began the image."
+        return "SGOOL does not work with a refiner, because two models then make the image; turn the refiner off."
     if not hasattr(model, "alphas_cumprod") or not hasattr(model.model, "diffusion_model"):
         return "SGOOL does not know this kind of model; it works with Stable Diffusion 1.x, 2.x and SDXL."
     if not any(prompt.strip() for prompt in p.prompts):
-        return "SGOOL needs a prompt: it says what the image shall show."
+        return "SGOOL needs a prompt that says what the image should show."
     if not _has_double(devices.device):
         return f"SGOOL does not work on this device ({devices.device}), which has no 64-bit floats."
     return None
 
 
 def _has_double(device: Any) -> bool:
-    """Apple's MPS has none, nor have DirectML and some of Intel's."""
+    """Whether the device has 64-bit floats. Apple's MPS, DirectML and some Intel devices have none."""
     try:
         torch.zeros(1, dtype=torch.float64, device=device).add_(1)
     except (TypeError, RuntimeError):

@@ -13,7 +13,7 @@ from sgool.webui.script import OVERRIDES
 
 
 def add_axes() -> None:
-    """Add an axis for every parameter and one for the switch; does nothing where they are, or there is no plot."""
+    """Add an axis for every setting and one for the switch. Does nothing if the axes exist or there is no plot."""
     for data in scripts.scripts_data:
         if data.script_class.__module__ in ("xyz_grid.py", "scripts.xyz_grid"):
             grid = data.module
@@ -25,7 +25,7 @@ def add_axes() -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A range of floats is added up step by step, and may so end a little beyond its last value."""
+    """Round a float, because the plot adds up a range step by step and may end slightly beyond the last value."""
     return round(value, 8) if isinstance(value, float) else value
 
 
@@ -33,11 +33,11 @@ def _axis(
     grid: Any, name: str, label: str, kind: type, choices: Sequence[str], read: Callable[[Any], Any] = _plain
 ) -> Any:
     def apply(p: Any, x: Any, xs: Any) -> None:
-        # A new dict: the plot copies its processing object shallowly.
+        # A new dict, because the plot makes shallow copies of its processing object.
         setattr(p, OVERRIDES, {**getattr(p, OVERRIDES, {}), name: read(x)})
 
     def confirm(p: Any, xs: Any) -> None:
-        """Before the first image: raises SgoolError, naming the parameter."""
+        """Checks the values before the first image. Raises SgoolError, which names the setting."""
         for x in xs:
             parse(({name: read(x)},))
 
@@ -46,5 +46,5 @@ def _axis(
 
 
 def _truth(text: str) -> bool | str:
-    """Upper or lower case, as on the plot's own axes."""
+    """True or False in upper or lower case, as on the plot's own axes."""
     return {"true": True, "false": False}.get(text.lower(), text)

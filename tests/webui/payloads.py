@@ -1,4 +1,4 @@
-"""What the tests ask of the WebUI, and how."""
+"""The requests of the tests to the WebUI."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BASE: dict[str, Any] = {
     "scheduler": "Automatic",
 }
 
-# Few and cheap, but everything runs: updates are rendered, regions are found. No weights but the embedded ones.
+# A few cheap iterations, but everything runs: updates are rendered and regions are found. Only embedded weights.
 SGOOL: dict[str, Any] = {
     "enabled": True,
     "iterations": 2,
@@ -47,7 +47,7 @@ def picture() -> Image.Image:
 
 
 def mask() -> Image.Image:
-    """White, to be painted anew, is the right half."""
+    """The right half is white and is painted again."""
     image = Image.new("L", (128, 128), 0)
     ImageDraw.Draw(image).rectangle((64, 0, 127, 127), fill=255)
     return image
@@ -67,7 +67,7 @@ UNTICKED: dict[str, dict[str, Any]] = {
 
 
 def make(server: WebUI, payload: dict[str, Any], sgool: dict[str, Any] | list[Any] | None = None) -> Pictures:
-    """Run txt2img, or img2img where there are initial images; with SGOOL's arguments where they are given."""
+    """Run txt2img, or img2img if there are initial images, with SGOOL's arguments if they are given."""
     way = "img2img" if "init_images" in payload else "txt2img"
     if sgool is not None:
         arguments = sgool if isinstance(sgool, list) else [sgool]
@@ -76,7 +76,7 @@ def make(server: WebUI, payload: dict[str, Any], sgool: dict[str, Any] | list[An
 
 
 def plot(server: WebUI, x: tuple[str, Any], y: tuple[str, Any] = ("Nothing", "")) -> dict[str, Any]:
-    """The payload of an X/Y/Z plot. x, y: an axis and its values, a text or, where the axis has choices, a list."""
+    """The payload of an X/Y/Z plot. x, y: an axis and its values, as a text or, for an axis with choices, a list."""
     name = "x/y/z plot"
     (script,) = (
         each for each in server.get("/sdapi/v1/script-info") if each["name"] == name and not each["is_img2img"]
@@ -85,24 +85,24 @@ def plot(server: WebUI, x: tuple[str, Any], y: tuple[str, Any] = ("Nothing", "")
     arguments: list[Any] = []
     for label, values in (x, y, ("Nothing", "")):
         arguments += [labels.index(label), *(("", values) if isinstance(values, list) else (values, []))]
-    # Legend, images, grids of a part, seeds as they are, other seeds along each axis, margin, values as text.
+    # Legend, images, partial grids, unchanged seeds, other seeds along each axis, margin, values as text.
     arguments += [False, True, False, False, False, False, False, 0, False]
     return {**BASE, "script_name": name, "script_args": arguments}
 
 
 def difference(one: Image.Image, other: Image.Image) -> np.ndarray:
-    """Of two images, pixel by pixel: [H, W], the largest difference of a channel, 0 to 255."""
+    """The largest difference of a channel for each pixel of two images: [H, W], 0 to 255."""
     return np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max(-1)
 
 
 def differ(one: Pictures, other: Pictures) -> bool:
-    """Whether a pixel of the first images differs; their infotext may."""
+    """Whether a pixel of the first images differs. Infotexts may differ anyway."""
     return bool(difference(one.image(), other.image()).any())
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the infotext of an image says of its run with SGOOL. score 0 and iterations -1: nothing."""
+    """What the infotext of an image says about its run with SGOOL. Without a run: scores 0 and iterations -1."""
 
     before: float
     after: float

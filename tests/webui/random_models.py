@@ -1,6 +1,6 @@
-"""Small checkpoints of random weights, as Stable Diffusion 2.x (which predicts v), 2 for inpainting and SDXL have them.
+"""Small checkpoints with random weights, built like Stable Diffusion 2.x (which predicts v), 2 for inpainting and SDXL.
 
-Their pictures are noise, but the networks are built, loaded, conditioned and asked as the large ones are.
+Their pictures are noise, but the networks are built, loaded, conditioned and called like the large ones.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from webui_server import WebUI
 
 TEXT = "ViT-S-32-alt"
 TEXT_WIDTH = 256
-"""The smallest text encoder among open_clip's own."""
+"""The smallest text encoder of open_clip."""
 
 UNET: dict[str, Any] = {
     "in_channels": 4,
@@ -76,7 +76,7 @@ def sd2() -> dict[str, Any]:
 
 
 def inpainting() -> dict[str, Any]:
-    """The UNet also sees a mask and the picture outside it, which the WebUI hands over as conditions."""
+    """The UNet also sees a mask and the picture outside the mask, which the WebUI passes as conditions."""
     config = sd2()
     config["target"] = "ldm.models.diffusion.ddpm.LatentInpaintDiffusion"
     config["params"] |= {"parameterization": "eps", "conditioning_key": "hybrid", "finetune_keys": None}
@@ -137,7 +137,7 @@ def sdxl(tokenizer: Path) -> dict[str, Any]:
 
 
 def write(server: WebUI, name: str, config: dict[str, Any]) -> str:
-    """Have the WebUI's own classes make it, beside the tiny model: the name to choose it by."""
+    """Let the WebUI's own classes write the checkpoint beside the tiny model. Returns the name that selects it."""
     checkpoint = server.home / "models" / "Stable-diffusion" / f"{name}.safetensors"
     checkpoint.with_suffix(".yaml").write_text(json.dumps({"model": config}))
     server.post("/sgool-probe/random-model", {"path": str(checkpoint)})

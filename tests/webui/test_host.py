@@ -1,4 +1,4 @@
-"""All that the WebUI can do to a picture, done together with SGOOL."""
+"""SGOOL together with everything that the WebUI can do to a picture."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ ATTENTION = [
 equal_on_cpus = pytest.mark.skipif(ON_GPU, reason="on a GPU the pictures of two runs differ a little")
 
 ONCE = {**SGOOL, "iterations": 1, "steps": 3, "cutouts": 1}
-"""A run in which everything happens once."""
+"""A run that does everything once."""
 
 
 SAME_STEPS = {**ONCE, "steps": BASE["steps"], "sampler": "ddim"}
-"""The reference sampler from the seed's noise takes the very steps that the WebUI's DDIM takes."""
+"""From the seed's noise, the reference sampler takes exactly the steps of the WebUI's DDIM."""
 
 
 def ran(answer, index=0):
-    """A run that came to an end: all its iterations, and a score that is not worse."""
+    """Whether the run was complete: all its iterations, and a score that is not worse."""
     found = outcome(answer, index)
     return found.iterations == ONCE["iterations"] and found.after >= found.before
 
 
 def begins_with_the_first_pass(server, payload):
-    """Whether the run's first image is the WebUI's own: all that acts there acts here, in the same way."""
+    """Whether the run's first image is the WebUI's own. If so, the payload acts in the run as in the first pass."""
     assert ran(make(server, payload, SAME_STEPS))
     (run,) = server.get("/sgool-probe/last")
     return run["first"] < 0.03  # the WebUI's DDIM leaves out the last step, which is tiny
@@ -67,13 +67,13 @@ def begins_with_the_first_pass(server, payload):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_kind_of_sampler(server, name):
-    """Ancestral and stochastic ones, too."""
+    """Ancestral and stochastic samplers, too."""
     assert ran(make(server, {**BASE, "sampler_name": name}, ONCE))
 
 
 @pytest.mark.parametrize("name", ["DDIM", "Euler a", "DPM++ SDE"])
-def test_from_the_image_the_run_begins_with_that_image(server, name):
-    """Whatever sampler made it, it is carried back exactly: the first image of the run has its score."""
+def test_an_image_start_begins_with_the_webuis_image(server, name):
+    """Whatever sampler made the image, its inversion is exact, so the first image of the run has the same score."""
     make(server, {**BASE, "sampler_name": name}, {**ONCE, "start": "image"})
     (run,) = server.get("/sgool-probe/last")
     assert run["scores"][0] == pytest.approx(run["before"], abs=1e-4)
@@ -93,7 +93,7 @@ def restored_options(server):
     after = server.get("/sdapi/v1/options")
     changed = {name: value for name, value in before.items() if after.get(name) != value}
     server.options(**changed)
-    if "fp8_storage" in changed:  # the WebUI does not give back the precision that it has taken
+    if "fp8_storage" in changed:  # the WebUI does not restore the precision
         server.post("/sgool-probe/reload", {})
 
 
@@ -136,7 +136,7 @@ def fast(server):
 
 @equal_on_cpus
 @pytest.mark.parametrize("memory", ["balanced", "low"])
-def test_memory_choices_change_the_memory_only(server, fast, memory):
+def test_memory_settings_change_only_the_memory(server, fast, memory):
     answer = make(server, BASE, {**ONCE, "memory": memory})
     assert outcome(answer).after == pytest.approx(outcome(fast).after, abs=1e-3)
     assert difference(answer.image(), fast.image()).mean() < 1
@@ -184,7 +184,7 @@ def lora(server):
     return "random"
 
 
-def test_lora_counts_as_in_the_first_pass(server, lora):
+def test_lora_acts_as_in_the_first_pass(server, lora):
     payload = {**BASE, "prompt": f"{BASE['prompt']} <lora:{lora}:0.5>"}
     assert differ(make(server, payload), make(server, BASE))
     assert begins_with_the_first_pass(server, payload)
@@ -192,7 +192,7 @@ def test_lora_counts_as_in_the_first_pass(server, lora):
 
 @pytest.fixture(scope="module")
 def width(server):
-    """Of the model's text embeddings."""
+    """The width of the model's text embeddings."""
     config = server.home / "models" / "Stable-diffusion" / "sgool-tiny" / "tokenizer" / "config.json"
     return json.loads(config.read_text())["hidden_size"]
 
@@ -219,7 +219,7 @@ def test_textual_inversion(server, width):
     assert begins_with_the_first_pass(server, {**BASE, "prompt": "a sgoolish frog on a red background"})
 
 
-def test_second_prompt_for_the_regions(server):
+def test_prompts_for_the_regions(server):
     losses = []
     for region_prompt in ("", "a car [SEP] a small frog"):
         answer = make(server, BASE, {**ONCE, "region_prompt": region_prompt})
@@ -232,7 +232,7 @@ def test_second_prompt_for_the_regions(server):
 @equal_on_cpus
 def test_sd_upscale_takes_none_of_our_pictures_for_a_tile(server, restored_options):
     payload = {**IMG2IMG, "width": 64, "height": 64, "script_name": "SD upscale", "script_args": ["", 0, "None", 2.0]}
-    make(server, IMG2IMG, ONCE)  # with SGOOL or without, the script's result depends a little on what was made before
+    make(server, IMG2IMG, ONCE)  # the script's result depends a little on earlier images, with or without SGOOL
     without = make(server, payload, ONCE)
     server.options(sgool_return_before=True)
     assert len(make(server, IMG2IMG, ONCE)) == 2
@@ -241,8 +241,8 @@ def test_sd_upscale_takes_none_of_our_pictures_for_a_tile(server, restored_optio
     assert not differ(answer, without)
 
 
-def test_inside_after_detailers_passes_it_stays_off(server):
-    """One generation with an inner run, all scripts on: SGOOL runs once."""
+def test_sgool_stays_off_inside_after_detailers_passes(server):
+    """In one generation with an inner run and all scripts on, SGOOL runs once."""
     scripts = {"SGOOL": {"args": [ONCE]}, "SGOOL probe": {"args": ["inner"]}}
     lines = len(server.output())
     answer = make(server, {**BASE, "alwayson_scripts": scripts})

@@ -1,4 +1,4 @@
-"""Other models than the tiny one: Stable Diffusion 2.x, one for inpainting, SDXL, and switching between them."""
+"""Models other than the tiny one: Stable Diffusion 2.x, one for inpainting, SDXL, and switching between them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import random_models
 from payloads import BASE, HIRES, IMG2IMG, INPAINT, SGOOL, make, outcome, plot
 
 SAME_STEPS = {**SGOOL, "iterations": 1, "steps": BASE["steps"], "sampler": "ddim"}
-"""The reference sampler from the seed's noise takes the very steps that the WebUI's DDIM takes."""
+"""From the seed's noise, the reference sampler takes exactly the steps of the WebUI's DDIM."""
 
 
 @pytest.fixture(scope="module")
 def models(server):
-    """By kind, the names of their checkpoints. Afterwards the tiny model is loaded again."""
+    """The names of the checkpoints by kind. Afterwards the tiny model is loaded again."""
     tokenizer = server.home / "models" / "Stable-diffusion" / "sgool-tiny" / "tokenizer"
     yield {
         "tiny": "sgool-tiny.safetensors",
@@ -39,15 +39,15 @@ def last(server):
 
 
 def test_our_first_image_is_the_webuis(server, base):
-    """So guidance, prediction and schedule are understood as the WebUI understands them."""
+    """Guidance, prediction and schedule therefore mean the same as in the WebUI."""
     make(server, base, SAME_STEPS)
     run = last(server)
     assert run["first"] < 0.03  # the WebUI's DDIM leaves out the last step, which is tiny
     assert run["losses"][1] != run["losses"][0]
 
 
-def test_memory_choices_change_the_memory_only(server, base):
-    """The loss after an update is the same, and so is the gradient that made it."""
+def test_memory_settings_change_only_the_memory(server, base):
+    """The loss after an update is the same, so the gradient is the same too."""
     make(server, base)
     before = server.get("/sgool-probe/state")
     losses = []
@@ -75,7 +75,7 @@ def test_every_way_to_make_a_picture(server, models, kind, way):
 
 
 def test_models_switched_between_generations(server, models):
-    """Each gives what it gave before; with SGOOL and without."""
+    """Each model gives the same as before, with and without SGOOL."""
     first = {}
     for kind in ("tiny", "sdxl", "sd2", "sdxl", "tiny", "sd2"):
         base = with_model(BASE, models[kind])

@@ -1,4 +1,4 @@
-"""The extension's installation, and what the WebUI is started with: each needs a start of its own."""
+"""The extension's installation, and the WebUI with different files and flags. Each of these needs its own start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VERSIONS = (
 
 @pytest.fixture
 def python(webui_folder):
-    """Runs the WebUI's interpreter as the launcher does: it finds `launch` in the WebUI's folder."""
+    """Runs the WebUI's interpreter as the launcher does, with `launch` importable from the WebUI's folder."""
 
     def run(*command):
         environment = {**os.environ, "PYTHONPATH": str(webui_folder), "COMMANDLINE_ARGS": ""}
@@ -46,8 +46,8 @@ def test_installing_changes_no_version(python):
     assert json.loads(python("-c", VERSIONS)) == before
 
 
-def test_starting_takes_hardly_longer(server, python):
-    """Every start runs the installer, too. In processor time, so that a busy machine is no slow extension."""
+def test_the_extension_hardly_slows_the_start(server, python):
+    """Every start also runs the installer. Processor time is measured, because the machine may be busy."""
 
     def spent():
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -59,13 +59,13 @@ def test_starting_takes_hardly_longer(server, python):
 
 
 def test_the_webui_reads_the_metadata(server):
-    """The canonical name, which other extensions name ours by, is the one that metadata.ini gives."""
+    """The canonical name, by which other extensions refer to ours, is the one in metadata.ini."""
     canonical, metadata = server.get("/sgool-probe/extensions")[NAME]
     assert canonical == metadata["extension"]["name"]
     assert "Callback order section" not in server.output()
 
 
-def test_a_default_that_the_user_has_changed_is_there_after_a_start(webui_folder, tmp_path):
+def test_changed_defaults_are_kept_after_a_restart(webui_folder, tmp_path):
     defaults = {"SGOOL": True, "Iterations": 3, "Sampler": "edict", "Region prompt": "a frog"}
     saved = {f"customscript/sgool.py/txt2img/{label}/value": value for label, value in defaults.items()}
     (tmp_path / "ui-config.json").write_text(json.dumps(saved))
@@ -86,7 +86,7 @@ def test_without_a_page(webui_folder, tmp_path):
             server.get("/sgool/v1/last")
 
 
-# Not --upcast-sampling: it does nothing beside --no-half, without which the WebUI itself makes no image on a CPU.
+# Not --upcast-sampling: it has no effect with --no-half, and without --no-half the WebUI makes no image on a CPU.
 FLAGS = [
     ("--medvram", "--opt-channelslast"),
     ("--lowvram",),

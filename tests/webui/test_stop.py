@@ -1,4 +1,4 @@
-"""Interrupt and Skip, faults, and what is left afterwards: nothing."""
+"""Interrupt, Skip and faults. Nothing is left behind afterwards."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ LONG = {**SGOOL, "iterations": 200, "patience": 0}
 
 
 def while_running(server, payload, at, action, sgool=LONG, first=lambda: None):
-    """Run with SGOOL in the background; as soon as the progress says `at`, call `first` and then the action.
+    """Run with SGOOL in the background. As soon as the progress says `at`, call `first` and then the action.
 
-    Gives (answer, texts seen).
+    Returns (answer, [(progress text, progress, preview), ...]).
     """
     answers, texts = [], []
     thread = threading.Thread(target=lambda: answers.append(make(server, payload, sgool)))
@@ -40,7 +40,7 @@ def while_running(server, payload, at, action, sgool=LONG, first=lambda: None):
     return answers[0], texts
 
 
-def test_interrupt_keeps_the_best_so_far_and_progress_is_told(server):
+def test_interrupt_keeps_the_best_image_and_progress_is_shown(server):
     plain = make(server, BASE)
     answer, texts = while_running(server, BASE, "SGOOL 3/200", "interrupt")
     found = outcome(answer)
@@ -49,10 +49,10 @@ def test_interrupt_keeps_the_best_so_far_and_progress_is_told(server):
     assert differ(answer, plain) == found.better
     told = [text for text in texts if text[0].startswith("SGOOL")]
     assert any("score" in text and "->" in text for text, _, _ in told)
-    shares = [share for _, share, _ in told[1:]]  # of the first the share may be from before the run, the text not
+    shares = [share for _, share, _ in told[1:]]  # the first share may be from before the run, although the text is not
     assert shares == sorted(shares)
     assert 0 < shares[0] < shares[-1] < 1
-    # The first is still the first pass's; then SGOOL's own images come, each another one.
+    # The first preview is still that of the first pass. Then come SGOOL's own images, all different.
     assert len({preview for _, _, preview in told}) > 2
     assert make(server, BASE).encoded == plain.encoded
 
@@ -74,7 +74,7 @@ def test_interrupt_in_a_hires_first_pass(server):
 
 @pytest.fixture
 def saved(server):
-    """Names of the files that have been saved since."""
+    """A function that lists the names of the files saved since the start of the test."""
     folder = server.home / "outputs"
     before = set(folder.rglob("*.png"))
     server.options(sgool_save_before=True)
@@ -83,7 +83,7 @@ def saved(server):
 
 
 @pytest.mark.parametrize(("action", "batches"), [("interrupt", 2), ("skip", 1)])
-def test_images_of_a_stopped_batch_are_whole_and_saved(server, saved, action, batches):
+def test_images_of_a_stopped_batch_are_complete_and_saved(server, saved, action, batches):
     payload = {**BASE, "batch_size": 2}
     plain = make(server, payload)
     payload |= {"n_iter": batches, "save_images": True}
@@ -96,8 +96,8 @@ def test_images_of_a_stopped_batch_are_whole_and_saved(server, saved, action, ba
     assert names.count("before.png") == (outcome(answer).iterations >= 0)
 
 
-def test_what_the_webui_saves_during_a_run_is_the_users(server):
-    """To change one setting saves all of them."""
+def test_the_webui_saves_the_users_settings_during_a_run(server):
+    """A change of one setting saves all settings."""
     saved = []
 
     def change(**values):
@@ -118,7 +118,7 @@ def test_what_the_webui_saves_during_a_run_is_the_users(server):
 
 
 def test_interrupt_in_a_loopback_of_several_batches(server):
-    """It gives back what it has, which is nothing; the image itself is saved."""
+    """Loopback returns no image, because it has none yet. The image itself is saved."""
     payload = {**IMG2IMG, "n_iter": 2, "script_name": "Loopback", "script_args": [2, 0.5, "Linear", "None"]}
     folder = server.home / "outputs"
     before = set(folder.rglob("*.png"))
@@ -127,8 +127,8 @@ def test_interrupt_in_a_loopback_of_several_batches(server):
     assert len(set(folder.rglob("*.png")) - before) == 1
 
 
-def test_progress_does_not_fall_from_image_to_image(server):
-    """To the end of a run in which everything happens: candidates, updates, a second image."""
+def test_progress_does_not_go_back_between_images(server):
+    """Covers a whole run with candidates, updates and a second image."""
     thread = threading.Thread(
         target=make, args=(server, {**BASE, "batch_size": 2}, {**SGOOL, "candidates": 3, "iterations": 3})
     )
@@ -139,7 +139,7 @@ def test_progress_does_not_fall_from_image_to_image(server):
         if "score" in (answer["textinfo"] or ""):
             told.append((answer["progress"], answer["textinfo"]))
         time.sleep(0.02)
-    shares = [share for share, _ in told[1:]]  # of the first the share may be from before the run, the text not
+    shares = [share for share, _ in told[1:]]  # the first share may be from before the run, although the text is not
     assert shares == sorted(shares)
     assert shares[0] < 0.5
     assert shares[-1] > 0.9
@@ -169,7 +169,7 @@ def test_a_fault_gives_the_original_and_one_sentence(server, fault, kind, after,
     assert make(server, BASE).encoded == plain.encoded
 
 
-def test_out_of_memory_once_is_tried_again_one_step_lower(server, fault):
+def test_out_of_memory_is_retried_with_the_next_lower_setting(server, fault):
     reference = make(server, BASE, {**SGOOL, "memory": "balanced"})
     lines = len(server.output())
     fault(kind="memory", after=1, times=1)
@@ -199,11 +199,11 @@ def test_damaged_weights(server):
 
 
 def same(before, after):
-    """All but the random numbers' state, which any generation moves."""
+    """Whether all is the same but the state of the random numbers, which any generation changes."""
     return {k: v for k, v in before.items() if k != "rng"} == {k: v for k, v in after.items() if k != "rng"}
 
 
-def test_nothing_is_left(server):
+def test_nothing_is_left_behind(server):
     make(server, BASE)
     before = server.get("/sgool-probe/state")
     make(server, BASE, SGOOL)
@@ -221,7 +221,7 @@ def test_memory_does_not_grow(server):
     def used():
         return psutil.Process(server.process.pid).memory_info().rss / 2**20
 
-    for _ in range(3):  # what was freed by the tests before is not at once given back, nor taken again
+    for _ in range(3):  # memory freed by earlier tests is neither returned nor reused at once
         make(server, BASE, SGOOL)
     before = used()
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Start a real WebUI with this checkout as an extension, talk to it, and leave nothing behind."""
+"""Start a real WebUI with this checkout as an extension, send it requests, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ CHECKOUT = Path(__file__).parents[2]
 PROBE = Path(__file__).parent / "probe"
 NAME = "sd-webui-sgool"
 LINKED = ("scripts", "sgool", "javascript", "style.css", "install.py", "metadata.ini")
-"""What of the checkout is linked: without .git, so that the WebUI does not ask it for a remote."""
+"""The linked parts of the checkout. .git is left out, because the WebUI would ask it for a remote."""
 
 START_SECONDS = 600
 DEAD_PROXY = "http://127.0.0.1:9"
-"""Nothing listens at the discard port: a download fails at once, whatever network the machine has."""
+"""Nothing listens at the discard port, so a download fails at once, whatever network the machine has."""
 
 
 class Refused(Exception):
@@ -44,7 +44,7 @@ class Refused(Exception):
 
 
 def interpreter(folder: Path) -> str:
-    """The Python of that WebUI: SGOOL_WEBUI_PYTHON, else its own venv's, else the one that runs the tests."""
+    """The Python of the WebUI: SGOOL_WEBUI_PYTHON, else that of the WebUI's venv, else the one that runs the tests."""
     own = folder / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     return os.environ.get("SGOOL_WEBUI_PYTHON") or (str(own) if own.exists() else sys.executable)
 
@@ -56,9 +56,9 @@ def free_port() -> int:
 
 
 class WebUI:
-    """One WebUI process, whose settings, models, extensions and pictures are in `home` (emptied when it stops).
+    """One WebUI process. Its settings, models, extensions and pictures are in `home`, which is deleted at the end.
 
-    extension: False starts it with no extension but the WebUI's own. more: folders of other extensions.
+    extension: False starts the WebUI with only its built-in extensions. more: folders of other extensions.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class WebUI:
         }
         environment.pop("SGOOL_MODELS", None)
         if not extension:
-            # The checkpoint's configuration names a class of ours, which the extension makes importable otherwise.
+            # The checkpoint's configuration names a class of ours. Usually the extension makes this class importable.
             environment["PYTHONPATH"] = str(CHECKOUT)
             flags = ("--disable-extra-extensions", *flags)
         command = [interpreter(folder), "launch.py", *FLAGS, "--port", str(self.port), "--data-dir", str(home), *flags]
@@ -116,7 +116,7 @@ class WebUI:
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise RuntimeError(f"The WebUI ended at once:\n{self.output()[-4000:]}")
-            # A request before it says this is answered by a server that has no routes yet, and can make the start fail.
+            # Before this line appears the server has no routes, and a request can make the start fail.
             if "Startup time:" in self.output():
                 with contextlib.suppress(OSError, Refused):
                     self.get("/sdapi/v1/options")
@@ -138,11 +138,11 @@ class WebUI:
         shutil.rmtree(self.home, ignore_errors=True)
 
     def output(self) -> str:
-        """What it has printed so far."""
+        """What the WebUI has printed so far."""
         return self.log.read_text(errors="replace")
 
     def call(self, path: str, body: Any = None, timeout: float = 1800) -> Any:
-        """The JSON answer of a GET, or of a POST where there is a body. Raises Refused on an HTTP error."""
+        """The JSON answer to a GET, or to a POST if there is a body. Raises Refused on an HTTP error."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -163,7 +163,7 @@ class WebUI:
 
 
 class Pictures:
-    """An answer of txt2img or img2img. encoded: the base64 texts; info: its parsed info; texts: an infotext each."""
+    """An answer of txt2img or img2img. encoded: base64 texts; info: the parsed info; texts: one infotext per image."""
 
     def __init__(self, answer: dict[str, Any]) -> None:
         self.encoded: list[str] = answer["images"]
@@ -184,7 +184,7 @@ def encode(image: Image.Image) -> str:
 
 
 ON_GPU = bool(os.environ.get("SGOOL_WEBUI_GPU"))
-"""Whether the WebUI works on its GPU, in half precision, or as elsewhere on the CPU."""
+"""Whether the WebUI runs on its GPU in half precision; otherwise it runs on the CPU."""
 
 FLAGS = (
     "--skip-prepare-environment",
@@ -202,6 +202,6 @@ OPTIONS = {
     "samples_save": True,
     "grid_save": False,
     "return_grid": False,
-    # The WebUI's own default, said here because the tests compare pictures.
+    # The WebUI's own default, stated because the tests compare pictures.
     "randn_source": "CPU",
 }

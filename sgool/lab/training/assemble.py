@@ -1,7 +1,7 @@
-"""Step 5: put the trained parts together as the embedded model. ``python -m sgool.lab.training.assemble --work WORK``
+"""Step 5: assemble the embedded model from the trained parts. ``python -m sgool.lab.training.assemble --work WORK``
 
-float16 safetensors in the layout of a diffusers Stable Diffusion folder, with the names that old and new versions of
-transformers both read.
+Writes float16 safetensors in the layout of a diffusers Stable Diffusion folder. Old and new versions of transformers
+can read the names.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TEXT_CONFIG = (
     "projection_dim",
     "vocab_size",
 )
-"""What is kept of the text encoder's configuration: newer versions of transformers write more."""
+"""The keys to keep of the text encoder's configuration. Newer versions of transformers write more."""
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -64,7 +64,7 @@ def main() -> None:
     UNet2DConditionModel.from_pretrained(work / "unet").half().save_pretrained(MODEL / "unet")
     for path in (MODEL / "vae" / "config.json", MODEL / "unet" / "config.json"):
         config = json.loads(path.read_text())
-        config.pop("_name_or_path", None)  # the folder it was trained in
+        config.pop("_name_or_path", None)  # the training folder
         write_json(path, config)
 
     text = load_file(work / "text_encoder" / "model.safetensors")
@@ -79,7 +79,7 @@ def main() -> None:
     write_json(MODEL / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **SCHEDULE})
     write_json(MODEL / "model_index.json", INDEX)
     size = sum(path.stat().st_size for path in MODEL.parent.rglob("*") if path.is_file())
-    print(f"everything embedded: {size / 2**20:.2f} MiB")
+    print(f"size of everything embedded: {size / 2**20:.2f} MiB")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Step 2: train the autoencoder. ``python -m sgool.lab.training.autoencoder --work WORK``
 
-Mostly on 64x64 crops, then a while on whole pictures, because GroupNorm and the attention see the whole. The loss
-is L1 and L2 on the picture and L1 on its horizontal and vertical differences (which keeps edges sharp without a
-perceptual network) plus a small KL term (as in latent diffusion, arXiv 2112.10752) that keeps the latents smooth.
-``--decoder-only`` goes on with the encoder frozen, so that a diffusion model trained on its latents stays valid, and
-with a little noise on half of the latents, because sampled ones are never perfect.
+Most steps use 64x64 crops. The last ones use whole pictures, because GroupNorm and the attention see a whole picture.
+The loss is L1 and L2 on the picture, L1 on its horizontal and vertical differences (which keeps edges sharp without a
+perceptual network), and a small KL term that keeps the latents smooth (as in latent diffusion, arXiv 2112.10752).
+
+``--decoder-only`` continues with the encoder frozen. A diffusion model trained on its latents then stays valid. Half of
+the latents get a little noise, because sampled latents are never perfect.
 """
 
 from __future__ import annotations
@@ -28,19 +29,21 @@ CONFIG = {
     "norm_num_groups": 8,
     "sample_size": 128,
 }
-"""Groups of four channels or more: with Stable Diffusion's 32 groups, so few channels would be normalized one by one,
-and the mean color of a plain background would be lost (it was: L1 stayed at 0.4 where this reaches 0.05)."""
+"""Each normalization group has at least four channels. With Stable Diffusion's 32 groups, the few channels would be
+normalized one by one, and the mean color of a plain background would be lost. (With 32 groups L1 stayed at 0.4; this
+configuration reaches 0.05.)"""
 
 TRIES = 3
 
 NOISE = 0.2
-"""Largest noise on the latents that the decoder alone learns from, in their standard deviation."""
+"""Largest noise on the latents with ``--decoder-only``, in standard deviations of the latents."""
 
 
 def batch(images: np.ndarray, rng: np.random.Generator, count: int, crop: int) -> torch.Tensor:
-    """Random crops (whole pixels of the latent grid) as float32 [count, 3, crop, crop] in [-1, 1].
+    """Random crops, aligned to the latent grid, as float32 [count, 3, crop, crop] in [-1, 1].
 
-    Of every TRIES crops (smaller than the picture) the one with the most contrast, which mostly shows a subject.
+    If the crops are smaller than the picture, each is the one with the most contrast of TRIES crops, because that crop
+    usually shows a subject.
     """
     out = np.empty((count, crop, crop, 3), np.uint8)
     last = (images.shape[1] - crop) // 8
@@ -60,13 +63,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--whole", type=int, default=200, help="of these, last steps on whole pictures")
+    parser.add_argument("--whole", type=int, default=200, help="number of last steps on whole pictures")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--kl", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="go on from the weights saved last")
-    parser.add_argument("--decoder-only", action="store_true", help="the same, with the encoder frozen")
+    parser.add_argument("--resume", action="store_true", help="continue from the weights saved last")
+    parser.add_argument("--decoder-only", action="store_true", help="like --resume, with the encoder frozen")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -77,7 +80,7 @@ def main() -> None:
     vae = AutoencoderKL.from_pretrained(folder) if resumed else AutoencoderKL(**CONFIG)
     if not resumed:
         with torch.no_grad():
-            vae.quant_conv.bias[4:] = -4.0  # little noise at first, or the decoder learns to ignore the latent
+            vae.quant_conv.bias[4:] = -4.0  # little noise at first; otherwise the decoder learns to ignore the latent
     vae.to(args.device).train()
     vae.encoder.requires_grad_(not args.decoder_only)
     vae.quant_conv.requires_grad_(not args.decoder_only)
@@ -95,7 +98,7 @@ def main() -> None:
         if args.decoder_only:
             latent[::2] += rng.uniform(0, NOISE) * latent.std() * torch.randn_like(latent[::2])
         y = vae.decode(latent).sample
-        # Small subjects on plain backgrounds would hardly count otherwise.
+        # Without these weights, small subjects on plain backgrounds would hardly count.
         weight = 1 / (x.std((1, 2, 3), keepdim=True) + 0.05)
         weight = weight / weight.mean()
         reconstruction = (weight * (y - x).abs()).mean()

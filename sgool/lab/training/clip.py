@@ -1,10 +1,10 @@
 """Step 4: train one of the three CLIPs. ``python -m sgool.lab.training.clip guide --assets DIR --work WORK``
 
-The symmetric contrastive loss of CLIP (arXiv 2103.00020) on scenes and their captions, from scratch, each with its own
-seed and architecture. A batch holds scenes beside neighbors that differ in one thing, so that it takes more than the
-gist to tell them apart; equal captions count as right for each other. One group in three has been through the
-autoencoder, and all are blurred, noised, shifted and recolored a little. The guide also learns single subjects, as
-salient crops show them, by a phrase of the caption.
+Each CLIP is trained from scratch, with its own seed and architecture, by the symmetric contrastive loss of CLIP (arXiv
+2103.00020) on scenes and their captions. A batch holds scenes and neighbors that differ in one thing, so the gist is
+not enough to tell them apart. Equal captions count as correct for each other. One group in three has passed through the
+autoencoder, and all are blurred, noised, shifted and recolored a little. The guide also learns crops of single
+subjects, like salient crops, with a phrase of the caption.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "judge": {"seed": 3, "crops": 0.0, "vision": {"image_size": 128, "layers": [1, 2, 2, 1], "width": 10}},
 }
-"""A ResNet guides, a transformer selects, a deeper ResNet judges. The guide sees a picture at half its resolution, as
-ViT-B/32 at 224 sees one of 512, and the judge sees all of it. crops: the share of pictures that show one subject."""
+"""The guide is a ResNet, the selector a transformer, the judge a deeper ResNet. The guide sees a picture at half its
+resolution, just as ViT-B/32 sees a picture of 512 pixels at 224. The judge sees the full resolution. crops: the share
+of pictures that are cropped to one subject."""
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
 
 
 def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """float32 [N, 3, S, S] in [0, 1] -> the same, varied."""
+    """Random variations: float32 [N, 3, S, S] in [0, 1] -> float32 [N, 3, S, S]."""
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
         return low + (high - low) * torch.rand(shape, generator=generator)
@@ -73,7 +74,7 @@ def batch(
 
 
 def contrastive(logits: torch.Tensor, texts: list[str]) -> torch.Tensor:
-    """CLIP's symmetric loss, where an image's right texts are all those equal to its own."""
+    """CLIP's symmetric loss. All texts equal to an image's own text count as correct for the image."""
     _, number = np.unique(texts, return_inverse=True)
     equal = torch.from_numpy(number[:, None] == number[None]).float()
     target = equal / equal.sum(1, keepdim=True)
@@ -88,10 +89,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--resume", action="store_true", help="go on from the embedded weights")
+    parser.add_argument("--resume", action="store_true", help="continue from the embedded weights")
     args = parser.parse_args()
     seed, vision = ARCHITECTURES[args.name]["seed"], ARCHITECTURES[args.name]["vision"]
-    seed += 100 * args.resume  # other pictures than before
+    seed += 100 * args.resume  # not the same pictures as before
     torch.manual_seed(seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     source = Source(args.assets, args.work, rng)

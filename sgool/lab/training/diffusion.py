@@ -1,8 +1,8 @@
 """Step 3: train the UNet and the text encoder. ``python -m sgool.lab.training.diffusion --work WORK``
 
-Noise prediction on the autoencoder's latents with Stable Diffusion's noise schedule; min-SNR weights (arXiv
-2303.09556, gamma 5), raised at high noise; timesteps stratified over the batch, one caption in ten dropped for
-classifier-free guidance, and an exponential moving average of the weights.
+Both learn noise prediction on the autoencoder's latents, with Stable Diffusion's noise schedule. The loss has
+min-SNR weights (arXiv 2303.09556, gamma 5), raised at high noise. Timesteps are stratified over the batch. One caption
+in ten is dropped for classifier-free guidance. An exponential moving average of the weights is saved.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ UNET = {
     "cross_attention_dim": 128,
     "attention_head_dim": 4,
 }
-"""As in Stable Diffusion 1.x the head "dimension" is the number of heads."""
+"""As in Stable Diffusion 1.x, "attention_head_dim" is the number of heads."""
 
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -55,7 +55,7 @@ SCHEDULE = {
 
 @torch.no_grad()
 def encode(work: Path, count: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each picture's latent, [count, 4, 16, 16] each; kept in ``latents.pt``."""
+    """Mean and standard deviation of each picture's latent, [count, 4, 16, 16] each; cached in ``latents.pt``."""
     path = work / "latents.pt"
     if path.exists():
         mean, std = torch.load(path, weights_only=True)
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--pictures", type=int, default=12_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="go on from the averaged weights saved last")
+    parser.add_argument("--resume", action="store_true", help="continue from the averaged weights saved last")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -124,8 +124,8 @@ def main() -> None:
         a = alphas[t][:, None, None, None]
         noise = torch.randn_like(latent)
         guess = unet(a.sqrt() * latent + (1 - a).sqrt() * noise, t, text(ids)[0]).sample
-        # min(SNR, 5) / SNR, times up to 30 at high noise: there the text decides the colors, and the error of the
-        # noise prediction is so small that an even weight leaves the text unheard.
+        # min(SNR, 5) / SNR, times up to 30 at high noise. There the text decides the colors, but the error of the noise
+        # prediction is so small that the network would ignore the text with an even weight.
         weight = (5 * (1 - a) / a).clamp(max=1) * (1 / a).clamp(max=30)
         loss = (weight * (guess - noise).square()).mean()
         loss.backward()

@@ -1,8 +1,8 @@
-"""Step 6: how good the embedded model is. ``python -m sgool.lab.training.evaluate --work WORK --assets DIR``
+"""Step 6: evaluate the embedded model. ``python -m sgool.lab.training.evaluate --work WORK --assets DIR``
 
-Writes ``samples.jpg`` (32 captions kept out of training, seeds not chosen), ``curves.png`` and ``figures.json`` into
-the folder of the embedded model: how often each CLIP picks the right one of the 200 held-out captions, for freshly
-composed scenes, for the same after the autoencoder, and for generated images.
+Writes ``samples.jpg`` (32 held-out captions, seeds not chosen), ``curves.png`` (of the training) and ``figures.json``
+into the folder of the embedded model. The figures say how often each CLIP picks the right one of the 200 held-out
+captions: for newly composed scenes, for the same scenes after the autoencoder, and for generated images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STEPS, GUIDANCE, BATCH = 20, 4.0, 20
 
 @torch.no_grad()
 def sample(backend: DiffusersBackend, captions: list[str]) -> Tensor:
-    """Plain DDIM; image i is made from seed i."""
+    """Images by plain DDIM, the i-th from seed i."""
     images = []
     schedule = make_schedule(backend.alphas_cumprod, STEPS)
     for first in tqdm(range(0, len(captions), BATCH), desc="sampling"):
@@ -42,7 +42,7 @@ def sample(backend: DiffusersBackend, captions: list[str]) -> Tensor:
 
 @torch.no_grad()
 def accuracies(images: Tensor, captions: list[str]) -> dict[str, float]:
-    """Share of the images whose own caption each CLIP ranks first among all."""
+    """For each CLIP, the share of images for which the CLIP ranks the image's own caption first."""
     found = {}
     for name, folder in CLIPS.items():
         clip = load_clip_folder(folder)
@@ -63,7 +63,7 @@ def draw_sheet(images: Tensor, captions: list[str], path: Path) -> None:
 
 
 def draw_curves(work: Path, path: Path) -> None:
-    """The curves of those trainings whose logs are in `work`."""
+    """Draw the training curves of the logs in `work`."""
     plots = [("autoencoder", "l1"), ("decoder", "l1"), ("diffusion", "loss"), ("diffusion-resumed", "loss")]
     plots += [(f"clip-{name}", "loss") for name in CLIPS]
     logs = {name: (key, work / f"{name}-log.json") for name, key in plots if (work / f"{name}-log.json").exists()}

@@ -1,8 +1,8 @@
-"""Step 7: which captions the embedded model finds hard. ``python -m sgool.lab.training.hard``
+"""Step 7: find the captions that are hard for the embedded model. ``python -m sgool.lab.training.hard``
 
-Writes ``hard.csv`` into the laboratory: of all captions kept out of training the 60 that plain DDIM
-draws right least often, as the judge sees it, in eight noises each. No optimizer has a part in the choice, and
-``compare`` draws other noises.
+Writes ``hard.csv`` into the folder of `sgool.lab`: the 60 held-out captions for which plain DDIM gives the fewest right
+images from eight noises each, according to the judge. No optimizer takes part in the choice, and ``compare`` uses other
+noises.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COUNT, NOISES, FIRST_SEED = 60, 8, 10_000
 
 @torch.no_grad()
 def main() -> None:
-    torch.set_num_threads(1)  # what the judge sees depends on the order of sums
+    torch.set_num_threads(1)  # the judge's scores depend on the order of the sums
     backend, judge = load_backend("tiny"), load_clip_folder(CLIPS["judge"])
     schedule = make_schedule(backend.alphas_cumprod, PLAIN["steps"])
     scenes = [scene for scene in all_scenes() if scene.held_out]
@@ -49,7 +49,7 @@ def main() -> None:
         table.writerows([(caption, size, where, n, f"{score:.3f}") for n, score, caption, size, where in rows[:COUNT]])
     print(
         f"{sum(row[0] for row in rows) / NOISES / len(rows):.2f} of all plain images are right, "
-        f"{sum(row[0] for row in rows[:COUNT]) / NOISES / COUNT:.2f} of those of the {COUNT} hardest captions"
+        f"{sum(row[0] for row in rows[:COUNT]) / NOISES / COUNT:.2f} of those for the {COUNT} hardest captions"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the CLIPs are shown: scenes beside others that differ in one thing, whole or around one subject."""
+"""The pictures that the CLIPs learn from: groups of scenes that differ in one thing, whole or around one subject."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tqdm import trange
 from sgool.lab.world import IMAGE, Box, Painter, Scene, near_misses, random_scene
 
 GROUP = 4
-"""So many scenes at a time differ from the first in one thing each: the hard negatives of a batch."""
+"""Scenes in a group. All others differ from the first in one thing each; they are the hard negatives of a batch."""
 
 Picture = tuple[Scene, np.ndarray, list[Box]]
 
 
 def neighbor(scene: Scene, rng: np.random.Generator) -> Scene:
-    """One of the scene's near misses; another subject twice as often as any other kind."""
+    """One of the scene's near misses. A changed subject is twice as frequent as any other kind."""
     kinds = {kind: scenes for kind, scenes in near_misses(scene).items() if scenes}
     scenes = kinds[str(rng.choice(["word", *kinds]))]
     return scenes[int(rng.integers(len(scenes)))]
@@ -35,7 +35,7 @@ def group(rng: np.random.Generator) -> list[Scene]:
 
 
 class Source:
-    """Groups of pictures, painted anew, and one in three from a stock that went through the autoencoder."""
+    """Groups of pictures: newly painted, or one time in three from a stock that passed through the autoencoder."""
 
     def __init__(self, assets: Path, work: Path, rng: np.random.Generator, stock: int = 800) -> None:
         self.painter = Painter(assets)
@@ -50,7 +50,7 @@ class Source:
     def _stock(self, path: Path, count: int) -> list[list[Picture]]:
         from sgool.backends.diffusers import load_backend
 
-        rng = np.random.default_rng(9)  # the same for all CLIPs, who share the file
+        rng = np.random.default_rng(9)  # the same for all CLIPs, because they share the file
         groups = [[(scene, *self.painter.compose(scene, rng)) for scene in group(rng)] for _ in range(count)]
         if not path.exists():
             backend = load_backend("tiny")
@@ -69,14 +69,14 @@ class Source:
 
 
 def whole(picture: Picture, size: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """The picture at `size` pixels and its caption, one time in eight without the background, as people's prompts."""
+    """The picture at `size` pixels and its caption. One caption in eight names no background, like many prompts."""
     scene, image, _ = picture
     text = scene.caption.split(" on a ")[0] if rng.random() < 1 / 8 else scene.caption
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA), text
 
 
 def around_subject(picture: Picture, size: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """A square about one of the subjects, 1.1 to 2.2 times as large, and what a prompt's phrase says of it."""
+    """A square around one subject, 1.1 to 2.2 times as large, and a phrase that describes the subject."""
     scene, image, boxes = picture
     which = int(rng.integers(len(boxes)))
     top, left, height, width = boxes[which]

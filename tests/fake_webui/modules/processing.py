@@ -121,6 +121,7 @@ class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
 class Processed:
     def __init__(self, p, images_list, infotexts):
         self.images, self.infotexts = images_list, infotexts
+        self.index_of_first_image = 0
         self.all_seeds, self.all_prompts = p.all_seeds, p.all_prompts
 
     def infotext(self, p, index):

@@ -1,4 +1,4 @@
-"""What a name of the WebUI's is: used in the real WebUI and on the fake one alike."""
+"""Describes a name of the WebUI. Used in both the real and the fake WebUI."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def describe(name: str, roots: dict[str, Any]) -> dict[str, Any] | None:
-    """None for a name that is not there; what it can be called with, and its bases, where it is a function or class.
+    """The parameters of a function or class, and the bases of a class. {} for other objects, None for a missing name.
 
-    name: dotted, from one of `roots` or from the package `modules`.
+    name: a dotted name that begins with one of `roots` or in the package `modules`.
     """
     first, *rest = name.split(".")
     try:

@@ -1,14 +1,14 @@
-"""Which hooks a script sees in which order, with what. Used in the real WebUI and in the fake one alike."""
+"""Records the hooks that a script sees, in order and with their arguments. Used in both the real and the fake WebUI."""
 
 from __future__ import annotations
 
 from typing import Any
 
 events: list[list[Any]] = []
-"""Of the last generation: [hook, names of its keyword arguments, facts about p and the samples]."""
+"""For the last generation: [hook, names of its keyword arguments, facts about p and the samples]."""
 
 attributes: set[str] = set()
-"""What p has when the sampler has ended."""
+"""The attributes of p after sampling."""
 
 
 class Recorder:

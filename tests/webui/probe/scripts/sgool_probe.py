@@ -1,6 +1,6 @@
-"""A test's window into a running WebUI: what SGOOL must leave as it found it, and faults on demand.
+"""An extension for tests in a running WebUI. It reports the state that SGOOL must restore, and makes faults on demand.
 
-Linked as an extension by the tests only.
+Only the tests link it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sgool_describe import describe
 
 
 def state() -> dict[str, Any]:
-    """What must be the same before and after a run with SGOOL."""
+    """The state that must be the same before and after a run with SGOOL."""
     model = shared.sd_model
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
@@ -43,7 +43,7 @@ def state() -> dict[str, Any]:
         "gradients": sum(parameter.grad is not None for parameter in model.parameters()),
         "graphs": sum(tensor.grad_fn is not None for tensor in tensors),
         "training": sum(module.training for module in model.modules()),
-        # What is patched on an object lies in its __dict__.
+        # A method patched on an object is in the object's __dict__.
         "patched": sorted(
             f"{type(module).__name__}.{name}"
             for module in model.modules()
@@ -59,7 +59,7 @@ def state() -> dict[str, Any]:
 
 
 class Fault:
-    """What goes wrong in the network while gradients are recorded: after so many calls, so many times."""
+    """A fault in the network while gradients are recorded. It happens after `after` calls, `times` times."""
 
     def __init__(self, kind: str = "", after: int = 0, times: int = 0) -> None:
         self.kind, self.after, self.times, self.calls = kind, after, times, 0
@@ -69,7 +69,7 @@ fault = Fault()
 
 
 def arm(body: dict[str, Any]) -> dict[str, Any]:
-    """Ask for a fault; {} takes it back."""
+    """Request a fault. {} cancels it."""
     global fault
     fault = Fault(**body)
     network = shared.sd_model.model.diffusion_model
@@ -88,14 +88,14 @@ def _fail(network: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.
     if fault.kind == "memory":
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (a test)")
     if fault.kind == "full":
-        torch.empty(2**50, dtype=torch.uint8, device=output.device)  # no GPU has as much: the real error
+        torch.empty(2**50, dtype=torch.uint8, device=output.device)  # no GPU has as much, so this raises the real error
     if fault.kind == "error":
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied (a test)")
     return output * float("nan")
 
 
 firsts: list[float] = []
-"""Of every run so far: how far its first latent is from the one that the WebUI has made, as a share of that."""
+"""For every run so far, the distance of its first latent from the WebUI's latent, relative to the WebUI's latent."""
 
 
 def _watch() -> None:
@@ -112,22 +112,24 @@ def _watch() -> None:
 
 
 def last() -> list[dict[str, Any]]:
-    """Of the images of the last run in txt2img: what the infotext does not say."""
+    """For each image of the last run in txt2img, what the infotext does not say."""
     from sgool.webui import gallery
 
-    outcomes = gallery.last["txt2img"].outcomes
-    kept = [{"before": each.score_before, "scores": each.scores, "losses": each.losses} for each in outcomes]
+    outcomes = gallery.runs[next(reversed(gallery.runs))]
+    kept = [
+        {"before": each.score_before, "scores": each.result.scores, "losses": each.result.losses} for each in outcomes
+    ]
     return [{**each, "first": first} for each, first in zip(kept, firsts[-len(kept) :], strict=True)]
 
 
 def reload() -> dict[str, Any]:
-    """Load the model from its file once more."""
+    """Load the model from its file again."""
     sd_models.load_model()
     return {}
 
 
 def random_model(body: dict[str, Any]) -> dict[str, Any]:
-    """Write the checkpoint body["path"], of random weights, as the configuration beside it says."""
+    """Write the checkpoint body["path"] with random weights, for the configuration beside it."""
     path = Path(body["path"])
     config = OmegaConf.load(path.with_suffix(".yaml"))
     with sd_disable_initialization.DisableInitialization():
@@ -147,7 +149,7 @@ def random_model(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def starting() -> dict[str, float]:
-    """Seconds of processor time, so that a busy machine is no slow extension: to load it, and to draw both tabs."""
+    """Processor time in seconds to load the extension and to draw both tabs. Wall time would depend on other load."""
     ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("sgool.")}
     begun = time.process_time()
     try:
@@ -166,7 +168,7 @@ def starting() -> dict[str, float]:
 
 
 def describe_all(body: dict[str, Any]) -> dict[str, Any]:
-    """See sgool_describe; `denoiser` and `p` are what a run works with."""
+    """See sgool_describe. `denoiser` and `p` are the objects that a run works with."""
     roots = {
         "denoiser": sd_samplers.create_sampler("DDIM", shared.sd_model).model_wrap_cfg,
         "p": processing.StableDiffusionProcessingTxt2Img(),
@@ -175,7 +177,7 @@ def describe_all(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def extension_metadata() -> dict[str, Any]:
-    """By its folder: the name that the WebUI knows it by, and what it has read of metadata.ini, in lower case."""
+    """By extension folder: the canonical name, and the content of metadata.ini with section names in lower case."""
     return {
         each.name: [
             each.canonical_name,
@@ -186,13 +188,13 @@ def extension_metadata() -> dict[str, Any]:
 
 
 def order(hook: str, tab: str) -> list[str]:
-    """The files of the scripts that have a hook, as the WebUI calls them in a tab."""
+    """The files of the scripts that have a hook, in the order in which the WebUI calls them in a tab."""
     runner = getattr(scripts, f"scripts_{tab}")
     return [Path(each.callback.filename).name for each in runner.ordered_callbacks(hook)]
 
 
 def gpu_memory() -> dict[str, int]:
-    """Bytes that tensors take on the GPU."""
+    """The bytes of all tensors on the GPU."""
     gc.collect()
     return {"allocated": torch.cuda.memory_allocated()}
 
@@ -219,11 +221,11 @@ def _add(_demo: Any, app: Any) -> None:
 script_callbacks.on_app_started(_add)
 
 for route in (arm, random_model, describe_all):
-    route.__annotations__ = {"body": dict}  # FastAPI reads them, and postponed ones it does not find here
+    route.__annotations__ = {"body": dict}  # FastAPI reads annotations, but cannot resolve postponed ones here
 
 
 class Probe(sgool_recorder.Recorder, scripts.Script):
-    """With "inner" as its argument it paints the image anew as After Detailer does: in a run of its own."""
+    """With the argument "inner", this script paints the image again in a run of its own, like After Detailer."""
 
     def title(self) -> str:
         return "SGOOL probe"

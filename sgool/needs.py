@@ -1,0 +1,118 @@
+"""The networks that a run needs besides the diffusion model, and their files, before anything slow begins."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sgool.download import DownloadError, Report, unreachable
+from sgool.errors import SgoolError
+from sgool.guidance import critic_weights
+from sgool.saliency import detector_weights
+from sgool.settings import Settings
+from sgool.weights import Weight, ensure, is_here
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Names, as in `Settings`: all that tells one run's networks from another's."""
+
+    guide: str
+    selector: str
+    detector: str
+
+    @property
+    def weights(self) -> dict[str, Sequence[Weight]]:
+        """The files of each. Raises SgoolError for a name that there is not, and says whose it is."""
+        with naming("guide"):
+            guide = critic_weights(self.guide, "guide")
+        with naming("selector"):
+            selector = critic_weights(self.selector, "selector")
+        return {"guide": guide, "selector": selector, "detector": detector_weights(self.detector)}
+
+
+@contextlib.contextmanager
+def naming(setting: str) -> Iterator[None]:
+    """An error in it says which setting is wrong."""
+    try:
+        yield
+    except SgoolError as error:
+        raise SgoolError(f"{setting}: {error}") from error
+
+
+def needs(settings: Settings) -> Needs:
+    """What a run with these settings needs.
+
+    Without saliency in the loss only the map is drawn, by a detector without weights.
+    """
+    salient = settings.method == "sgool" and settings.saliency_weight > 0
+    return Needs(settings.guide, settings.selector, settings.saliency if salient else "spectral")
+
+
+def missing(wanted: Needs, models_dir: Path) -> list[Weight]:
+    """The files that have to be downloaded. Asks nobody; raises SgoolError for a name that there is not."""
+    every = [weight for weights in wanted.weights.values() for weight in weights]
+    return [weight for weight in dict.fromkeys(every) if not is_here(weight, models_dir)]
+
+
+def fetch(wanted: Needs, models_dir: Path, report: Report | None = None) -> None:
+    """Download what is missing into models_dir; report None: with a bar on stderr.
+
+    Raises SgoolError for a name that there is not, and one that names all files that cannot be had, and what to do
+    instead; and what `report` raises.
+    """
+    lacking = missing(wanted, models_dir)
+    if not lacking:
+        return
+    away = unreachable([weight.url for weight in lacking], report)
+    failed = {weight: away[_host(weight)] for weight in lacking if _host(weight) in away}
+    # Where a host is away, that is told at once, and not after a gigabyte from the others.
+    for weight in lacking if not failed else ():
+        host = _host(weight)
+        if host in away:
+            failed[weight] = away[host]
+            continue
+        try:
+            ensure(weight, models_dir, report)
+        except DownloadError as error:
+            failed[weight] = error.reason
+            if error.unreachable:
+                away[host] = error.reason
+    if failed:
+        offline = set(failed.values()) <= set(away.values())
+        advice = "connect to the network and try again" if offline else "try again later"
+        file = "file" if len(failed) == 1 else "files"
+        raise SgoolError(
+            f"Cannot download {_listed(failed)}: {advice}, or put the {file} into {models_dir} yourself under "
+            f"{'this name' if len(failed) == 1 else 'these names'}, or choose {_others(wanted, failed)}."
+        )
+
+
+def _host(weight: Weight) -> str:
+    with contextlib.suppress(ValueError):  # HF_ENDPOINT can hold anything
+        return urlsplit(weight.url).hostname or weight.url
+    return weight.url
+
+
+def _listed(failed: dict[Weight, str]) -> str:
+    """The files, where they are published, and why they do not come, which is said once for several."""
+    groups = groupby(failed.items(), key=lambda each: each[1])
+    return "; ".join(
+        f"{_joined([f'{weight.file} from {weight.url}' for weight, _ in group])} ({reason})" for reason, group in groups
+    )
+
+
+def _others(wanted: Needs, failed: dict[Weight, str]) -> str:
+    """What needs no files, in place of what needs these."""
+    lacking = [name for name, weights in wanted.weights.items() if any(weight in failed for weight in weights)]
+    critics = [name for name in lacking if name != "detector"]
+    ways = [f"embedded as {_joined(critics)}"] if critics else []
+    return _joined(ways + (["spectral as saliency detector"] if "detector" in lacking else []))
+
+
+def _joined(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

@@ -1,0 +1,309 @@
+"""What the command line does around a run: the models it asks for, and the pictures and figures of what came of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from sgool import cli, job, pictures
+from sgool.backends.diffusers import load_backend
+from sgool.errors import SgoolError
+from sgool.generate import load_critics
+from sgool.job import Bar, Job, draw, machine, peak_memory_mb, run, write
+from sgool.presets import resolve
+from sgool.region import Region
+from sgool.result import Ending, Result, Snapshot
+
+PROMPT = "a small frog and a car on a yellow background"
+FEW = {"steps": 2, "iterations": 2, "cutouts": 0, "patience": 0}
+REGION = Region(0, 0, 64, 64, 1.0)
+CPU = torch.device("cpu")
+
+
+def shade(path_or_picture):
+    """The gray of the middle of a picture."""
+    picture = path_or_picture if isinstance(path_or_picture, np.ndarray) else cv2.imread(str(path_or_picture))
+    height, width = picture.shape[:2]
+    return round(float(picture[height // 3 : height // 2, width // 3 : width // 2].mean()))
+
+
+def snapshot(iteration, gray, score):
+    """A gray image whose left half is salient."""
+    saliency = torch.zeros(128, 128)
+    saliency[:, :64] = 1
+    return Snapshot(iteration, torch.full((1, 3, 128, 128), gray / 255), torch.zeros(1), score, saliency, (REGION,))
+
+
+def improved(before=0.2, after=0.6):
+    """A result whose second image is the best."""
+    return Result(snapshot(0, 40, before), snapshot(1, 150, after), [0.9, 0.5, 0.7], [before, after, 0.3])
+
+
+def comparisons_row(picture):
+    """The grays of the three pictures of a comparison, from left to right."""
+    third = picture.shape[1] // 3
+    return [shade(np.ascontiguousarray(picture[:, i * third : (i + 1) * third])) for i in range(3)]
+
+
+def test_before_is_the_first_image_and_after_is_the_best(tmp_path):
+    drawn = draw(Job(PROMPT, tmp_path), improved())
+    assert shade(drawn["before"]) == 40 and shade(drawn["after"]) == 150
+    assert drawn["before"].shape == drawn["after"].shape == (128, 128, 3)
+
+
+def test_the_comparison_shows_before_on_the_left_and_after_on_the_right(tmp_path):
+    drawn = draw(Job(PROMPT, tmp_path), improved())
+    left, _, right = comparisons_row(drawn["comparison"])
+    assert left == 40 and right == 150
+    expected = pictures.comparison(drawn["before"], drawn["saliency"], drawn["after"], 0.2, 0.6, PROMPT)
+    assert np.array_equal(drawn["comparison"], expected)
+
+
+def test_the_saliency_is_drawn_over_the_first_image_with_its_own_regions(tmp_path):
+    result = improved()
+    result.best = replace(result.best, saliency=torch.ones(128, 128), regions=())
+    drawn = draw(Job(PROMPT, tmp_path), result)
+    expected = pictures.overlay(drawn["before"], result.first.saliency, (REGION,))
+    assert np.array_equal(drawn["saliency"], expected)
+
+
+def test_the_curve_marks_the_best_update_and_is_left_out_without_losses(tmp_path):
+    result = improved()
+    expected = pictures.loss_curve([0.9, 0.5, 0.7], [0.2, 0.6, 0.3], 1)
+    assert np.array_equal(draw(Job(PROMPT, tmp_path), result)["loss"], expected)
+    result.losses = []
+    assert "loss" not in draw(Job(PROMPT, tmp_path), result)
+
+
+def test_the_pictures_are_written_under_their_names(tmp_path):
+    one = Job(PROMPT, tmp_path)
+    write(one, resolve({}, model="tiny"), improved(), CPU)
+    for name, picture in draw(one, improved()).items():
+        assert np.array_equal(cv2.imread(str(tmp_path / f"{name}.png"))[..., ::-1], picture)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_the_figures_tell_what_was_asked_for_and_what_came_of_it(tmp_path):
+    result = improved()
+    result.sampler, result.unet_evals, result.seconds, result.ending = "ddim", 12, 1.23456, Ending.PATIENCE
+    settings = resolve({"iterations": 7, "sampler": "auto"}, model="tiny")
+    figures = write(Job(PROMPT, tmp_path, "a dog", 3, "tiny"), settings, result, CPU)
+    assert figures == json.loads((tmp_path / "result.json").read_text())
+    peak = figures.pop("peak_memory_mb")
+    assert 1 < peak == round(peak, 1) <= round(peak_memory_mb(CPU), 1)
+    assert figures == {
+        **settings.as_dict(),
+        "prompt": PROMPT,
+        "negative_prompt": "a dog",
+        "seed": 3,
+        "model": "tiny",
+        "sampler": "ddim",  # the one that ran
+        "iterations_done": 2,
+        "best_iteration": 1,
+        "score_before": 0.2,
+        "score_after": 0.6,
+        "scores": [0.2, 0.6, 0.3],
+        "losses": [0.9, 0.5, 0.7],
+        "regions": [{"top": 0, "left": 0, "height": 64, "width": 64, "mass": 1.0}],
+        "unet_evals": 12,
+        "seconds": 1.235,
+        "ending": "patience",
+        "ended": "Stopped early: no better image in 1 iterations.",
+    }
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """The backends that a job loads, and the batches that go through their UNets: [(backend, sizes)]."""
+    made = []
+
+    def load(*args, **options):
+        backend = load_backend(*args, **options)
+        sizes = []
+        backend.unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+        made.append((backend, sizes))
+        return backend
+
+    monkeypatch.setattr(job, "load_backend", load)
+    return made
+
+
+FLAGS = ["demo", "--method", "none", "--steps", "2"]
+
+
+def test_memory_low_predicts_one_prompt_at_a_time(tmp_path, loaded):
+    assert cli.main([*FLAGS, "--memory", "fast", "--out", str(tmp_path)]) == 0
+    assert cli.main([*FLAGS, "--memory", "low", "--out", str(tmp_path)]) == 0
+    assert [sizes for _, sizes in loaded] == [[2, 2], [1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize(("flag", "dtype"), [([], torch.float32), (["--dtype", "bfloat16"], torch.bfloat16)])
+def test_the_unet_has_the_precision_that_was_asked_for(tmp_path, loaded, flag, dtype):
+    assert cli.main([*FLAGS, *flag, "--device", "cpu", "--out", str(tmp_path)]) == 0
+    ((backend, _),) = loaded
+    assert backend.unet.dtype == backend.dtype == dtype and backend.vae.dtype == torch.float32
+
+
+def test_device_and_precision_by_default_and_as_named():
+    usual = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    place, dtype = machine(None, None)
+    assert (place.type, dtype) == usual
+    assert machine("cpu", None) == (CPU, torch.float32) and machine("cpu", "float16") == (CPU, torch.float16)
+    assert machine("meta", None, meta=True) == (torch.device("meta"), torch.float32)
+    with pytest.raises(SgoolError, match="'meta' holds no data"):
+        machine("meta", None)
+    with pytest.raises(SgoolError, match=r"The device 'abacus' cannot be used here: \w"):
+        machine("abacus", None)
+
+
+class Prefers:
+    """A selector that likes the n-th image best."""
+
+    def __init__(self, critic, number):
+        self.critic, self.number, self.seen = critic, number, []
+
+    def __getattr__(self, name):
+        return getattr(self.critic, name)
+
+    def judge(self, image, text):
+        self.seen.append((image, text))
+        return 0.9 if len(self.seen) - 1 == self.number else 0.5
+
+
+def test_a_job_writes_the_best_image_of_its_run(tmp_path, monkeypatch):
+    selectors = []
+
+    def load(*args):
+        critics = load_critics(*args)
+        selectors.append(Prefers(critics.selector, 1))
+        return replace(critics, selector=selectors[0])
+
+    monkeypatch.setattr(job, "load_critics", load)
+    figures, result = run(Job(PROMPT, tmp_path, seed=5, values=FEW))
+    images = [pictures.to_uint8(image) for image, _ in selectors[0].seen]
+    assert {text for _, text in selectors[0].seen} == {PROMPT} and len(images) == 3
+    before, after = (cv2.imread(str(tmp_path / f"{name}.png"))[..., ::-1] for name in ("before", "after"))
+    assert np.array_equal(before, images[0]) and np.array_equal(after, images[1])
+    assert not np.array_equal(before, after) and result.best_update == figures["best_iteration"] == 1
+    assert (figures["score_before"], figures["score_after"]) == (0.5, 0.9)
+
+
+def test_a_jobs_negative_prompt_and_seed_reach_the_run(tmp_path):
+    """A negative prompt that is the prompt takes the guidance away."""
+    plain = {"method": "none", "steps": 2}
+    runs = {}
+    for name, own in {
+        "against": Job(PROMPT, tmp_path, negative_prompt=PROMPT, seed=3, values=plain),
+        "unguided": Job(PROMPT, tmp_path, seed=3, values={**plain, "guidance_scale": 1.0}),
+        "guided": Job(PROMPT, tmp_path, seed=3, values=plain),
+        "other": Job(PROMPT, tmp_path, seed=4, values=plain),
+    }.items():
+        runs[name] = run(own)[1].first.latent
+    assert torch.allclose(runs["against"], runs["unguided"], atol=1e-4)
+    assert not torch.allclose(runs["guided"], runs["unguided"], atol=0.1)
+    assert not torch.allclose(runs["guided"], runs["other"], atol=0.1)
+
+
+def test_an_initial_image_is_a_start_from_it(tmp_path):
+    picture = np.full((128, 128, 3), 90, np.uint8)
+    picture[40:90, 40:90] = (30, 60, 220)
+    pictures.save_png(tmp_path / "in.png", picture)
+    own = Job(PROMPT, tmp_path / "out", init_image=tmp_path / "in.png", values=FEW)
+    figures, result = run(own)
+    assert figures["start"] == "image" and figures["sampler"] == "o-belm"
+    backend = load_backend("tiny")
+    latent = backend.encode(pictures.to_tensor(picture))
+    assert (result.first.latent - latent).abs().max() < 1e-5
+
+
+class Shown:
+    """A progress bar that remembers."""
+
+    def __init__(self):
+        self.told, self.updates = [], 0
+
+    def set_postfix_str(self, text):
+        self.told.append(text)
+
+    def update(self):
+        self.updates += 1
+
+
+def test_the_bar_shows_the_step_and_the_scores_of_the_first_and_the_best_image():
+    shown = Shown()
+    bar = Bar(shown)
+    bar.step(1, 4)
+    bar.image(improved(), snapshot(2, 90, 0.3))
+    bar.step(2, 4)
+    assert shown.told == ["step 1/4", "score 0.200 -> 0.600, step 2/4"] and shown.updates == 1
+
+
+def test_the_bar_has_room_for_every_image_and_is_full_at_the_end(tmp_path, capsys):
+    run(Job(PROMPT, tmp_path, values=FEW))
+    told = capsys.readouterr().err
+    assert told.startswith("Loading the models ...\n") and "SGOOL" in told and "| 3/3 [" in told
+    run(Job(PROMPT, tmp_path, values={"method": "none", "steps": 2}))
+    assert "| 1/1 [" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"seed": -1}, "seed must lie"),
+        ({"prompt": " "}, "prompt is empty"),
+        ({"values": {"nonsense": 1}}, "'nonsense' is no setting"),
+        ({"values": {"start": "image"}}, "go together"),
+        ({"init_image": "in.png", "values": {"start": "seed"}}, "go together"),
+        ({"init_image": "in.png"}, "in.png cannot be read"),
+        ({"device": "meta"}, "'meta' holds no data"),
+    ],
+    ids=str,
+)
+def test_a_job_that_cannot_be_done_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, changes, sentence):
+    def load(*args, **options):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(job, "fetch", load)
+    monkeypatch.setattr(job, "load_backend", load)
+    if "init_image" in changes:
+        changes = {**changes, "init_image": tmp_path / changes["init_image"]}
+    with pytest.raises(SgoolError, match=sentence):
+        run(replace(Job(PROMPT, tmp_path / "out"), **changes))
+
+
+def test_the_output_folder_is_made_and_left_without_a_trace_of_the_check(tmp_path):
+    with pytest.raises(SgoolError, match="meta"):
+        run(Job(PROMPT, tmp_path / "new" / "folder", device="meta"))
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        SgoolError, match=r"The output folder .* cannot be written to: .*[Nn]ot a directory|File exists"
+    ):
+        run(Job(PROMPT, tmp_path / "file", device="meta"))
+
+
+def test_weights_are_looked_for_in_the_folder_of_the_job(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(job, "fetch", lambda wanted, folder: asked.append((wanted, folder)))
+    monkeypatch.setattr(job, "default_models_dir", lambda: tmp_path / "usual")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    plain = {"method": "none", "steps": 2}
+    run(Job(PROMPT, tmp_path, values=plain))
+    run(Job(PROMPT, tmp_path, models_dir=tmp_path / "own", values=plain))
+    run(Job(PROMPT, tmp_path, models_dir=job.Path("~/mine"), values=plain))
+    assert [folder for _, folder in asked] == [tmp_path / name for name in ("usual", "own", "mine")]
+    assert {(each.guide, each.selector, each.detector) for each, _ in asked} == {("embedded", "embedded", "spectral")}
+
+
+def test_the_curve_of_an_earlier_run_is_removed(tmp_path):
+    (tmp_path / "loss.png").write_bytes(b"of an earlier run")
+    result = improved()
+    result.losses, result.scores = [], []
+    for _ in range(2):
+        write(Job(PROMPT, tmp_path), resolve({}, model="tiny"), result, CPU)
+        assert not (tmp_path / "loss.png").exists()
