@@ -143,6 +143,7 @@ def write(job: Job, settings: Settings, result: Result, device: torch.device) ->
         "losses": result.losses,
         "regions": [vars(region) for region in result.best.regions],
         "unet_evals": result.unet_evals,
+        "forward_equivalents": result.forward_equivalents,
         "seconds": round(result.seconds, 3),
         "peak_memory_mb": round(peak_memory_mb(device), 1),
         "ending": result.ending.value,

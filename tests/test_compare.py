@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sgool import lab
+from sgool import generate, lab
 from sgool.__main__ import main
 from sgool.errors import SgoolError
 from sgool.lab import world
-from sgool.lab.compare import METHODS, Plan, compare, paired, read_captions, rivals, updates_within
+from sgool.lab.compare import METHODS, Plan, compare, paired, read_captions, rivals, trial, updates_within
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,24 @@ def test_updates_within_the_budget(budget, run, asked, share, candidates, update
     assert updates_within(budget, run, asked, share) == (candidates, updates)
     spent = candidates * run + updates * 3 * share * run
     assert spent <= budget < spent + 3 * share * run
+
+
+def test_a_sampler_is_counted_by_its_evaluations_and_not_by_its_name(monkeypatch):
+    """EDICT under the name "auto": two evaluations per step."""
+    monkeypatch.setitem(generate.AUTO, "seed", "edict")
+    assert trial("none", "a car on a red background", 0, 120, ()).equivalents == 20
+    assert 60 < trial("sgool", "a car on a red background", 0, 120, ()).equivalents <= 120
+
+
+def test_a_budget_beyond_what_the_settings_allow(monkeypatch):
+    asked = []
+    monkeypatch.setattr("sgool.lab.compare.generate", lambda *run: asked.append(run[-1]) or 1 / 0)
+    for method in ("best-of-N", "sgool"):
+        with pytest.raises(ZeroDivisionError):
+            trial(method, "a car on a red background", 0, 10**9, ())
+    assert asked[0].candidates == asked[1].iterations == 1000
+    with pytest.raises(SgoolError, match="--seeds must be at most 1000"):
+        Plan(seeds=10**9)
 
 
 def test_paired_interval_has_the_coverage_it_states():

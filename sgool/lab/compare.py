@@ -44,6 +44,9 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 METHODS = ("none", "best-of-N", *OPTIMIZERS)
 
+MOST = 1000
+"""The settings allow at most this many candidates and iterations. So many images of a caption are also enough."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -86,13 +89,13 @@ def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str
     network = 2 if settings.guidance_scale > 1 else 1
     run = settings.steps * network * make_sampler(settings).evals_per_step
     if method == "best-of-N":
-        settings = settings.changed(candidates=max(1, budget // run))
+        settings = settings.changed(candidates=max(1, min(budget // run, MOST)))
     elif method != "none":
         schedule = make_schedule(backend.alphas_cumprod, settings.steps)
         node = make_sampler(settings).start_node(schedule, settings.strength)
         share = (settings.steps - node) / settings.steps
         candidates, iterations = updates_within(budget, run, settings.candidates, share)
-        settings = settings.changed(candidates=candidates, iterations=iterations)
+        settings = settings.changed(candidates=candidates, iterations=min(iterations, MOST))
     result = generate(backend, critics, Request(caption, seed=seed), settings)
     seconds = time.monotonic() - begun
     scores = _embeddings((caption, *rivals(caption, captions))) @ judge.encode_image(result.best.image)[0]
@@ -140,6 +143,8 @@ class Plan:
     def __post_init__(self) -> None:
         if min(self.limit, self.seeds, self.budget, 1 if self.jobs is None else self.jobs) < 1:
             raise SgoolError("--limit, --seeds, --budget and --jobs must be at least 1.")
+        if self.seeds > MOST:
+            raise SgoolError(f"--seeds must be at most {MOST}.")
         if unknown := [name for name in self.methods if name not in METHODS]:
             raise SgoolError(f"There is no method {unknown[0]!r} to compare; there are {', '.join(METHODS)}.")
 
