@@ -63,8 +63,8 @@ def _default(name: str, model: str) -> str:
     if general == "":
         return ""
     told = [f"default {_shown(MODELS[model].get(name, general) if model else general)}"]
-    if not model:
-        told += [f"embedded model {_shown(own[name])}" for own in MODELS.values() if name in own]
+    if not model and name in MODELS["tiny"]:
+        told.append(f"embedded model {_shown(MODELS['tiny'][name])}")
     if name == "method":
         told += [f"{method} sets {values}" for method in METHODS if (values := _own_values(method))]
     return f" ({'; '.join(told)})"

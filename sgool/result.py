@@ -95,7 +95,7 @@ class Result:
         waited = self.iterations - max(0, self.best_update)
         told = {
             Ending.DONE: "",
-            Ending.PATIENCE: f"Stopped early: no better image in {waited} iterations.",
+            Ending.PATIENCE: f"Stopped early: no better image in {waited} iteration{'s' if waited != 1 else ''}.",
             Ending.INTERRUPTED: "Interrupted; this is the best image so far.",
             Ending.FAILED: f"Ended at iteration {len(self.losses)}; this is the best image so far. {self.error}",
         }[self.ending]

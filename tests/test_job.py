@@ -91,6 +91,7 @@ def test_the_pictures_are_written_under_their_names(tmp_path):
 def test_the_figures_tell_what_was_asked_for_and_what_came_of_it(tmp_path):
     result = improved()
     result.sampler, result.unet_evals, result.seconds, result.ending = "ddim", 12, 1.23456, Ending.PATIENCE
+    result.unet_gradients = 5
     settings = resolve({"iterations": 7, "sampler": "auto"}, model="tiny")
     figures = write(Job(PROMPT, tmp_path, "a dog", 3, "tiny"), settings, result, CPU)
     assert figures == json.loads((tmp_path / "result.json").read_text())
@@ -106,14 +107,16 @@ def test_the_figures_tell_what_was_asked_for_and_what_came_of_it(tmp_path):
         "iterations_done": 2,
         "best_iteration": 1,
         "score_before": 0.2,
+        "score_start": 0.2,
         "score_after": 0.6,
         "scores": [0.2, 0.6, 0.3],
         "losses": [0.9, 0.5, 0.7],
         "regions": [{"top": 0, "left": 0, "height": 64, "width": 64, "mass": 1.0}],
         "unet_evals": 12,
+        "forward_equivalents": 17,
         "seconds": 1.235,
         "ending": "patience",
-        "ended": "Stopped early: no better image in 1 iterations.",
+        "ended": "Stopped early: no better image in 1 iteration.",
     }
 
 
