@@ -1,12 +1,12 @@
-/* The last run under the accordion "SGOOL": before and after in one frame, where people look, and the scores.
-
-The extension's route sgool/v1/last says in JSON what there is to show; the pictures' addresses are made here. All text is
-set as text, never as HTML. The divider is a range input, so that mouse, touch and arrow keys move it. */
+/* What of SGOOL runs in the page: the accordion (which preset is in force, what a run costs) and, below the gallery, the
+view of the page's own last run. All text is set as text, never as HTML. */
 
 (function() {
     "use strict";
 
     const TABS = ["txt2img", "img2img"];
+    const KINDS = {before: "Before", after: "After", saliency: "Where people look", loss: "Loss curve"};
+    const CLICK = 5; // A pointer that moves less, in pixels, has clicked and not dragged.
 
     function element(tag, className, text) {
         const node = document.createElement(tag);
@@ -15,63 +15,170 @@ set as text, never as HTML. The divider is a range input, so that mouse, touch a
         return node;
     }
 
-    function button(className, label) {
-        const node = element("button", className, label);
+    function button(label, then) {
+        const node = element("button", "sgool-button", label);
         node.type = "button";
+        node.addEventListener("click", then);
         return node;
     }
 
-    function View(tab, root) {
-        this.tab = tab;
-        this.run = null;
-        this.seen = 0;
-        this.index = 0;
+    function press(node, pressed) {
+        node.setAttribute("aria-pressed", String(pressed));
+    }
 
-        this.box = element("section", "sgool-last");
-        this.box.hidden = true;
-        this.box.setAttribute("aria-label", "SGOOL: the last run, before and after");
+    const find = (selector) => gradioApp().querySelector(selector);
+
+    /* The accordion. */
+
+    const values = {}; // by tab, by name of the setting
+
+    /* Gradio calls it with the values of the fields that the line's data name, whenever one of them has changed. */
+    window.sgoolSettings = function(tab, given) {
+        const line = find(`#sgool_${tab} [data-sgool]`);
+        if (!line) return [];
+        const told = JSON.parse(line.dataset.sgool);
+        values[tab] = Object.fromEntries(told.fields.map((name, i) => [name, given[i]]));
+        describe(tab);
+        return [];
+    };
+
+    function describe(tab) {
+        const set = values[tab];
+        const line = find(`#sgool_${tab} [data-sgool]`);
+        if (!set || !line) return;
+        const told = JSON.parse(line.dataset.sgool);
+        for (const [name, preset] of Object.entries(told.presets)) {
+            const inForce = Object.entries(preset).every(([field, value]) => set[field] === value);
+            press(find(`#sgool_${tab}_preset_${name.toLowerCase()}`), inForce);
+        }
+        const steps = Number(find(`#${tab}_steps input[type=number]`)?.value);
+        const words = line.querySelector(".sgool-cost");
+        const count = images(told, set, steps || 20);
+        words.textContent = inWords(told, count);
+        words.classList.toggle("sgool-slow", count >= told.slow);
+    }
+
+    /* As sgool/webui/cost.py counts. */
+    function images(told, set, imageSteps) {
+        const way = set.strength * told.evaluations[set.sampler];
+        const begin = (told.start || set.start) === "image" ? 2 * way : set.candidates * (1 - set.strength + way);
+        const iterations = set.method === "none" ? 0 : set.iterations;
+        return (begin + iterations * told.update * way) * set.steps / imageSteps;
+    }
+
+    function inWords(told, count) {
+        const whole = Math.floor(count + 0.5);
+        if (whole >= told.slow) {
+            const unit = 10 ** (String(whole).length - 2);
+            return `slow: about ${Math.floor(whole / unit + 0.5) * unit} times an image's time`;
+        }
+        return whole > 1 ? `about ${whole} times an image's time` : "about an image's time";
+    }
+
+    function setUpAccordion(tab) {
+        // The WebUI's accordion ticks itself when it is opened, until its box has been clicked once. This event tells it
+        // that the box was clicked, and is not a click: it ticks nothing.
+        find(`#sgool_${tab}-visible-checkbox`).dispatchEvent(new Event("click"));
+        find(`#${tab}_steps`)?.addEventListener("input", () => describe(tab));
+        // The WebUI keeps defaults and describes the API by what a choice is called, so it is called "image" there.
+        const words = find(`#sgool_${tab}_start input[value=image] ~ span`);
+        if (words) words.textContent = "finished image";
+    }
+
+    /* The view. */
+
+    function View(tab) {
+        this.tab = tab;
+        this.id = "";
+        this.run = null;
+        this.index = 0;
+        this.box = null;
+        this.scrolled = null;
+    }
+
+    View.prototype.build = function() {
+        this.box = element("section", "sgool-view");
+        this.box.id = `sgool_${this.tab}_view`;
+        this.box.setAttribute("aria-label", "SGOOL: your image before and after");
+
+        this.title = element("h3", "sgool-title");
+        this.place = element("span", "sgool-place");
+        this.pages = element("span", "sgool-pages");
+        const previous = button("‹", () => this.turn(-1));
+        previous.setAttribute("aria-label", "Previous image of the batch");
+        const next = button("›", () => this.turn(1));
+        next.setAttribute("aria-label", "Next image of the batch");
+        this.pages.append(previous, this.place, next);
+        const head = element("div", "sgool-row");
+        this.facts = element("span", "sgool-facts");
+        head.append(this.title, this.facts, this.pages);
 
         this.scores = element("p", "sgool-scores");
         this.message = element("p", "sgool-message");
         this.message.setAttribute("role", "status");
 
-        this.frame = element("div", "sgool-frame");
-        this.after = element("img", "sgool-after");
-        this.before = element("img", "sgool-before");
-        this.range = element("input", "sgool-range");
-        Object.assign(this.range, {type: "range", min: "0", max: "100", step: "1", value: "50"});
-        this.range.setAttribute("aria-label", "Divider between before (left) and after (right)");
-        this.range.addEventListener("input", () => this.split(this.range.value));
-        this.left = element("span", "sgool-tag sgool-tag-left", "Before");
-        const handle = element("span", "sgool-handle");
-        handle.setAttribute("aria-hidden", "true");
-        this.frame.append(this.after, this.before, this.range, handle,
-            this.left, element("span", "sgool-tag sgool-tag-right", "After"));
+        this.frame = new Frame((kind) => dialog().open(this, kind), () => this.lost());
+        this.looks = button(KINDS.saliency, () => this.frame.cover(this.looks.getAttribute("aria-pressed") !== "true"));
+        this.frame.looks = this.looks;
+        const enlarge = button("Enlarge", () => dialog().open(this, "after"));
+        this.links = element("span", "sgool-links");
+        this.tools = element("div", "sgool-row");
+        this.tools.append(this.looks, enlarge, this.links);
 
-        this.looks = button("sgool-button", "Where people look");
-        this.looks.setAttribute("aria-pressed", "false");
-        this.looks.addEventListener("click", () => {
-            this.looks.setAttribute("aria-pressed", String(this.looks.getAttribute("aria-pressed") !== "true"));
+        this.box.append(head, this.scores, this.frame.node, this.tools, this.message);
+        find(`#image_buttons_${this.tab}`).after(this.box);
+    };
+
+    View.prototype.hide = function() {
+        if (!this.box) return;
+        this.box.hidden = true;
+        only?.closeFor(this);
+    };
+
+    /* The generation has begun: what is shown is not of it. */
+    View.prototype.begin = function() {
+        this.hide();
+        this.id = "";
+        requestAnimationFrame(() => { this.scrolled = window.scrollY; });
+    };
+
+    /* The generation has ended. info: the WebUI's own JSON about it, empty where it failed. */
+    View.prototype.end = async function(info) {
+        const told = parse(info);
+        const id = told?.extra_generation_params?.["SGOOL run"]?.[0];
+        if (typeof id !== "string" || id === this.id) return;
+        this.id = id;
+        let answer, run;
+        try {
+            answer = await fetch(`./sgool/v1/runs/${encodeURIComponent(id)}`, {cache: "no-store"});
+            run = answer.ok ? await answer.json() : null;
+        } catch (error) {
+            console.warn("SGOOL: the run could not be shown.", error);
+        }
+        if (id !== this.id || !answer) return; // another one has ended, or begun, since
+        if (!this.box) this.build();
+        only?.closeFor(this);
+        this.run = run;
+        this.seeds = seedsOf(told);
+        this.candidates = Number(told.extra_generation_params["SGOOL Candidate seeds"] ?? 1);
+        this.index = 0;
+        press(this.looks, false);
+        this.box.hidden = false;
+        if (run?.images.length) {
             this.draw();
-        });
-        this.previous = button("sgool-button", "‹");
-        this.previous.setAttribute("aria-label", "Previous image of the batch");
-        this.previous.addEventListener("click", () => this.turn(-1));
-        this.next = button("sgool-button", "›");
-        this.next.setAttribute("aria-label", "Next image of the batch");
-        this.next.addEventListener("click", () => this.turn(1));
-        this.place = element("span", "sgool-place");
-        this.pages = element("span", "sgool-pages");
-        this.pages.append(this.previous, this.place, this.next);
-        const tools = element("div", "sgool-tools");
-        tools.append(this.looks, this.pages);
+            this.frame.once(() => this.reveal());
+        } else {
+            this.lost();
+        }
+    };
 
-        this.box.append(this.scores, this.frame, tools, this.message);
-        root.replaceChildren(this.box);
-    }
-
-    View.prototype.split = function(percent) {
-        this.frame.style.setProperty("--sgool-split", percent + "%");
+    /* Scroll to the view, unless the user has scrolled since the generation began, or writes. */
+    View.prototype.reveal = function() {
+        const still = this.scrolled !== null && Math.abs(window.scrollY - this.scrolled) < 50;
+        this.scrolled = null;
+        if (!still || document.activeElement?.matches("textarea, input")) return;
+        const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+        this.box.scrollIntoView({block: "nearest", behavior: calm ? "auto" : "smooth"});
     };
 
     View.prototype.turn = function(by) {
@@ -80,46 +187,99 @@ set as text, never as HTML. The divider is a range input, so that mouse, touch a
         this.draw();
     };
 
-    View.prototype.address = function(kind) {
-        return `./sgool/v1/last/${this.tab}/${Number(this.run.id)}/${this.index}/${kind}.png`;
+    View.prototype.kinds = function() {
+        return Object.keys(KINDS).filter((kind) => kind !== "loss" || this.run.images[this.index].iterations > 0);
     };
 
-    View.prototype.show = function(run) {
-        if (run.id === this.seen) return;
-        this.seen = run.id;
-        this.run = run;
-        this.index = 0;
-        this.range.value = "50";
-        this.split(50);
-        this.draw();
+    View.prototype.address = function(kind) {
+        return `./sgool/v1/runs/${encodeURIComponent(this.id)}/${this.index}/${kind}.png`;
+    };
+
+    View.prototype.fileName = function(kind) {
+        return `sgool-${kind}-${this.seeds[this.index] ?? this.index + 1}.png`;
     };
 
     View.prototype.draw = function() {
         const images = this.run.images;
-        this.box.hidden = images.length === 0;
-        if (this.box.hidden) return;
         const image = images[this.index];
-        const looks = this.looks.getAttribute("aria-pressed") === "true";
-        this.before.src = this.address(looks ? "saliency" : "before");
-        this.before.alt = looks ? "Where people look in the image after SGOOL" : "The image before SGOOL";
-        this.left.textContent = looks ? "Where people look" : "Before";
-        this.after.src = this.address("after");
-        this.after.alt = "The image after SGOOL";
+        const seed = this.seeds[this.index];
+        for (const node of [this.scores, this.facts, this.frame.node, this.tools]) node.hidden = false;
+        this.title.textContent = seed === undefined ? "SGOOL" : `SGOOL, seed ${seed}`;
         this.pages.hidden = images.length < 2;
         const all = images.length < this.run.kept ? images.length : `the first ${images.length}`;
         this.place.textContent = `${this.index + 1} of ${all}`;
-        this.scores.textContent = summary(image);
+        this.scores.replaceChildren(...figures(image, this.candidates));
+        this.facts.textContent = facts(image);
         this.message.textContent = image.message || "";
+        this.frame.show((kind) => this.address(kind));
+        this.links.replaceChildren("Save: ", ...this.kinds().map((kind) => {
+            const link = element("a", "sgool-save", KINDS[kind].toLowerCase());
+            return saves(link, this, kind);
+        }));
     };
 
-    function summary(image) {
-        const parts = [];
-        if (image.score_before !== null && image.score_after !== null) {
-            const gain = image.score_after - image.score_before;
-            const sign = gain < 0 ? "−" : "+";
-            parts.push(`Score ${image.score_before.toFixed(3)} → ${image.score_after.toFixed(3)} (${sign}${Math.abs(gain).toFixed(3)})`);
+    View.prototype.lost = function() {
+        only?.closeFor(this);
+        for (const node of [this.scores, this.facts, this.frame.node, this.tools, this.pages]) node.hidden = true;
+        this.title.textContent = "SGOOL";
+        this.message.textContent = "This run is no longer kept.";
+    };
+
+    function saves(link, view, kind) {
+        link.href = view.address(kind);
+        link.download = view.fileName(kind);
+        return link;
+    }
+
+    function parse(text) {
+        try {
+            return JSON.parse(text);
+        } catch {
+            return null;
         }
-        parts.push(count(image.regions, "region"), count(image.iterations, "iteration"));
+    }
+
+    /* Of the images that the run has, which are those with a score. */
+    function seedsOf(told) {
+        const scores = told.extra_generation_params["SGOOL score after"] ?? [];
+        return (told.all_seeds ?? []).filter((_, i) => scores[i] !== null && scores[i] !== undefined);
+    }
+
+    /* The images that there are, each with its score; the best one is said to be it. */
+    function figures(image, candidates) {
+        const best = image.best_iteration;
+        const all = [["Your image", image.score_before, best === null, "The WebUI's own image"]];
+        const chosenIsBest = best === -1 && near(image.score_resampled, image.score_after);
+        if (image.score_resampled !== null) {
+            const [name, tip] = candidates > 1 ?
+                [`chosen of ${candidates} seeds`, "The starting noise that the critics chose, before any update"] :
+                ["sampled again", "The same noise through SGOOL's own sampler, before any update (iteration 0)"];
+            all.push([name, image.score_resampled, best === 0 || chosenIsBest, tip]);
+        } else if (best === 0) {
+            all.push(["after iteration 0", image.score_after, true, "Carried back to noise and sampled again"]);
+        }
+        if (best > 0) all.push([`after iteration ${best}`, image.score_after, true, "The update that won"]);
+        if (best === -1 && !chosenIsBest) {
+            all.push(["another candidate seed", image.score_after, true, "Its image has the best score of all"]);
+        }
+        return all.flatMap(([name, score, won, tip], i) => {
+            const node = element(won ? "strong" : "span", "", `${name} ${score.toFixed(3)}${won ? " (best)" : ""}`);
+            node.title = tip;
+            return i ? [" · ", node] : [node];
+        });
+    }
+
+    function near(one, other) {
+        return one !== null && one.toFixed(3) === other.toFixed(3);
+    }
+
+    function facts(image) {
+        const parts = [count(image.regions, "region"), count(image.iterations, "iteration")];
+        if (image.best_iteration === null) {
+            parts.push("nothing beat your image, so it is kept");
+        } else if (image.best_iteration <= 0 && image.iterations > 0) {
+            parts.push("no iteration brought anything better");
+        }
         return parts.join(" · ");
     }
 
@@ -127,37 +287,180 @@ set as text, never as HTML. The divider is a range input, so that mouse, touch a
         return `${number} ${what}${number === 1 ? "" : "s"}`;
     }
 
-    async function withLastRun(view, use) {
-        try {
-            const answer = await fetch(`./sgool/v1/last?tab=${view.tab}`, {cache: "no-store"});
-            if (answer.ok) use(await answer.json());
-        } catch (error) {
-            console.warn("SGOOL: the last run could not be shown.", error);
-        }
+    /* Two pictures in one frame: before (or where people look) on the left of a divider, after on the right. The divider
+    is a range input for the keyboard; a pointer drags it anywhere, and a click opens the picture under it. */
+    function Frame(open, failed) {
+        this.node = element("div", "sgool-frame");
+        this.right = this.picture("sgool-after", failed);
+        this.left = this.picture("sgool-before", failed);
+        this.right.addEventListener("load", () => {
+            this.node.style.setProperty("--sgool-aspect", this.right.naturalWidth / this.right.naturalHeight);
+        });
+        this.range = element("input", "sgool-range");
+        Object.assign(this.range, {type: "range", min: "0", max: "100", step: "1"});
+        this.range.addEventListener("input", () => this.split(this.range.value));
+        const handle = element("span", "sgool-handle");
+        handle.setAttribute("aria-hidden", "true");
+        this.leftTag = element("span", "sgool-tag sgool-tag-left");
+        this.rightTag = element("span", "sgool-tag sgool-tag-right", KINDS.after);
+        this.node.append(this.right, this.left, this.range, handle, this.leftTag, this.rightTag);
+
+        let from = null, dragging = false;
+        this.node.addEventListener("pointerdown", (event) => {
+            if (event.button !== 0) return;
+            from = event.clientX;
+            dragging = false;
+            this.node.setPointerCapture(event.pointerId);
+        });
+        this.node.addEventListener("pointermove", (event) => {
+            if (from === null) return;
+            dragging ||= Math.abs(event.clientX - from) >= CLICK;
+            if (dragging) this.split(this.share(event));
+        });
+        this.node.addEventListener("pointerup", (event) => {
+            if (from !== null && !dragging) open(this.share(event) < this.range.value ? this.kind() : "after");
+            from = null;
+        });
+        this.node.addEventListener("pointercancel", () => { from = null; });
+    }
+
+    Frame.prototype.picture = function(className, failed) {
+        const image = element("img", className);
+        image.draggable = false;
+        image.addEventListener("error", failed);
+        return image;
+    };
+
+    Frame.prototype.share = function(event) {
+        const box = this.node.getBoundingClientRect();
+        return Math.min(100, Math.max(0, Math.round(100 * (event.clientX - box.left) / box.width)));
+    };
+
+    /* What is left of the divider. */
+    Frame.prototype.kind = function() {
+        return this.looks.getAttribute("aria-pressed") === "true" ? "saliency" : "before";
+    };
+
+    Frame.prototype.split = function(percent) {
+        this.range.value = percent;
+        this.node.style.setProperty("--sgool-split", `${percent}%`);
+        this.leftTag.hidden = percent < 15;
+        this.rightTag.hidden = percent > 85;
+    };
+
+    Frame.prototype.show = function(address) {
+        this.address = address;
+        this.right.src = address("after");
+        this.right.alt = "The image after SGOOL";
+        this.cover(this.kind() === "saliency");
+    };
+
+    /* Cover the picture with where people look, or compare before and after. The divider may be moved in both. */
+    Frame.prototype.cover = function(looks) {
+        press(this.looks, looks);
+        const kind = this.kind();
+        this.left.src = this.address(kind);
+        this.left.alt = looks ? "Where people look in the image after SGOOL" : "The image before SGOOL";
+        this.leftTag.textContent = KINDS[kind];
+        this.range.setAttribute("aria-label", `Divider between ${KINDS[kind].toLowerCase()} (left) and after (right)`);
+        this.split(looks ? 100 : 50);
+    };
+
+    /* Call once both pictures have been shown. */
+    Frame.prototype.once = function(then) {
+        Promise.all([this.left.decode(), this.right.decode()]).then(then, () => {});
+    };
+
+    /* The pictures of a run, one at a time and as large as the window. */
+    function Dialog() {
+        this.node = element("dialog", "sgool-dialog");
+        this.node.setAttribute("aria-label", "SGOOL: the pictures of the run");
+        this.buttons = Object.fromEntries(Object.entries(KINDS).map(([kind, name]) => [
+            kind, button(name, () => this.show(kind)),
+        ]));
+        this.save = element("a", "sgool-button sgool-save", "Save");
+        const close = button("Close", () => this.node.close());
+        const head = element("div", "sgool-row");
+        head.append(...Object.values(this.buttons), this.save, close);
+        this.image = element("img", "");
+        this.image.addEventListener("load", () => {
+            this.node.style.setProperty("--sgool-aspect", this.image.naturalWidth / this.image.naturalHeight);
+        });
+        this.image.addEventListener("error", () => this.view?.lost());
+        this.node.append(head, this.image);
+        this.node.addEventListener("click", (event) => {
+            if (event.target === this.node) this.node.close(); // beside the picture
+        });
+        this.node.addEventListener("keydown", (event) => {
+            // The WebUI would interrupt the generation at Escape.
+            event.stopPropagation();
+            const by = {ArrowLeft: -1, ArrowRight: 1}[event.key];
+            if (!by) return;
+            event.preventDefault();
+            const kinds = this.view.kinds();
+            const kind = kinds[(kinds.indexOf(this.kind) + by + kinds.length) % kinds.length];
+            this.show(kind);
+            this.buttons[kind].focus();
+        });
+        this.node.addEventListener("close", () => {
+            this.view = null;
+            this.opener?.focus({preventScroll: true});
+        });
+        document.body.append(this.node);
+    }
+
+    Dialog.prototype.open = function(view, kind) {
+        this.view = view;
+        this.opener = document.activeElement === document.body ? view.frame.range : document.activeElement;
+        for (const each of Object.keys(KINDS)) this.buttons[each].hidden = !view.kinds().includes(each);
+        this.show(kind);
+        this.node.showModal();
+        this.buttons[kind].focus();
+    };
+
+    Dialog.prototype.show = function(kind) {
+        this.kind = kind;
+        for (const each of Object.keys(KINDS)) press(this.buttons[each], each === kind);
+        this.image.src = this.view.address(kind);
+        this.image.alt = KINDS[kind];
+        saves(this.save, this.view, kind);
+    };
+
+    Dialog.prototype.closeFor = function(view) {
+        if (this.view === view) this.node.close();
+    };
+
+    let only = null;
+    function dialog() {
+        return only ||= new Dialog();
+    }
+
+    /* Call when Gradio sets the value of its hidden text field, of which nobody is told otherwise; the WebUI notices its
+    settings in the same way. */
+    function whenSet(field, then) {
+        const before = Object.getOwnPropertyDescriptor(field, "value") ??
+            Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value");
+        Object.defineProperty(field, "value", {
+            configurable: true,
+            get: () => before.get.call(field),
+            set: (value) => {
+                before.set.call(field, value);
+                queueMicrotask(() => then(value));
+            },
+        });
     }
 
     onUiLoaded(function() {
         for (const tab of TABS) {
-            const root = gradioApp().querySelector(`#sgool_${tab}_view`);
-            const log = gradioApp().querySelector(`#html_log_${tab}`);
-            if (!root || !log) continue;
-            const view = new View(tab, root);
-            const ticked = () => {
-                const box = gradioApp().querySelector(`#sgool_${tab}-visible-checkbox`);
-                return box !== null && box.checked;
-            };
-            // What is shown is not of the generation that begins; nor is it if that one fails.
-            gradioApp().querySelector(`#${tab}_generate`).addEventListener("click", () => {
-                if (ticked()) view.box.hidden = true;
+            const box = find(`#sgool_${tab}-visible-checkbox`);
+            const info = find(`#generation_info_${tab} textarea`);
+            if (!box || !info) continue;
+            setUpAccordion(tab);
+            const view = new View(tab);
+            find(`#${tab}_generate`).addEventListener("click", () => {
+                if (box.checked) view.begin();
             });
-            // What was made before the page was opened is not this page's.
-            withLastRun(view, (run) => { view.seen = run.id; });
-            // Gradio keeps a hidden timer in the log while a generation runs, and takes it away once, whichever way that
-            // ends. The log line itself may be the same as before.
-            const ended = (record) => [...record.removedNodes].some((node) => node.classList?.contains("progress-text"));
-            new MutationObserver((records) => {
-                if (records.some(ended) && ticked()) withLastRun(view, (run) => view.show(run));
-            }).observe(log, {childList: true, subtree: true});
+            whenSet(info, (text) => view.end(text));
         }
     });
 })();

@@ -22,6 +22,9 @@ from sgool.guidance import CRITICS, check_critic
 from sgool.saliency import DETECTORS
 from sgool.samplers import SAMPLERS
 
+CLIPS = ("clip:ViT-L-14/openai", "clip:ViT-L-14/datacomp_xl_s13b_b90k", "clip:ViT-H-14/laion2b_s32b_b79k")
+"""Larger ones than the critics' own, by size: 0.9, 0.9 and 3.9 GB."""
+
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
@@ -168,7 +171,7 @@ class Settings:
         0.15,
         "Region padding",
         "margin on each side, as a share of the region",
-        group="Regions",
+        group="Expert",
         low=0.0,
         high=1.0,
         slider=(0, 1, 0.05),
@@ -177,7 +180,7 @@ class Settings:
         3,
         "Region refresh interval",
         "iterations between two searches for regions",
-        group="Regions",
+        group="Expert",
         low=1,
         high=1000,
         slider=(1, 50, 1),
@@ -239,7 +242,7 @@ class Settings:
         "Guide",
         "the critic that SGOOL optimizes; clip:MODEL/WEIGHTS takes any model of open_clip; embedded downloads nothing",
         group="Critics",
-        suggestions=tuple(CRITICS),
+        suggestions=(*CRITICS, *CLIPS),
         check=check_critic,
     )
     selector: str = setting(
@@ -247,7 +250,7 @@ class Settings:
         "Selector",
         "another critic, never optimized, which gives the score and picks the best image",
         group="Critics",
-        suggestions=tuple(CRITICS),
+        suggestions=(*CRITICS, *CLIPS),
         check=check_critic,
     )
     memory: str = setting(

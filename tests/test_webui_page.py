@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import importlib.metadata
 import importlib.util
 import json
@@ -21,9 +22,11 @@ from modules import script_callbacks, scripts, shared
 
 from sgool import __version__
 from sgool.errors import SgoolError
+from sgool.generate import Request, generate
+from sgool.guidance import CRITICS, parse_critic
 from sgool.presets import METHODS, PRESET_FIELDS, PRESETS
 from sgool.settings import ABOUT, DEFAULTS, Settings
-from sgool.webui import api, controls, gallery, infotext, options, register, script, xyz
+from sgool.webui import api, controls, cost, gallery, infotext, options, register, script, xyz
 from sgool.webui.arguments import WEBUI, parse
 from sgool.webui.script import SgoolScript, remember_file
 
@@ -59,7 +62,105 @@ def test_every_parameter_has_a_control_with_name_tooltip_and_default(webui):
 def test_few_controls_at_first_sight():
     groups = [about.group for about in WEBUI.values()]
     assert groups.count("") <= 5
-    assert set(groups) == {"", *controls.FOLDED}
+    assert set(groups) == {"", *controls.MORE, controls.EXPERT}
+
+
+def test_what_only_an_expert_turns_is_apart():
+    expert = {name for name, about in WEBUI.items() if about.group == controls.EXPERT}
+    assert {"method", "sampler", "cutouts", "rule", "learning_rate", "warmup", "regularization", "patience"} <= expert
+
+
+@pytest.mark.parametrize("name", ["guide", "selector"])
+def test_a_critic_is_chosen_from_a_list_or_typed(webui, name):
+    made = dict(zip(["enabled", *WEBUI], SgoolScript().ui(False), strict=True))[name]
+    assert isinstance(made, gradio.Dropdown) and made.options["allow_custom_value"]
+    assert set(CRITICS) < set(made.options["choices"])
+    known = {"/".join(each) for each in pytest.importorskip("open_clip").list_pretrained()}
+    for choice in made.options["choices"]:
+        kind, variant = parse_critic(choice)
+        assert kind in CRITICS.values() and (not variant or variant in known)
+
+
+def test_the_page_is_told_the_settings_without_a_request(webui):
+    """When it is loaded, and whenever one of those changes that its line and its presets are about."""
+    made = dict(zip(["enabled", *WEBUI], SgoolScript().ui(False), strict=True))
+    counted = [made[name] for name in controls.COUNTED]
+    for wiring in (gradio.context.Context.root_block.loaded, *(control.changed for control in counted)):
+        assert wiring["fn"] is None and wiring["inputs"] == counted and wiring["outputs"] == []
+    assert {name for name, control in made.items() if control.changed} == set(controls.COUNTED)
+
+
+@pytest.mark.parametrize("tab", ["txt2img", "img2img"])
+def test_the_line_under_the_title_says_what_it_does_and_costs(webui, tab):
+    gradio.made.clear()
+    SgoolScript().ui(tab == "img2img")
+    (line,) = [block.value for block in gradio.made if block.options.get("elem_classes") == ["sgool-about"]]
+    text = html.unescape(re.sub("<[^>]*>", "", line))
+    start = "image" if tab == "img2img" else "seed"
+    assert text == f"Improves the image's starting noise; {cost.in_words(cost.images(Settings(start=start)))}"
+    told = json.loads(html.unescape(re.search('data-sgool="([^"]*)"', line)[1]))
+    assert told["fields"] == list(controls.COUNTED) and set(told["presets"]) == set(PRESETS)
+    assert told["presets"]["Balanced"] == {name: DEFAULTS[name] for name in PRESET_FIELDS}
+
+
+def test_a_presets_tooltip_says_what_it_sets_and_paper_warns(webui):
+    gradio.made.clear()
+    SgoolScript().ui(False)
+    tips = {b.value: b.options["tooltip"] for b in gradio.made if isinstance(b, gradio.Button)}
+    assert set(tips) == set(PRESETS)
+    assert "5 iterations of 10 steps" in tips["Quick"] and "12 iterations of 20 steps" in tips["Balanced"]
+    assert "slow: about 760 times an image's time" in tips["Paper"]
+    assert "slow" not in tips["Quick"] + tips["Balanced"]
+
+
+def test_the_cost_counts_what_the_network_is_asked():
+    """At the defaults the README's thirty images: one is sampled again, twelve updates cost two and a half each."""
+    assert cost.images(Settings()) == pytest.approx(1 + 12 * 2.4)
+    assert cost.in_words(cost.images(Settings())) == "about 30 times an image's time"
+    assert cost.images(Settings(), image_steps=40) == pytest.approx(cost.images(Settings()) / 2)
+    assert cost.images(Settings(candidates=8)) == pytest.approx(8 + 12 * 2.4)
+    assert cost.images(Settings(start="image", candidates=8)) == pytest.approx(1.6 + 12 * 2.4)
+    assert cost.images(Settings(sampler="edict")) == pytest.approx(0.2 + 1.6 + 12 * 4.8)
+    assert cost.images(Settings(method="none", candidates=4)) == pytest.approx(4)
+    assert cost.images(Settings(iterations=0, steps=10)) == pytest.approx(0.5)
+    assert set(cost.EVALUATIONS) == set(WEBUI["sampler"].choices)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"iterations": 2},
+        {"iterations": 1, "candidates": 3},
+        {"iterations": 1, "sampler": "edict"},
+        {"iterations": 1, "start": "image"},
+        {"method": "none", "candidates": 2, "sampler": "ddim", "strength": 1.0},
+    ],
+)
+def test_the_cost_counts_as_a_run_counts(backend, critics, values):
+    """A run counts the way back, which recomputes and differentiates, as one evaluation a step, and the cost as two."""
+    settings = Settings.of({"steps": 5, "cutouts": 0, "saliency_weight": 0.0, **values})
+    latent = torch.zeros(1, 4, *backend.latent_size) if settings.start == "image" else None
+    result = generate(backend, critics, Request("a red car", init_latent=latent), settings)
+    way = settings.strength * cost.EVALUATIONS[settings.sampler]
+    told = cost.images(settings, image_steps=settings.steps) - result.iterations * way
+    rough = 0.15 if settings.start == "image" else 1e-6  # there, a two-step sampler takes a step more
+    assert result.unet_evals == pytest.approx(2 * settings.steps * told, rel=rough)  # both halves of guidance
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0.2, "about an image's time"),
+        (1.4, "about an image's time"),
+        (6.5, "about 7 times an image's time"),
+        (99.4, "about 99 times an image's time"),
+        (99.5, "slow: about 100 times an image's time"),
+        (755, "slow: about 760 times an image's time"),
+        (12345, "slow: about 12000 times an image's time"),
+    ],
+)
+def test_the_cost_in_words(count, words):
+    assert cost.in_words(count) == words
 
 
 @pytest.mark.parametrize("preset", PRESETS)

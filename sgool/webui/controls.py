@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,12 +11,29 @@ import gradio as gr
 from modules.ui_components import InputAccordion
 
 from sgool.presets import METHODS, PRESET_FIELDS, PRESETS
-from sgool.settings import ABOUT, DEFAULTS
-from sgool.webui import infotext
+from sgool.settings import DEFAULTS, Settings
+from sgool.webui import cost, infotext
 from sgool.webui.arguments import WEBUI
 
-FOLDED = ("Sampling", "Regions", "Critics", "Expert")
+MORE = ("Sampling", "Regions", "Critics")
 """The groups that are folded away under "More", in this order; what is in no group is seen at first."""
+
+EXPERT = "Expert"
+"""The group that has a fold of its own."""
+
+PRESET_WORDS = {
+    "Quick": "A first look",
+    "Balanced": "The default",
+    "Paper": "As the paper did it, with EDICT, all the way from the noise and without stopping early",
+}
+
+PLACEHOLDERS = {"region_prompt": "empty: the main prompt; [SEP] between regions"}
+
+WIDTH = 240
+"""Pixels that a control takes at least: where two have no room beside each other, one goes below."""
+
+COUNTED = tuple(dict.fromkeys((*PRESET_FIELDS, "candidates", "start", "method")))
+"""The settings by which the page tells which preset is in force and what a run costs."""
 
 METHOD_FIELDS = tuple(dict.fromkeys(name for method in METHODS.values() for name in method if name in WEBUI))
 
@@ -61,6 +80,9 @@ def build(tab: str) -> Controls:
     """Draw the accordion of one tab (txt2img or img2img). elem_ids: sgool_<tab>, and sgool_<tab>_<name> inside."""
     made = _Made(tab)
     with InputAccordion(False, label="SGOOL", elem_id=f"sgool_{tab}") as enabled:
+        with enabled.extra():
+            gr.HTML(_about(tab), elem_classes=["sgool-about"])
+        gr.HTML("SGOOL is off. Tick the box beside its name to use it.", elem_classes=["sgool-off"])
         with gr.Row(elem_id=f"sgool_{tab}_presets", elem_classes=["sgool-presets"]):
             buttons = {
                 name: gr.Button(name, size="sm", elem_id=f"sgool_{tab}_preset_{name.lower()}", tooltip=_tooltip(name))
@@ -68,13 +90,14 @@ def build(tab: str) -> Controls:
             }
         made.draw_group("")
         with gr.Accordion("More", open=False, elem_id=f"sgool_{tab}_more"):
-            for group in FOLDED:
+            for group in MORE:
                 with gr.Group(elem_id=f"sgool_{tab}_{group.lower()}"):
                     gr.Markdown(f"**{group}**")
                     made.draw_group(group)
-        gr.HTML(value="", label="Last run", elem_id=f"sgool_{tab}_view")
+        with gr.Accordion(EXPERT, open=False, elem_id=f"sgool_{tab}_{EXPERT.lower()}"):
+            made.draw_group(EXPERT)
     for name, button in buttons.items():
-        values = [PRESETS[name].get(key, DEFAULTS[key]) for key in PRESET_FIELDS]
+        values = _preset(name)
         outputs = [made.controls[key] for key in PRESET_FIELDS]
         button.click(lambda values=values: values, inputs=[], outputs=outputs, show_progress=False)
     made.controls["method"].input(
@@ -83,15 +106,47 @@ def build(tab: str) -> Controls:
         outputs=[made.controls[key] for key in METHOD_FIELDS],
         show_progress=False,
     )
+    _tell_the_page(made)
     ordered = {name: made.controls[name] for name in WEBUI}
     pasted: list[Any] = [(enabled, infotext.paste_enabled)]
     pasted += [(control, infotext.paste(name)) for name, control in ordered.items()]
     return Controls([enabled, *ordered.values()], pasted)
 
 
+def _tell_the_page(made: _Made) -> None:
+    """javascript/sgool.js gets the settings when the page is loaded and when one changes. No request is made."""
+    inputs = [made.controls[name] for name in COUNTED]
+    for event in (gr.context.Context.root_block.load, *(control.change for control in inputs)):
+        event(fn=None, _js=f"(...values) => sgoolSettings('{made.tab}', values)", inputs=inputs, outputs=[])
+
+
+def _about(tab: str) -> str:
+    """The line under the title, and for javascript/sgool.js what it needs to keep the line true."""
+    start = "image" if tab == "img2img" else DEFAULTS["start"]
+    told = {
+        "fields": COUNTED,
+        "start": start if tab == "img2img" else None,
+        "presets": {name: dict(zip(PRESET_FIELDS, _preset(name), strict=True)) for name in PRESETS},
+        "evaluations": cost.EVALUATIONS,
+        "update": cost.UPDATE,
+        "slow": cost.SLOW,
+    }
+    words = cost.in_words(cost.images(Settings(start=start)))
+    return (
+        f'<span data-sgool="{html.escape(json.dumps(told))}">Improves the image\'s starting noise; '
+        f'<span class="sgool-cost">{words}</span></span>'
+    )
+
+
 def _control(name: str, elem_id: str) -> Any:
     about = WEBUI[name]
-    common = {"label": about.label, "value": DEFAULTS[name], "elem_id": elem_id, "tooltip": about.help}
+    common = {
+        "label": about.label,
+        "value": DEFAULTS[name],
+        "elem_id": elem_id,
+        "tooltip": about.help,
+        "min_width": WIDTH,
+    }
     if about.choices:
         short = len(about.choices) <= 3 and len("".join(about.choices)) <= 24
         return (gr.Radio if short else gr.Dropdown)(choices=list(about.choices), **common)
@@ -100,7 +155,7 @@ def _control(name: str, elem_id: str) -> Any:
     if about.slider:
         low, high, step = about.slider
         return gr.Slider(minimum=low, maximum=high, step=step, **common)
-    return gr.Textbox(lines=1, max_lines=20, placeholder=about.help, **common)
+    return gr.Textbox(lines=1, max_lines=20, placeholder=PLACEHOLDERS[name], **common)
 
 
 def _is_long_text(name: str) -> bool:
@@ -108,6 +163,15 @@ def _is_long_text(name: str) -> bool:
     return isinstance(DEFAULTS[name], str) and not about.choices and not about.suggestions
 
 
+def _preset(name: str) -> list[Any]:
+    """What a preset's button sets, in the order of PRESET_FIELDS."""
+    return [PRESETS[name].get(key, DEFAULTS[key]) for key in PRESET_FIELDS]
+
+
 def _tooltip(preset: str) -> str:
-    values = {name: PRESETS[preset].get(name, DEFAULTS[name]) for name in PRESET_FIELDS}
-    return ", ".join(f"{ABOUT[name].label}: {value}" for name, value in values.items())
+    settings = Settings.of(PRESETS[preset])
+    words = cost.in_words(cost.images(settings))
+    return (
+        f"{PRESET_WORDS[preset]}: {settings.iterations} iterations of {settings.steps} steps, "
+        f"{settings.cutouts} cutouts; {words}"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 made: list[Block] = []
@@ -15,6 +16,8 @@ class Block:
         self.options = options
         self.clicked: dict[str, Any] = {}
         self.chosen: dict[str, Any] = {}
+        self.changed: dict[str, Any] = {}
+        self.loaded: dict[str, Any] = {}
         made.append(self)
 
     def __enter__(self) -> Block:
@@ -28,6 +31,12 @@ class Block:
 
     def input(self, fn: Any, **wiring: Any) -> None:
         self.chosen = {"fn": fn, **wiring}
+
+    def load(self, fn: Any, **wiring: Any) -> None:
+        self.loaded = {"fn": fn, **wiring}
+
+    def change(self, fn: Any, **wiring: Any) -> None:
+        self.changed = {"fn": fn, **wiring}
 
 
 class Checkbox(Block): ...
@@ -57,7 +66,13 @@ class Markdown(Block): ...
 class Row(Block): ...
 
 
+class Column(Block): ...
+
+
 class Group(Block): ...
 
 
 class Accordion(Block): ...
+
+
+context = SimpleNamespace(Context=SimpleNamespace(root_block=Block()))
