@@ -26,6 +26,17 @@ NAMES = ("a.png", "b.png", "c.png", "result.json")
 posix = pytest.mark.skipif(os.name == "nt", reason="signals and links are other things on Windows")
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """A shell's background job ignores Ctrl-C, and its tests would not hear it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
