@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,8 +15,10 @@ from sgool import tiny
 from sgool.__main__ import main
 from sgool.cli import main as product
 from sgool.errors import SgoolError
-from sgool.job import Bar
+from sgool.flags import flag
+from sgool.job import Bar, Job
 from sgool.result import TRIED, Result, Snapshot
+from sgool.settings import ABOUT, DEFAULTS
 from sgool.signals import Guard
 
 FILES = {"before.png", "after.png", "saliency.png", "loss.png", "comparison.png", "result.json"}
@@ -55,13 +58,13 @@ def snapshot(iteration, score, shade=0.5):
 
 def test_the_bar_shows_the_scores_of_the_first_image_of_the_start_and_of_the_best(capsys):
     class Seen:
-        text = ""
+        text, images = "", 0
 
         def set_postfix_str(self, text):
             self.text = text
 
         def update(self):
-            pass
+            self.images += 1
 
     bar = Bar(Seen(), Guard())
     result = Result(snapshot(TRIED, 0.5), snapshot(2, 0.75), scores=[0.625, 0.6, 0.75])
@@ -70,7 +73,7 @@ def test_the_bar_shows_the_scores_of_the_first_image_of_the_start_and_of_the_bes
     assert bar.bar.text == "score before 0.500, start 0.625, best 0.750 at 2, step 3/8"
     bar.image(Result(snapshot(TRIED, 0.5), snapshot(TRIED, 0.9), scores=[0.625]), result.best)
     bar.step(4, 8)
-    assert "best 0.900, step 4/8" in bar.bar.text
+    assert "best 0.900, step 4/8" in bar.bar.text and bar.bar.images == 2
 
 
 def test_with_candidates_the_score_at_the_start_is_that_of_the_one_chosen(tmp_path):
@@ -96,6 +99,31 @@ def test_start_from_a_picture_of_another_shape(tmp_path):
     before = cv2.imread(str(tmp_path / "out" / "before.png"))
     assert before.shape == (128, 256, 3)
     assert np.abs(before.astype(int)[:, 200:] - 90).mean() < 40  # the picture itself, as the autoencoder sees it
+
+
+def test_every_flag_reaches_the_job(monkeypatch):
+    seen = []
+
+    def stop(job, guard):
+        seen.append(job)
+        raise SgoolError("Stopped by the test.")
+
+    own = {
+        "prompt": "a car",
+        "negative_prompt": "a frog",
+        "seed": 7,
+        "model": "some/model",
+        "init_image": Path("in.png"),
+        "out": Path("out"),
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "models_dir": Path("models"),
+    }
+    values = {name: about.choices[-1] if about.choices else DEFAULTS[name] for name, about in ABOUT.items()}
+    monkeypatch.setattr("sgool.job.run", stop)
+    assert main(["generate", *(f"{flag(name)}={value}" for name, value in {**own, **values}.items())]) == 2
+    assert main(["generate", "--prompt", "a car"]) == 2
+    assert seen == [Job(**own, values=values), Job("a car", Path("sgool-output"))]
 
 
 @pytest.fixture
