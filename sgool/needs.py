@@ -50,6 +50,7 @@ def needs(settings: Settings) -> Needs:
     Without saliency in the loss only the map is drawn, by a detector without weights.
     """
     salient = settings.method == "sgool" and settings.saliency_weight > 0
+    salient = salient or (settings.zoom and settings.zoom_by == "attention")
     return Needs(settings.guide, settings.selector, settings.saliency if salient else "spectral")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from sgool.settings import DEFAULTS, SettingError, Settings, check_names
 
 PRESETS: dict[str, dict[str, Any]] = {
+    "Detail": {"iterations": 0, "zoom": True},
     "Quick": {"iterations": 5, "steps": 10, "cutouts": 4},
     "Balanced": {},
     "Paper": {"sampler": "edict", "strength": 1.0, "steps": 50, "iterations": 50, "patience": 0},

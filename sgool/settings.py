@@ -269,6 +269,80 @@ class Settings:
         high=30.0,
         webui=False,  # the WebUI has its own CFG scale
     )
+    zoom: bool = setting(
+        False,
+        "Zoom",
+        "paint small places again at full resolution; each is kept only where the selector finds it better",
+        group="Zoom",
+    )
+    zoom_by: str = setting(
+        "attention",
+        "Zoom on",
+        "attention: where people look; phrases: where each phrase of the prompt is; faces; mask: where you painted",
+        group="Zoom",
+        choices=("attention", "phrases", "faces", "mask"),
+    )
+    zoom_places: int = setting(
+        2, "Zoom places", "most places painted again", group="Zoom", low=1, high=16, slider=(1, 8, 1)
+    )
+    zoom_strength: float = setting(
+        0.3,
+        "Zoom strength",
+        "denoising strength; more changes a place more",
+        group="Zoom",
+        above=0.0,
+        high=1.0,
+        slider=(0.05, 1, 0.05),
+    )
+    zoom_iterations: int = setting(
+        0,
+        "Zoom iterations",
+        "how often the noise of a place is improved as well; 0: it is only painted again",
+        group="Zoom",
+        low=0,
+        high=1000,
+        slider=(0, 20, 1),
+    )
+    zoom_order: str = setting(
+        "salience",
+        "Zoom order",
+        "which places come first where there are more",
+        group="Zoom details",
+        choices=("salience", "left to right", "small first"),
+    )
+    zoom_smallest: float = setting(
+        0.3,
+        "Smallest zoom place",
+        "smaller places grow to this share of the image's shorter side",
+        group="Zoom details",
+        low=0.05,
+        high=1.0,
+        slider=(0.05, 1, 0.05),
+    )
+    zoom_largest: float = setting(
+        0.7,
+        "Largest zoom place",
+        "larger places are left alone, as a share of the image's shorter side",
+        group="Zoom details",
+        low=0.05,
+        high=1.0,
+        slider=(0.05, 1, 0.05),
+    )
+    zoom_padding: float = setting(
+        0.25,
+        "Zoom padding",
+        "margin on each side, as a share of the place",
+        group="Zoom details",
+        low=0.0,
+        high=1.0,
+        slider=(0, 1, 0.05),
+    )
+    zoom_judge: bool = setting(
+        True,
+        "Keep only better repaints",
+        "off: every repaint is kept",
+        group="Zoom details",
+    )
 
     def __post_init__(self) -> None:
         for name, about in ABOUT.items():

@@ -25,6 +25,7 @@ LAYERS = (
     {"settings"},
     {"presets", "optimize", "needs"},
     {"generate", "flags"},
+    {"zoom"},
     {"job", "door"},
     {"cli"},
     {"lab", "webui"},
