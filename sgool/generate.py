@@ -20,6 +20,7 @@ from sgool.optimize import Plan, Problem, Regions, Start, optimize
 from sgool.region import Region
 from sgool.result import Ending, Progress, Result, Stop
 from sgool.saliency import LoadedDetector, load_detector
+from sgool.saliency.faces import FaceFinder
 from sgool.saliency.regions import find_regions
 from sgool.samplers import Sampler, Trajectory, bdia, get_sampler, make_schedule
 from sgool.settings import SettingError, Settings
@@ -41,12 +42,13 @@ class Critics:
     """The frozen networks of a run besides the diffusion model.
 
     guide: the critic that is optimized. selector: another one, which is not, and picks the best image. detector: finds
-    where people look.
+    where people look. faces: finds faces, where they are looked for; it stays on the CPU.
     """
 
     guide: Critic
     selector: Critic
     detector: LoadedDetector
+    faces: FaceFinder | None = None
 
     def to(self, device: torch.device) -> Critics:
         """The same networks, moved to another device."""
@@ -97,7 +99,8 @@ def check_start(settings: Settings, image: bool) -> None:
 
 
 def load_critics(wanted: Needs, models_dir: Path, device: torch.device | str = "cpu") -> Critics:
-    """The critics and the detector that are wanted; weights that `sgool.needs.fetch` has not are downloaded now.
+    """The critics and the detectors that are wanted; weights that `sgool.needs.fetch` has not are downloaded now,
+    except the face detector's, see `FaceFinder.note`.
 
     Raises SgoolError where the weights cannot be had.
     """
@@ -106,6 +109,7 @@ def load_critics(wanted: Needs, models_dir: Path, device: torch.device | str = "
             load_critic(wanted.guide, "guide", models_dir, device),
             load_critic(wanted.selector, "selector", models_dir, device),
             load_detector(wanted.detector, models_dir, device),
+            FaceFinder(models_dir) if wanted.faces else None,
         )
 
 

@@ -13,21 +13,23 @@ from sgool.download import DownloadError, Report, unreachable
 from sgool.errors import SgoolError
 from sgool.guidance import critic_weights
 from sgool.saliency import detector_weights
+from sgool.saliency.faces import fetch_faces
 from sgool.settings import Settings
 from sgool.weights import Weight, ensure, is_here
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Names, as in `Settings`: all that tells one run's networks from another's."""
+    """Names, as in `Settings`, and whether faces are looked for: all that tells one run's networks from another's."""
 
     guide: str
     selector: str
     detector: str
+    faces: bool = False
 
     @property
     def weights(self) -> dict[str, Sequence[Weight]]:
-        """The files of each. Raises SgoolError for a name that there is not, and says whose it is."""
+        """The files of each; what finds faces can do without its file. Raises SgoolError for a name that there is not, and says whose it is."""
         with naming("guide"):
             guide = critic_weights(self.guide, "guide")
         with naming("selector"):
@@ -51,11 +53,12 @@ def needs(settings: Settings) -> Needs:
     """
     salient = settings.method == "sgool" and settings.saliency_weight > 0
     salient = salient or (settings.zoom and settings.zoom_by == "attention")
-    return Needs(settings.guide, settings.selector, settings.saliency if salient else "spectral")
+    faces = settings.zoom and settings.zoom_by == "faces"
+    return Needs(settings.guide, settings.selector, settings.saliency if salient else "spectral", faces)
 
 
 def missing(wanted: Needs, models_dir: Path) -> list[Weight]:
-    """The files that have to be downloaded. Asks nobody; raises SgoolError for a name that there is not."""
+    """The files that a run cannot do without, and that have to be downloaded. Asks nobody; raises SgoolError for a name that there is not."""
     every = [weight for weights in wanted.weights.values() for weight in weights]
     return [weight for weight in dict.fromkeys(every) if not is_here(weight, models_dir)]
 
@@ -63,12 +66,18 @@ def missing(wanted: Needs, models_dir: Path) -> list[Weight]:
 def fetch(wanted: Needs, models_dir: Path, report: Report | None = None) -> None:
     """Download what is missing into models_dir; report None: with a bar on stderr.
 
+    Where the face detector's file cannot be had, `Critics.faces` says it in its note.
+
     Raises SgoolError for a name that there is not, and one that names all files that cannot be had, and what to do
     instead; and what `report` raises.
     """
-    lacking = missing(wanted, models_dir)
-    if not lacking:
-        return
+    if lacking := missing(wanted, models_dir):
+        _fetch(wanted, lacking, models_dir, report)
+    if wanted.faces:
+        fetch_faces(models_dir, report)
+
+
+def _fetch(wanted: Needs, lacking: Sequence[Weight], models_dir: Path, report: Report | None) -> None:
     away = unreachable([weight.url for weight in lacking], report)
     failed = {weight: away[_host(weight)] for weight in lacking if _host(weight) in away}
     # Where a host is away, that is told at once, and not after a gigabyte from the others.

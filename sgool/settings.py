@@ -306,9 +306,9 @@ class Settings:
     zoom_order: str = setting(
         "salience",
         "Zoom order",
-        "which places come first where there are more",
+        "which places come first where there are more; weakest first: those that the guide finds least like their text",
         group="Zoom details",
-        choices=("salience", "left to right", "small first"),
+        choices=("salience", "left to right", "small first", "weakest first"),
     )
     zoom_smallest: float = setting(
         0.3,
