@@ -29,7 +29,9 @@ class Needs:
 
     @property
     def weights(self) -> dict[str, Sequence[Weight]]:
-        """The files of each; what finds faces can do without its file. Raises SgoolError for a name that there is not, and says whose it is."""
+        """The files of each; what finds faces can do without its own. Raises SgoolError for a name that there is not,
+        and says whose it is.
+        """
         with naming("guide"):
             guide = critic_weights(self.guide, "guide")
         with naming("selector"):
@@ -58,7 +60,9 @@ def needs(settings: Settings) -> Needs:
 
 
 def missing(wanted: Needs, models_dir: Path) -> list[Weight]:
-    """The files that a run cannot do without, and that have to be downloaded. Asks nobody; raises SgoolError for a name that there is not."""
+    """The files that have to be downloaded, without the face detector's, which a run can do without. Asks nobody;
+    raises SgoolError for a name that there is not.
+    """
     every = [weight for weights in wanted.weights.values() for weight in weights]
     return [weight for weight in dict.fromkeys(every) if not is_here(weight, models_dir)]
 

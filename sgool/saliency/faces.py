@@ -7,6 +7,7 @@ an error: `FaceFinder.note` says it.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +27,7 @@ from sgool.saliency.regions import MAX_INSIDE, MAX_IOU
 from sgool.weights import Weight, default_models_dir, ensure, is_here
 
 # The sum and the size (232,589 bytes) are published in the Git LFS pointer of opencv/opencv_zoo (MIT license),
-# models/face_detection_yunet/face_detection_yunet_2023mar.onnx. The author's repository holds the same file without LFS.
+# models/face_detection_yunet/face_detection_yunet_2023mar.onnx. The author's repository holds the same file as it is.
 YUNET = Weight(
     "face_detection_yunet_2023mar.onnx",
     "https://raw.githubusercontent.com/ShiqiYu/libfacedetection.train/0047ac24afb1a50a0c6105001c89d1b5b805dbf1"
@@ -41,7 +42,7 @@ SOURCES: tuple[Weight, ...] = (
 """YuNet's file at each place that has it, the first that is asked first."""
 
 SCORE = 0.7
-"""YuNet's lowest score of a face. Photographs without faces reach 0.6, upscaled ones 0.77; faces of 20 pixels 0.8."""
+"""YuNet's lowest score of a face. Photographs without faces rarely reach 0.6; faces of 20 pixels have 0.7 to 0.9."""
 
 SIDES = (320, 640, 1280)
 """YuNet sees the image at these lengths of its longer side, at the last as far as that enlarges it by half at most. It
@@ -50,8 +51,8 @@ was trained on faces of 10 to 300 pixels, and finds those that fill the image on
 WIDEST = 320
 """Of the larger images, only faces up to so many pixels count."""
 
-SUM = 55.0
-"""The lowest sum of the last stage of the frontal cascade. Faces have 55.1 and more, textures up to 54.9."""
+SUM = 55.5
+"""The lowest sum of the last stage of the frontal cascade. Most faces have more, most textures less."""
 
 PROFILE = 1.0
 """The lowest sum of the last stage of the profile cascade."""
@@ -185,14 +186,13 @@ def _yunet(folder: Path) -> Look:
 
     if not is_here(YUNET, folder):
         _, why = _failed.get(folder, (0.0, ""))
-        raise SgoolError(
-            f"{YUNET.file} could not be downloaded ({why})" if why else f"{YUNET.file} is not in {folder}"
-        )
+        raise SgoolError(f"{YUNET.file} could not be downloaded ({why})" if why else f"{YUNET.file} is not in {folder}")
     path = ensure(YUNET, folder)  # nothing but the published file goes into OpenCV's parser
     data = np.frombuffer(path.read_bytes(), np.uint8)  # OpenCV cannot open every path that Python can
     try:
-        net = cv2.FaceDetectorYN.create("onnx", data, np.zeros(0, np.uint8), (SIDES[0], SIDES[0]), SCORE)
-        net.detect(np.zeros((SIDES[0], SIDES[0], 3), np.uint8))
+        with _silent():
+            net = cv2.FaceDetectorYN.create("onnx", data, np.zeros(0, np.uint8), (SIDES[0], SIDES[0]), SCORE)
+            net.detect(np.zeros((SIDES[0], SIDES[0], 3), np.uint8))
     except (AttributeError, TypeError, cv2.error) as error:
         raise SgoolError(f"OpenCV {_version()} cannot run {YUNET.file} ({brief(error)})") from error
     return lambda picture: scan(net, picture)
@@ -210,7 +210,7 @@ def scan(net: Any, picture: np.ndarray) -> Iterator[Face]:
         for row in [] if found is None else found:
             left, top, wide, high, score = (float(row[column]) for column in (0, 1, 2, 3, -1))
             # For the smallest images, OpenCV 4 can give boxes of no height, far outside.
-            real = np.isfinite(row).all() and 0 < min(wide, high) and max(wide, high) <= max(height, width) * 1.2
+            real = np.isfinite(row).all() and min(wide, high) > 0 and max(wide, high) <= max(height, width) * 1.2
             within = 0 <= left + wide / 2 <= width and 0 <= top + high / 2 <= height
             if real and within and (side == SIDES[0] or max(wide, high) <= WIDEST):
                 yield Face(left / scale, top / scale, wide / scale, high / scale, score)
@@ -220,16 +220,18 @@ def _cascades() -> Look | None:
     """None where OpenCV has none."""
     import cv2
 
+    library: Any = cv2  # which version that will be, mypy cannot know
     try:
         opened = [
-            cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_{name}.xml")
+            library.CascadeClassifier(f"{library.data.haarcascades}haarcascade_{name}.xml")
             for name in ("frontalface_alt2", "profileface")
         ]
     except (AttributeError, cv2.error):
         return None
     if any(each.empty() for each in opened):
         return None
-    return lambda picture: scan_cascades(*opened, picture)
+    frontal, profile = opened
+    return lambda picture: scan_cascades(frontal, profile, picture)
 
 
 def scan_cascades(frontal: Any, profile: Any, picture: np.ndarray) -> Iterator[Face]:
@@ -238,20 +240,21 @@ def scan_cascades(frontal: Any, profile: Any, picture: np.ndarray) -> Iterator[F
 
     gray = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
     longer = max(gray.shape)
-    for face, weight in _cascade(frontal, gray, min(SIDES[2], max(SIDES[1], 2 * longer))):
+    for face, weight in _cascade(frontal, gray, min(SIDES[2], max(SIDES[0], round(1.5 * longer)))):
         if weight >= SUM:
             yield face._replace(score=weight / SUM)
     height, width = gray.shape
+    coarse = min(SIDES[1], max(SIDES[0], longer))
     for degrees in TURNS:
         turn = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
         back = cv2.invertAffineTransform(turn)
         turned = cv2.warpAffine(gray, turn, (width, height), borderMode=cv2.BORDER_REPLICATE)
-        for face, weight in _cascade(frontal, turned, SIDES[1]):
+        for face, weight in _cascade(frontal, turned, coarse):
             if weight >= SUM:
                 x, y = back @ (face.left + face.width / 2, face.top + face.height / 2, 1)
                 yield Face(x - face.width / 2, y - face.height / 2, face.width, face.height, weight / SUM)
     for flipped in (False, True):
-        for face, weight in _cascade(profile, gray[:, ::-1] if flipped else gray, SIDES[1]):
+        for face, weight in _cascade(profile, gray[:, ::-1] if flipped else gray, coarse):
             if weight >= PROFILE:
                 left = width - face.left - face.width if flipped else face.left
                 yield face._replace(left=left, score=0.9)
@@ -262,7 +265,8 @@ def _cascade(cascade: Any, gray: np.ndarray, side: int) -> Iterator[tuple[Face, 
     small, scale = _scaled(gray, side / max(gray.shape))
     boxes, _, sums = cascade.detectMultiScale3(small, 1.2, 2, 0, (24, 24), (0, 0), True)
     for box, total in zip(boxes, np.ravel(sums), strict=True):
-        yield Face(*(float(value) / scale for value in box), 0.0), float(total)
+        left, top, wide, high = (float(value) / scale for value in box)
+        yield Face(left, top, wide, high, 0.0), float(total)
 
 
 def _scaled(picture: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
@@ -271,6 +275,20 @@ def _scaled(picture: np.ndarray, scale: float) -> tuple[np.ndarray, float]:
     height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
     way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return cv2.resize(np.ascontiguousarray(picture), (width, height), interpolation=way), scale
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """OpenCV 5 warns of what does no harm while it opens a network."""
+    import cv2
+
+    log: Any = getattr(getattr(cv2, "utils", None), "logging", None)
+    before = log.setLogLevel(log.LOG_LEVEL_ERROR) if log else None
+    try:
+        yield
+    finally:
+        if log:
+            log.setLogLevel(before)
 
 
 def _version() -> str:
