@@ -93,9 +93,13 @@ def test_every_choice_has_its_finder_and_its_order() -> None:
 
 @pytest.mark.parametrize("size", [(128, 128), (128, 224), (224, 128)])
 def test_each_phrase_has_its_place(own: Critics, size: tuple[int, int]) -> None:
-    red, blue = (8, 8, 40), (size[0] - 56, size[1] - 50, 44)
+    red, blue = (8, 8, 48), (size[0] - 48, size[1] - 48, 40)
     image = painted(size, red=red, blue=blue)
-    places = find_places(Picture(image, "a small red box and a blue ball on a table"), own, settings(zoom_by="phrases"))
+    places = find_places(
+        Picture(image, "a small red box and a blue ball on a table"),
+        own,
+        settings(zoom_by="phrases", zoom_order="left to right"),
+    )
     assert [place.text for place in places] == ["a red box on a table", "a blue ball on a table"]
     assert [place.name for place in places] == ["a red box", "a blue ball"]
     for place, square in zip(places, (red, blue), strict=True):
@@ -134,10 +138,15 @@ def test_windows_lie_within_the_image_and_cover_it(size: tuple[int, int], values
 
 
 def test_phrases_of_the_embedded_world(critics: Critics) -> None:
-    """Scenes whose captions are known; what each window of a phrase must show is judged by the selector."""
-    image = read_image(Path(__file__).parent / "data" / "scenes" / "00.png")
-    places = find_places(Picture(image, "a panda and a car on a red background"), critics, settings(zoom_by="phrases"))
-    assert all(place.text in ("a panda on a red background", "a car on a red background") for place in places)
+    """Their centers, seen in the picture: the panda's in row 79 and column 32, the whale's in row 98 and column 91."""
+    image = read_image(Path(__file__).parent / "data" / "scenes" / "15.png")
+    prompt = "a small panda and a small whale on a green background"
+    for order, left in (("left to right", "a panda"), ("salience", "")):
+        places = find_places(Picture(image, prompt), critics, settings(zoom_by="phrases", zoom_order=order))
+        assert {place.name for place in places} == {"a panda", "a whale"}
+        assert left in ("", places[0].name)
+        where = {place.name: place.region for place in places}
+        assert holds(where["a panda"], 79, 32, 0) and holds(where["a whale"], 98, 91, 0)
 
 
 def test_no_face_no_place(own: Critics) -> None:
