@@ -10,7 +10,7 @@ improved.image.save("better.png")
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,14 +20,16 @@ from sgool import tiny
 from sgool.backends.diffusers import DiffusersBackend, check_pipeline
 from sgool.errors import SgoolError
 from sgool.generate import Critics, Request, check_prompts, check_seed, generate, load_critics
-from sgool.images import fit
 from sgool.needs import fetch, needs
 from sgool.pictures import to_uint8
-from sgool.presets import resolve
+from sgool.presets import only_zooms, resolve
 from sgool.region import Region
 from sgool.result import Progress, Result
 from sgool.settings import Settings
 from sgool.weights import default_models_dir
+from sgool.zoom import Picture, Zoomed, zoom_in
+from sgool.zoom.given import as_given, at_size
+from sgool.zoom.paint import Painter
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,8 +40,9 @@ class Improved:
     """What `improve` returns. Scores are the selector's, the higher the better; `result` holds all images and losses.
 
     before, image: the seed's (or the given) image as SGOOL's sampler makes it, and the best one. latent: [1, 4, h, w],
-    float64, of the best image. saliency: [H, W] in [0, 1], where people look in the first image, or None. regions: of
-    the best image. seed, settings: what the run was made with.
+    float64, of the best image before any zoom; empty where a given image was only zoomed into. saliency: [H, W] in
+    [0, 1], where people look in the first image, or None. regions: of the best image. seed, settings: what the run was
+    made with. zoomed: the places that were painted again; None without zoom.
     """
 
     before: Image
@@ -52,6 +55,7 @@ class Improved:
     seed: int
     settings: Settings
     result: Result
+    zoomed: Zoomed | None = None
 
 
 class Improver:
@@ -82,22 +86,41 @@ class Improver:
         negative_prompt: str = "",
         seed: int = 0,
         image: Image | Tensor | None = None,
+        mask: Image | Tensor | None = None,
         progress: Progress | None = None,
     ) -> Improved:
-        """Make and improve one image; see `improve`."""
+        """Make and improve one image; see `improve`.
+
+        mask: an image of the same size, white where to zoom in; for zoom=True and zoom_by="mask".
+        """
         check_prompts(prompt, negative_prompt)
         check_seed(seed)
         settings = self.settings if image is None else self.settings.changed(start="image")
+        given = None if image is None else _pixels(image)
+        where = None if mask is None else _pixels(mask).mean(1)[0]
+        given, where = at_size(given, where, settings, self.backend.size)
         restore = self.backend.prepare()
         try:
             # A caller's no_grad or inference mode must not reach the run.
             with torch.inference_mode(False), torch.enable_grad():
-                latent = None if image is None else self.backend.encode(fit(_pixels(image), self.backend.size))
+                only = given is not None and only_zooms(settings)
+                latent = None if given is None or only else self.backend.encode(given)
                 request = Request(prompt, negative_prompt, seed, latent)
-                result = generate(self.backend, self.critics, request, settings, progress)
+                if given is not None and only:
+                    result = as_given(given, self.critics, prompt, settings)
+                else:
+                    result = generate(self.backend, self.critics, request, settings, progress)
+                zoomed = None
+                if settings.zoom:
+                    painter = Painter(self.backend, self.critics, request, settings, progress)
+                    zoomed = zoom_in(Picture(result.best.image, prompt, where), self.critics, settings, painter)
+                    score = self.critics.selector.judge(zoomed.image, prompt)
         finally:
             restore()
-        return _improved(result, seed, settings)
+        improved = _improved(result, seed, settings)
+        if zoomed is None:
+            return improved
+        return replace(improved, image=_picture(zoomed.image), score_after=score, zoomed=zoomed)
 
 
 def improve(
@@ -142,11 +165,23 @@ def _pixels(image: Image | Tensor) -> Tensor:
     return torch.from_numpy(np.asarray(image.convert("RGB"), np.float32) / 255).permute(2, 0, 1)[None]
 
 
-def _improved(result: Result, seed: int, settings: Settings) -> Improved:
+def _picture(image: Tensor) -> Image:
     from PIL import Image
 
+    return Image.fromarray(to_uint8(image))
+
+
+def _improved(result: Result, seed: int, settings: Settings) -> Improved:
     first, best = result.first, result.best
-    before, after = (Image.fromarray(to_uint8(each.image)) for each in (first, best))
     return Improved(
-        before, after, first.score, best.score, best.latent, first.saliency, best.regions, seed, settings, result
+        _picture(first.image),
+        _picture(best.image),
+        first.score,
+        best.score,
+        best.latent,
+        first.saliency,
+        best.regions,
+        seed,
+        settings,
+        result,
     )

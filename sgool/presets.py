@@ -45,6 +45,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "guide": "embedded",
         "selector": "embedded",
         "memory": "fast",
+        "zoom_good": 0.83,
     },
 }
 """What a model sets. `tiny` is the embedded model."""
@@ -64,6 +65,11 @@ def unused(settings: Settings, model: str = "") -> tuple[str, ...]:
     own = resolve({"method": settings.method}, model=model)
     changed = [name for name in DEFAULTS if getattr(settings, name) != getattr(own, name)]
     return ignored(changed, settings.method, settings.start)
+
+
+def only_zooms(settings: Settings) -> bool:
+    """Whether an image that is given stays as it is but for the places that are painted again."""
+    return settings.zoom and settings.start == "image" and (settings.method == "none" or not settings.iterations)
 
 
 def resolve(given: Mapping[str, Any], *, preset: str = "", model: str = "") -> Settings:

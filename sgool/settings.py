@@ -286,7 +286,7 @@ class Settings:
         2, "Zoom places", "most places painted again", group="Zoom", low=1, high=16, slider=(1, 8, 1)
     )
     zoom_strength: float = setting(
-        0.3,
+        0.4,
         "Zoom strength",
         "denoising strength; more changes a place more",
         group="Zoom",
@@ -304,11 +304,11 @@ class Settings:
         slider=(0, 20, 1),
     )
     zoom_order: str = setting(
-        "salience",
+        "small-first",
         "Zoom order",
         "which places come first where there are more",
         group="Zoom details",
-        choices=("salience", "left to right", "small first"),
+        choices=("salience", "left-to-right", "small-first"),
     )
     zoom_smallest: float = setting(
         0.3,
@@ -320,7 +320,7 @@ class Settings:
         slider=(0.05, 1, 0.05),
     )
     zoom_largest: float = setting(
-        0.7,
+        0.5,
         "Largest zoom place",
         "larger places are left alone, as a share of the image's shorter side",
         group="Zoom details",
@@ -329,13 +329,22 @@ class Settings:
         slider=(0.05, 1, 0.05),
     )
     zoom_padding: float = setting(
-        0.25,
+        0.1,
         "Zoom padding",
         "margin on each side, as a share of the place",
         group="Zoom details",
         low=0.0,
         high=1.0,
         slider=(0, 1, 0.05),
+    )
+    zoom_good: float = setting(
+        1.0,
+        "Good enough",
+        "a place whose score reaches this is not painted again; 1: every place is",
+        group="Zoom details",
+        low=0.0,
+        high=1.0,
+        slider=(0, 1, 0.01),
     )
     zoom_judge: bool = setting(
         True,

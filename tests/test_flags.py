@@ -23,6 +23,8 @@ def action_of(command: str, name: str) -> argparse.Action:
 
 
 def shown(value) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -58,7 +60,7 @@ def test_settings_stand_in_their_groups():
             group = title.removeprefix("settings").removeprefix(": ")
             assert names == [name for name, about in ABOUT.items() if about.group.lower() == group]
     settings = [title for title in groups if title.startswith("settings")]
-    assert settings[0] == "settings" and settings[-1] == "settings: expert" and len(settings) == 5
+    assert settings[0] == "settings" and settings[-1] == "settings: expert" and len(settings) == 7
 
 
 @pytest.mark.parametrize("command", ["demo", "generate", "compare", "bench", "export-webui"])

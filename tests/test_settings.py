@@ -181,7 +181,9 @@ def test_presets_methods_and_models_hold_settings() -> None:
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(SettingError, match="preset must be one of Quick, Balanced, Paper, not 'Fast'") as caught:
+    with pytest.raises(
+        SettingError, match="preset must be one of Detail, Quick, Balanced, Paper, not 'Fast'"
+    ) as caught:
         resolve({}, preset="Fast")
     assert caught.value.name == "preset"
 

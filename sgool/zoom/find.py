@@ -23,8 +23,8 @@ FOUND = 16
 
 ORDERS: dict[str, Callable[[Region], float]] = {
     "salience": lambda region: -region.mass,
-    "left to right": lambda region: region.left + region.width / 2,
-    "small first": lambda region: region.height * region.width,
+    "left-to-right": lambda region: region.left + region.width / 2,
+    "small-first": lambda region: region.height * region.width,
 }
 
 
@@ -49,14 +49,19 @@ def by_attention(picture: Picture, critics: Critics, settings: Settings) -> list
 def by_mask(picture: Picture, critics: Critics, settings: Settings) -> list[Region]:
     """The parts of the mask."""
     mask = picture.mask
-    height, width = picture.image.shape[-2:]
     if mask is None:
         raise SgoolError("Zoom on a mask needs a mask.")
+    check_mask(mask, tuple(picture.image.shape[-2:]))
+    return regions_of((mask > 0.5).float(), settings)
+
+
+def check_mask(mask: Tensor, size: tuple[int, ...]) -> None:
+    """Raises SgoolError for a mask that is not [H, W] of this size, or that is empty."""
+    height, width = size
     if tuple(mask.shape) != (height, width):
         raise SgoolError(f"The mask has {mask.shape[-1]}x{mask.shape[-2]} pixels, but the image {width}x{height}.")
     if not (mask > 0.5).any():
-        raise SgoolError("The mask is empty.")
-    return regions_of((mask > 0.5).float(), settings)
+        raise SgoolError("The mask is empty: nothing in it is white.")
 
 
 def regions_of(interest: Tensor, settings: Settings) -> list[Region]:
