@@ -21,7 +21,7 @@ from sgool.generate import Critics, Request, check_prompts, check_seed, check_st
 from sgool.guidance.prompt import clean_prompt
 from sgool.images import read_image
 from sgool.needs import fetch, needs
-from sgool.presets import ignored, only_zooms, resolve
+from sgool.presets import ZOOMS, ignored, only_zooms, resolve
 from sgool.result import TRIED, Progress, Result, Snapshot, Stop
 from sgool.settings import ABOUT, Settings, check_names
 from sgool.signals import Guard
@@ -114,8 +114,9 @@ def job_settings(job: Job) -> Settings:
 
 def notes(job: Job, settings: Settings) -> Iterator[str]:
     """What the user should know before the run begins, a sentence each."""
-    if idle := ignored(job.values, settings.method, settings.start):
+    if idle := ignored(job.values, settings.method, settings.start, settings.zoom):
         where = f"--method {settings.method}" + (" and --start image" if settings.start == "image" else "")
+        where += " and no --zoom" if set(idle) & set(ZOOMS) else ""
         yield f"With {where} these do nothing: {', '.join(map(flag, idle))}."
     if job.model == "tiny" and (unknown := unknown_words(clean_prompt(job.prompt))):
         more = " ..." if len(unknown) > 8 else ""
@@ -207,7 +208,7 @@ def write(
         "ended": " ".join(filter(None, (result.ended, closer.ended if closer else ""))),
     }
     if closer and closer.zoomed:
-        figures["zoom"] = [
+        figures["places"] = [
             {
                 "name": each.place.name,
                 "text": each.place.text,
@@ -226,7 +227,7 @@ def write(
 
 def effective(settings: Settings) -> dict[str, Any]:
     """The settings that have a part in the run."""
-    idle = ignored(ABOUT, settings.method, settings.start)
+    idle = ignored(ABOUT, settings.method, settings.start, settings.zoom)
     return {name: value for name, value in settings.as_dict().items() if name not in idle}
 
 

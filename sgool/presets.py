@@ -53,9 +53,19 @@ MODELS: dict[str, dict[str, Any]] = {
 MODELS["sgool-tiny"] = MODELS["tiny"]  # its name as a checkpoint of the WebUI, see `sgool.tiny.export`
 
 
-def ignored(given: Iterable[str], method: str, start: str = "seed") -> tuple[str, ...]:
-    """Which of the given settings do nothing with this method and this start, in the order of `Settings`."""
-    idle = (*IGNORED[method], *(("candidates",) if start == "image" else ()))
+ZOOMS = tuple(name for name in DEFAULTS if name.startswith("zoom_"))
+"""What does nothing without zoom."""
+
+ZOOM_USES = ("saliency", "threshold", "region_prompt")
+"""What zoom uses of the other settings."""
+
+
+def ignored(given: Iterable[str], method: str, start: str = "seed", zoom: bool = False) -> tuple[str, ...]:
+    """Which of the given settings do nothing with this method, this start and with zoom or without, in the order of
+    `Settings`.
+    """
+    idle = {*IGNORED[method], *(("candidates",) if start == "image" else ())}
+    idle = idle - set(ZOOM_USES) if zoom else idle | set(ZOOMS)
     names = set(given)
     return tuple(name for name in DEFAULTS if name in names and name in idle)
 
@@ -64,7 +74,7 @@ def unused(settings: Settings, model: str = "") -> tuple[str, ...]:
     """Which settings differ from what their method and model set, and do nothing with that method and start."""
     own = resolve({"method": settings.method}, model=model)
     changed = [name for name in DEFAULTS if getattr(settings, name) != getattr(own, name)]
-    return ignored(changed, settings.method, settings.start)
+    return ignored(changed, settings.method, settings.start, settings.zoom)
 
 
 def only_zooms(settings: Settings) -> bool:
