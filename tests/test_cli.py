@@ -262,6 +262,14 @@ def test_models_for_inpainting_and_sdxl_are_refused(change, tmp_path, capsys):
     assert "is not a Stable Diffusion 1.x or 2.x model" in capsys.readouterr().err
 
 
+def test_a_model_without_its_tokenizer_is_refused(tmp_path, capsys):
+    """transformers makes an empty one, and with that no prompt can be read."""
+    shutil.copytree(tiny.MODEL, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer"))
+    assert main(["demo", *FAST, *NO_FILES, "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("sgool: The model ") and last.endswith("its folder tokenizer is missing or not whole.")
+
+
 def test_no_memory_before_the_first_image(tmp_path, capsys, monkeypatch):
     def full(*args):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")

@@ -17,6 +17,9 @@ from sgool.samplers import Branch, Network
 
 log = logging.getLogger(__name__)
 
+PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
+"""What a pipeline must have."""
+
 
 class DiffusersBackend:
     """A StableDiffusionPipeline as a backend. Its parts are used as they are: on their device, in their precision.
@@ -85,7 +88,8 @@ class DiffusersBackend:
 
     @torch.no_grad()
     def _encode_text(self, prompts: Sequence[str]) -> Tensor:
-        length = self.tokenizer.model_max_length
+        # Without its configuration a tokenizer has no limit of its own.
+        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         for prompt in prompts:
             if len(self.tokenizer(prompt).input_ids) > length:
                 log.warning("The diffusion model reads only the first %d tokens of the prompt.", length - 2)
@@ -125,11 +129,21 @@ def _freeze(part: nn.Module) -> Callable[[], None]:
 
 
 def check_pipeline(pipeline: Any, name: str) -> None:
-    """Raises SgoolError unless the pipeline is a Stable Diffusion 1.x or 2.x that makes images from text."""
-    config: Any = pipeline.unet.config if hasattr(pipeline, "unet") else {}
+    """Raises SgoolError unless the pipeline is a whole Stable Diffusion 1.x or 2.x that makes images from text."""
+    config = getattr(getattr(pipeline, "unet", None), "config", None)
+    whole = all(getattr(pipeline, part, None) is not None for part in PARTS)
     # Those for inpainting and depth have more channels, SDXL has conditions besides the prompt.
-    if config.get("in_channels") != 4 or config.get("addition_embed_type") or not hasattr(pipeline, "tokenizer"):
+    if not whole or getattr(config, "in_channels", 0) != 4 or getattr(config, "addition_embed_type", None):
         raise SgoolError(f"{name} is not a Stable Diffusion 1.x or 2.x model that makes images from text.")
+    if not hasattr(pipeline.scheduler, "alphas_cumprod"):
+        raise SgoolError(f"{name} has a {type(pipeline.scheduler).__name__}, which has no noise schedule for SGOOL.")
+    # Where a folder lacks its tokenizer, transformers makes an empty one, which reads every prompt as nothing.
+    known, wanted = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
+    if known < wanted / 2:
+        raise SgoolError(
+            f"{name} has a tokenizer with {known} of the {wanted} words that its text encoder knows: its folder "
+            "tokenizer is missing or not whole."
+        )
 
 
 def find_model(model: str) -> Path:
