@@ -14,7 +14,7 @@ from sgool.download import DownloadError, Report, unreachable
 from sgool.errors import SgoolError
 from sgool.guidance import critic_weights
 from sgool.saliency import detector_weights
-from sgool.settings import Settings
+from sgool.settings import Settings, invalid
 from sgool.weights import Weight, ensure, is_here
 
 
@@ -42,7 +42,7 @@ def naming(setting: str) -> Iterator[None]:
     try:
         yield
     except SgoolError as error:
-        raise SgoolError(f"{setting}: {error}") from error
+        raise invalid(setting, error) from error
 
 
 def needs(settings: Settings) -> Needs:

@@ -325,8 +325,14 @@ def _checked(name: str, about: About, value: Any) -> Any:
         try:
             about.check(value)
         except SgoolError as error:
-            raise SettingError(name, f"does not fit: {str(error).rstrip('.')}") from error
+            raise invalid(name, error) from error
     return kind(value)
+
+
+def invalid(name: str, error: SgoolError) -> SettingError:
+    """The setting is not valid, because of this error."""
+    told = str(error).removesuffix(".")
+    return SettingError(name, f"is not valid: {told[:1].lower()}{told[1:]}")
 
 
 def _is_text(value: str) -> bool:
