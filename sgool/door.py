@@ -18,8 +18,9 @@ from torch import Tensor
 
 from sgool import tiny
 from sgool.backends.diffusers import DiffusersBackend, check_pipeline
-from sgool.errors import SgoolError
-from sgool.generate import Critics, Request, check_prompts, check_seed, generate, load_critics
+from sgool.checks import check_seed, check_tensor
+from sgool.errors import SgoolError, brief
+from sgool.generate import Critics, Request, check_progress, check_prompts, generate, load_critics
 from sgool.needs import fetch, needs
 from sgool.pictures import to_uint8
 from sgool.presets import only_zooms, resolve
@@ -30,6 +31,9 @@ from sgool.weights import default_models_dir
 from sgool.zoom import Picture, Zoomed, zoom_in
 from sgool.zoom.given import as_given, at_size
 from sgool.zoom.paint import Painter
+
+BEYOND = 0.5
+"""How far the values of an image tensor may lie outside [0, 1], as a decoder's do; more is another scale."""
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -93,34 +97,32 @@ class Improver:
 
         mask: an image of the same size, white where to zoom in; for zoom=True and zoom_by="mask".
         """
-        check_prompts(prompt, negative_prompt)
-        check_seed(seed)
         settings = self.settings if image is None else self.settings.changed(start="image")
-        given = None if image is None else _pixels(image)
-        where = None if mask is None else _pixels(mask).mean(1)[0]
-        given, where = at_size(given, where, settings, self.backend.size)
         restore = self.backend.prepare()
         try:
             # A caller's no_grad or inference mode must not reach the run.
             with torch.inference_mode(False), torch.enable_grad():
-                only = given is not None and only_zooms(settings)
-                latent = None if given is None or only else self.backend.encode(given)
-                request = Request(prompt, negative_prompt, seed, latent)
-                if given is not None and only:
-                    result = as_given(given, self.critics, prompt, settings)
-                else:
-                    result = generate(self.backend, self.critics, request, settings, progress)
-                zoomed = None
-                if settings.zoom:
-                    painter = Painter(self.backend, self.critics, request, settings, progress)
-                    zoomed = zoom_in(Picture(result.best.image, prompt, where), self.critics, settings, painter)
-                    score = self.critics.selector.judge(zoomed.image, prompt)
+                given = _checked(prompt, negative_prompt, seed, image, progress)
+                where = None if mask is None else _pixels(mask, "mask").mean(1)[0]
+                given, where = at_size(given, where, settings, self.backend.size)
+                request = Request(prompt, negative_prompt, seed)
+                result = self._made(request, given, settings, progress)
+                if not settings.zoom:
+                    return _improved(result, seed, settings)
+                painter = Painter(self.backend, self.critics, request, settings, progress)
+                zoomed = zoom_in(Picture(result.best.image, prompt, where), self.critics, settings, painter)
+                score = self.critics.selector.judge(zoomed.image, prompt)
         finally:
             restore()
         improved = _improved(result, seed, settings)
-        if zoomed is None:
-            return improved
         return replace(improved, image=_picture(zoomed.image), score_after=score, zoomed=zoomed)
+
+    def _made(self, request: Request, image: Tensor | None, settings: Settings, progress: Progress | None) -> Result:
+        """The image, or the given one, improved as a whole."""
+        if image is not None and only_zooms(settings):
+            return as_given(image, self.critics, request.prompt, settings)
+        latent = None if image is None else self.backend.encode(image)
+        return generate(self.backend, self.critics, replace(request, init_latent=latent), settings, progress)
 
 
 def improve(
@@ -148,21 +150,37 @@ def improve(
     Raises SgoolError for input that cannot be used. A failure after the first image does not raise: see
     `Improved.result.ending` and `.error`.
     """
+    _checked(prompt, negative_prompt, seed, image, progress)  # before anything is downloaded
     return Improver(pipeline, **settings)(
         prompt, negative_prompt=negative_prompt, seed=seed, image=image, progress=progress
     )
 
 
-def _pixels(image: Image | Tensor) -> Tensor:
-    if isinstance(image, Tensor):
-        if image.ndim != 4 or image.shape[:2] != (1, 3) or 0 in image.shape:
-            raise SgoolError(f"An image tensor has the shape [1, 3, H, W], not {list(image.shape)}.")
-        return image.detach().float().clamp(0, 1)
-    if not hasattr(image, "convert"):
-        raise SgoolError(f"The initial image must be a PIL image or a tensor, not a {type(image).__name__}.")
-    import numpy as np
+def _checked(prompt: str, negative_prompt: str, seed: int, image: Any, progress: Any) -> Tensor | None:
+    """The image's pixels [1, 3, H, W], or None without one. Raises SgoolError for input that cannot be used."""
+    check_prompts(prompt, negative_prompt)
+    check_seed(seed)
+    check_progress(progress)
+    return None if image is None else _pixels(image)
 
-    return torch.from_numpy(np.asarray(image.convert("RGB"), np.float32) / 255).permute(2, 0, 1)[None]
+
+def _pixels(image: Image | Tensor, what: str = "initial image") -> Tensor:
+    import numpy as np
+    from PIL import Image as pil
+
+    if isinstance(image, Tensor):
+        check_tensor(image, 3, "An image tensor")
+        low, high = image.min().item(), image.max().item()
+        if low < -BEYOND or high > 1 + BEYOND:
+            raise SgoolError(f"An image tensor lies in [0, 1], and this one in [{low:.3g}, {high:.3g}].")
+        return image.detach().float().clamp(0, 1)
+    if not isinstance(image, pil.Image):
+        raise SgoolError(f"The {what} must be a PIL image or a tensor, not a {type(image).__name__}.")
+    try:
+        rgb = image.convert("RGB")
+    except Exception as error:  # a file that is cut short is read only now, and a closed one not at all
+        raise SgoolError(f"The {what} cannot be read: {brief(error)}") from error
+    return torch.from_numpy(np.asarray(rgb, np.float32) / 255).permute(2, 0, 1)[None]
 
 
 def _picture(image: Tensor) -> Image:

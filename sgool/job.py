@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from sgool import outputs, pictures
 from sgool.backends.diffusers import DiffusersBackend, find_model, load_backend
+from sgool.checks import as_folder, check_seed, usable_device, usable_dtype
 from sgool.errors import SgoolError
 from sgool.flags import flag
-from sgool.generate import Critics, Request, check_prompts, check_seed, check_start, generate, load_critics
+from sgool.generate import Critics, Request, check_prompts, check_start, generate, load_critics
 from sgool.guidance.prompt import clean_prompt
 from sgool.images import read_image
 from sgool.needs import fetch, needs
@@ -71,7 +72,7 @@ def run(job: Job, guard: Guard | None = None) -> tuple[dict[str, Any], Result]:
         device, dtype = machine(job.device, job.dtype)
         for note in notes(job, settings):
             print(f"sgool: {note}", file=sys.stderr)
-        wanted, folder = needs(settings), (job.models_dir or default_models_dir()).expanduser()
+        wanted, folder = needs(settings), as_folder(job.models_dir or default_models_dir())
         fetch(wanted, folder)
         print("Loading the models ...", file=sys.stderr)
         if job.model == "tiny":
@@ -127,17 +128,12 @@ def notes(job: Job, settings: Settings) -> Iterator[str]:
 def machine(device: str | None, dtype: str | None, *, meta: bool = False) -> tuple[torch.device, torch.dtype]:
     """The device and the UNet's dtype: by default CUDA in float16 where there is one, else the CPU in float32.
 
-    meta: whether torch's device without data will do. Raises SgoolError for a device that cannot be used.
+    meta: whether torch's device without data will do. Raises SgoolError for a device or dtype that cannot be used.
     """
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, dtype=torch.float64, device=place)
-    except Exception as error:  # every kind of device has its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SgoolError(f"The device {device!r} cannot be used here: {reason}") from error
+    place = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type == "meta" and not meta:
         raise SgoolError("The device 'meta' holds no data; it only counts, in bench --size.")
-    return place, getattr(torch, dtype or ("float16" if place.type == "cuda" else "float32"))
+    return place, usable_dtype(dtype or ("float16" if place.type == "cuda" else "float32"))
 
 
 class Closer(ZoomProgress, Progress):

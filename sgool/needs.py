@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from urllib.parse import urlsplit
 
+from sgool.checks import as_folder
 from sgool.download import DownloadError, Report, unreachable
 from sgool.errors import SgoolError
 from sgool.guidance import critic_weights
 from sgool.saliency import detector_weights
-from sgool.settings import Settings
+from sgool.settings import Settings, invalid
 from sgool.weights import Weight, ensure, is_here
 
 
@@ -41,7 +42,7 @@ def naming(setting: str) -> Iterator[None]:
     try:
         yield
     except SgoolError as error:
-        raise SgoolError(f"{setting}: {error}") from error
+        raise invalid(setting, error) from error
 
 
 def needs(settings: Settings) -> Needs:
@@ -54,18 +55,19 @@ def needs(settings: Settings) -> Needs:
     return Needs(settings.guide, settings.selector, settings.saliency if salient else "spectral")
 
 
-def missing(wanted: Needs, models_dir: Path) -> list[Weight]:
+def missing(wanted: Needs, models_dir: str | os.PathLike[str]) -> list[Weight]:
     """The files that have to be downloaded. Asks nobody; raises SgoolError for a name that there is not."""
     every = [weight for weights in wanted.weights.values() for weight in weights]
     return [weight for weight in dict.fromkeys(every) if not is_here(weight, models_dir)]
 
 
-def fetch(wanted: Needs, models_dir: Path, report: Report | None = None) -> None:
+def fetch(wanted: Needs, models_dir: str | os.PathLike[str], report: Report | None = None) -> None:
     """Download what is missing into models_dir; report None: with a bar on stderr.
 
-    Raises SgoolError for a name that there is not, and one that names all files that cannot be had, and what to do
-    instead; and what `report` raises.
+    Raises SgoolError for a name that there is not, a folder that cannot be one, and one that names all files that
+    cannot be had, and what to do instead; and what `report` raises.
     """
+    models_dir = as_folder(models_dir)
     lacking = missing(wanted, models_dir)
     if not lacking:
         return

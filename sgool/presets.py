@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sgool.checks import check_kind, shown
 from sgool.settings import DEFAULTS, SettingError, Settings, check_names
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -89,8 +90,9 @@ def resolve(given: Mapping[str, Any], *, preset: str = "", model: str = "") -> S
     unknown name and for a value that does not fit.
     """
     check_names(given)
-    if preset and preset not in PRESETS:
-        raise SettingError("preset", f"must be one of {', '.join(PRESETS)}, not {preset!r}")
+    check_kind(model, str, "A model's name is a text")
+    if not isinstance(preset, str) or preset not in ("", *PRESETS):
+        raise SettingError("preset", f"must be one of {', '.join(PRESETS)}, not {shown(preset)}")
     method = given.get("method", DEFAULTS["method"])
     # Checked by itself first: the message is then about what the user wrote.
     own = METHODS[Settings(method=method).method]

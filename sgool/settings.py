@@ -11,12 +11,13 @@ The command line's flags, the WebUI's controls, the API's schema, the infotext a
 from __future__ import annotations
 
 import dataclasses
-import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sgool.checkpointing import MEMORY
+from sgool.checks import check_kind
+from sgool.checks import shown as short
 from sgool.errors import SgoolError
 from sgool.guidance import CRITICS, check_critic
 from sgool.saliency import DETECTORS
@@ -379,7 +380,8 @@ DEFAULTS: dict[str, Any] = {each.name: each.default for each in dataclasses.fiel
 
 
 def check_names(values: Mapping[str, Any]) -> None:
-    """Raises SettingError where a name is none of `Settings`."""
+    """Raises SettingError where a name is none of `Settings`, SgoolError for what holds no names."""
+    check_kind(values, Mapping, "The settings are given by name, in a dict")
     for name in values:
         if name not in ABOUT:
             raise SettingError(repr(name), f"is no setting; the settings are {', '.join(ABOUT)}")
@@ -388,7 +390,7 @@ def check_names(values: Mapping[str, Any]) -> None:
 def _checked(name: str, about: About, value: Any) -> Any:
     """The value in the setting's own type."""
     kind = type(DEFAULTS[name])
-    shown = reprlib.repr(value)
+    shown = short(value)
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise SettingError(name, f"must be {KINDS[kind]}, not {shown}")
     if kind is str and not _is_text(value):
@@ -406,8 +408,14 @@ def _checked(name: str, about: About, value: Any) -> Any:
         try:
             about.check(value)
         except SgoolError as error:
-            raise SettingError(name, f"does not fit: {str(error).rstrip('.')}") from error
+            raise invalid(name, error) from error
     return kind(value)
+
+
+def invalid(name: str, error: SgoolError) -> SettingError:
+    """The setting is not valid, because of this error."""
+    told = str(error).removesuffix(".")
+    return SettingError(name, f"is not valid: {told[:1].lower()}{told[1:]}")
 
 
 def _is_text(value: str) -> bool:

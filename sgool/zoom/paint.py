@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgool.backends import ImageBackend
+from sgool.checks import SEEDS
 from sgool.errors import SgoolError
-from sgool.generate import SEEDS, Critics, Request, generate
+from sgool.generate import Critics, Request, generate
 from sgool.guidance.loss import crop
 from sgool.region import Region
 from sgool.result import Progress
