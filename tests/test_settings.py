@@ -209,7 +209,7 @@ def tables() -> dict[str, list[list[str]]]:
 
 
 def test_the_docs_show_every_setting_where_the_webui_does() -> None:
-    """`sgool.webui.controls` folds Sampling, Regions, Critics and Zoom details under More; Expert has a fold of its own."""
+    """`sgool.webui.controls` folds some groups under More; Zoom and Expert have places of their own."""
     headings = {"": "At first sight", "Zoom": "Zoom", "Expert": "Expert"}
     for group in {about.group for about in ABOUT.values()}:
         shown = [(name, about) for name, about in ABOUT.items() if about.group == group and about.webui]

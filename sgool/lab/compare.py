@@ -243,7 +243,7 @@ def summarize(trials: Mapping[str, Sequence[Trial]], mask: np.ndarray, seeds: in
     }
 
 
-def _of_places(places: Sequence[Painted], images: int) -> dict[str, float]:
+def _of_places(places: Sequence[Painted], images: int) -> dict[str, float | None]:
     """How many places an image had painted and kept, and how often the judge agrees with what the selector did."""
     if not places:
         return {}
@@ -251,8 +251,8 @@ def _of_places(places: Sequence[Painted], images: int) -> dict[str, float]:
     return {
         "painted_per_image": len(places) / images,
         "kept_per_image": len(kept) / images,
-        "kept_rightly": float(np.mean(kept)) if kept else float("nan"),
-        "refused_rightly": 1 - float(np.mean(refused)) if refused else float("nan"),
+        "kept_rightly": float(np.mean(kept)) if kept else None,
+        "refused_rightly": 1 - float(np.mean(refused)) if refused else None,
     }
 
 
@@ -295,9 +295,12 @@ def render_tables(figures: Mapping[str, Any]) -> str:
 
 def _told(name: str, row: Mapping[str, Any]) -> str:
     """What became of the places that a method has painted."""
+    kept, refused = (
+        "none" if row[key] is None else f"{row[key]:.0%} of them rightly" for key in ("kept_rightly", "refused_rightly")
+    )
     return (
-        f"\n{name}: {row['painted_per_image']:.2f} places painted an image, {row['kept_per_image']:.2f} kept "
-        f"({row['kept_rightly']:.0%} rightly); {row['refused_rightly']:.0%} of the others were refused rightly"
+        f"\n{name}: {row['painted_per_image']:.2f} places painted an image; {row['kept_per_image']:.2f} kept ({kept}), "
+        f"the rest refused ({refused})"
     )
 
 
