@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from urllib.parse import urlsplit
 
+from sgool.checks import as_folder
 from sgool.download import DownloadError, Report, unreachable
 from sgool.errors import SgoolError
 from sgool.guidance import critic_weights
 from sgool.saliency import detector_weights
 from sgool.saliency.faces import fetch_faces
-from sgool.settings import Settings
+from sgool.settings import Settings, invalid
 from sgool.weights import Weight, ensure, is_here
 
 
@@ -45,7 +46,7 @@ def naming(setting: str) -> Iterator[None]:
     try:
         yield
     except SgoolError as error:
-        raise SgoolError(f"{setting}: {error}") from error
+        raise invalid(setting, error) from error
 
 
 def needs(settings: Settings) -> Needs:
@@ -59,7 +60,7 @@ def needs(settings: Settings) -> Needs:
     return Needs(settings.guide, settings.selector, settings.saliency if salient else "spectral", faces)
 
 
-def missing(wanted: Needs, models_dir: Path) -> list[Weight]:
+def missing(wanted: Needs, models_dir: str | os.PathLike[str]) -> list[Weight]:
     """The files that have to be downloaded, without the face detector's, which a run can do without. Asks nobody;
     raises SgoolError for a name that there is not.
     """
@@ -67,14 +68,15 @@ def missing(wanted: Needs, models_dir: Path) -> list[Weight]:
     return [weight for weight in dict.fromkeys(every) if not is_here(weight, models_dir)]
 
 
-def fetch(wanted: Needs, models_dir: Path, report: Report | None = None) -> None:
+def fetch(wanted: Needs, models_dir: str | os.PathLike[str], report: Report | None = None) -> None:
     """Download what is missing into models_dir; report None: with a bar on stderr.
 
     Where the face detector's file cannot be had, `Critics.faces` says it in its note.
 
-    Raises SgoolError for a name that there is not, and one that names all files that cannot be had, and what to do
-    instead; and what `report` raises.
+    Raises SgoolError for a name that there is not, a folder that cannot be one, and one that names all files that
+    cannot be had, and what to do instead; and what `report` raises.
     """
+    models_dir = as_folder(models_dir)
     if lacking := missing(wanted, models_dir):
         _fetch(wanted, lacking, models_dir, report)
     if wanted.faces:

@@ -113,7 +113,7 @@ def test_what_is_missing_is_known_without_a_network(tmp_path: Path, offline: lis
     [
         (replace(DEFAULT, guide="clip:ViT-Z-99/openai"), "no CLIP model named 'ViT-Z-99'; the closest known are ViT-"),
         (replace(DEFAULT, selector="clip:ViT-B-32/weights"), "no pretrained weights 'weights'"),
-        (replace(DEFAULT, selector="nobody"), "There is no critic 'nobody'"),
+        (replace(DEFAULT, selector="nobody"), "selector is not valid: there is no critic 'nobody'"),
         (replace(DEFAULT, detector="eyes"), "There is no saliency detector 'eyes'"),
     ],
 )

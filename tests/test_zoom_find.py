@@ -74,7 +74,7 @@ def own(critics: Critics) -> Critics:
 
 
 def settings(**values: Any) -> Settings:
-    return Settings.of({"zoom": True, "zoom_places": 8, **values})
+    return Settings.of({"zoom": True, "zoom_places": 8, "zoom_order": "salience", **values})
 
 
 def center(region: Region) -> tuple[float, float]:
@@ -88,7 +88,7 @@ def holds(region: Region, top: int, left: int, side: int) -> bool:
 
 def test_every_choice_has_its_finder_and_its_order() -> None:
     assert set(ABOUT["zoom_by"].choices) == set(FINDERS)
-    assert set(ABOUT["zoom_order"].choices) == {*ORDERS, "weakest first"}
+    assert set(ABOUT["zoom_order"].choices) == {*ORDERS, "weakest-first"}
 
 
 @pytest.mark.parametrize("size", [(128, 128), (128, 224), (224, 128)])
@@ -98,7 +98,7 @@ def test_each_phrase_has_its_place(own: Critics, size: tuple[int, int]) -> None:
     places = find_places(
         Picture(image, "a small red box and a blue ball on a table"),
         own,
-        settings(zoom_by="phrases", zoom_order="left to right"),
+        settings(zoom_by="phrases", zoom_order="left-to-right"),
     )
     assert [place.text for place in places] == ["a red box on a table", "a blue ball on a table"]
     assert [place.name for place in places] == ["a red box", "a blue ball"]
@@ -141,7 +141,7 @@ def test_phrases_of_the_embedded_world(critics: Critics) -> None:
     """Their centers, seen in the picture: the panda's in row 79 and column 32, the whale's in row 98 and column 91."""
     image = read_image(Path(__file__).parent / "data" / "scenes" / "15.png")
     prompt = "a small panda and a small whale on a green background"
-    for order, left in (("left to right", "a panda"), ("salience", "")):
+    for order, left in (("left-to-right", "a panda"), ("salience", "")):
         places = find_places(Picture(image, prompt), critics, settings(zoom_by="phrases", zoom_order=order))
         assert {place.name for place in places} == {"a panda", "a whale"}
         assert left in ("", places[0].name)
@@ -182,18 +182,18 @@ def test_weakest_first(own: Critics) -> None:
     faces = Faces(Region(20, 20, 60, 60, 0.3), Region(200, 200, 60, 60, 0.5), Region(380, 380, 90, 90, 0.2))
     picture, own = Picture(image, "a red cap and a blue hat"), replace(own, faces=faces)
     values = {"zoom_by": "faces", "zoom_padding": 0.0}
-    places = find_places(picture, own, settings(**values, zoom_order="weakest first"))
+    places = find_places(picture, own, settings(**values, zoom_order="weakest-first"))
     scores = [own.guide.judge(image[..., r.top : r.top + r.height, r.left : r.left + r.width], place.text)
               for place in places for r in [place.region]]  # fmt: skip
     assert len(places) == 3 and scores == sorted(scores)
     assert center(places[0].region) == (425, 425)
-    two = find_places(picture, own, settings(**values, zoom_order="weakest first", zoom_places=2))
+    two = find_places(picture, own, settings(**values, zoom_order="weakest-first", zoom_places=2))
     assert two == places[:2]
 
 
 @pytest.mark.parametrize(
     ("order", "tops"),
-    [("salience", [200, 20, 380]), ("left to right", [380, 20, 200]), ("small first", [200, 20, 380])],
+    [("salience", [200, 20, 380]), ("left-to-right", [380, 20, 200]), ("small-first", [200, 20, 380])],
 )
 def test_orders_by_the_region(own: Critics, order: str, tops: list[int]) -> None:
     faces = Faces(Region(20, 120, 80, 80, 0.3), Region(200, 200, 70, 70, 0.5), Region(380, 10, 90, 90, 0.2))
@@ -207,7 +207,7 @@ def test_region_prompts_come_before_what_the_finder_knows(own: Critics) -> None:
     image = painted((128, 128), red=(8, 8, 40), blue=(72, 78, 44))
     picture = Picture(image, "a red box and a blue ball, at night")
     values = {"zoom_by": "phrases", "region_prompt": " [SEP] a (green:1.2) egg"}
-    places = find_places(picture, own, settings(**values, zoom_order="left to right"))
+    places = find_places(picture, own, settings(**values, zoom_order="left-to-right"))
     assert [place.text for place in places] == ["a red box", "a green egg"]
     assert places[1].prompt == "a (green:1.2) egg"
 
@@ -217,7 +217,7 @@ def test_masks_give_their_parts(own: Critics) -> None:
     mask = torch.zeros(128, 128)
     mask[10:40, 10:40] = 1
     mask[90:110, 90:110] = 1
-    places = find_places(replace(picture, mask=mask), own, settings(zoom_by="mask", zoom_order="left to right"))
+    places = find_places(replace(picture, mask=mask), own, settings(zoom_by="mask", zoom_order="left-to-right"))
     assert len(places) == 2 and places[0].text == "a red box"
     for bad, told in ((None, "needs a mask"), (mask[:64], "has 128x64 pixels"), (mask * 0, "is empty")):
         with pytest.raises(SgoolError, match=told):

@@ -46,7 +46,9 @@ class SgoolScript(scripts.Script):
         try:
             settings = parse(args, getattr(p, OVERRIDES, None), loaded_model(p))
         except SgoolError as error:
-            self._refuse(p, f"SGOOL is not used: {error}")
+            from sgool.webui.messages import sentence
+
+            self._refuse(p, f"SGOOL is not used: {sentence(error)}")
             return
         if settings is None:
             return
@@ -55,13 +57,13 @@ class SgoolScript(scripts.Script):
             return
         from sgool.webui import models
         from sgool.webui.batch import nothing_to_do
-        from sgool.webui.messages import failure
+        from sgool.webui.messages import failure, sentence
         from sgool.webui.records import Run
 
         if self.is_img2img:
             settings = settings.changed(start="image")
-        if sentence := nothing_to_do(settings):
-            self._refuse(p, sentence)
+        if told := nothing_to_do(settings):
+            self._refuse(p, told)
             return
         if idle := unused(settings, loaded_model(p)):
             where = f"method {settings.method}" + (" and a start from the image" if settings.start == "image" else "")
@@ -72,7 +74,9 @@ class SgoolScript(scripts.Script):
             self._refuse(p, "SGOOL was stopped while it downloaded its networks; what has arrived is kept.")
             return
         except Exception as error:
-            self._refuse(p, f"SGOOL is not used: {error}" if isinstance(error, SgoolError) else failure(error))
+            self._refuse(
+                p, f"SGOOL is not used: {sentence(error)}" if isinstance(error, SgoolError) else failure(error)
+            )
             return
         run = Run(settings, weakref.ref(p))
         setattr(p, _RUN, run)

@@ -37,10 +37,10 @@ STANDS_OUT = 0.5
 
 ORDERS: dict[str, Callable[[Region], float]] = {
     "salience": lambda region: -region.mass,
-    "left to right": lambda region: region.left + region.width / 2,
-    "small first": lambda region: region.height * region.width,
+    "left-to-right": lambda region: region.left + region.width / 2,
+    "small-first": lambda region: region.height * region.width,
 }
-"""The orders that the regions alone tell; "weakest first" asks the guide."""
+"""The orders that the regions alone tell; "weakest-first" asks the guide."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def find_places(picture: Picture, critics: Critics, settings: Settings) -> list[
     limit = settings.zoom_largest * min(picture.image.shape[-2:])
     every = FINDERS[settings.zoom_by](picture, critics, settings)
     small = [each for each in every if max(each.region.height, each.region.width) <= limit]
-    if settings.zoom_order == "weakest first":
+    if settings.zoom_order == "weakest-first":
         known = [replace(each, text=each.text or likest(picture, each.region, critics.guide)) for each in small]
         found = sorted(known, key=lambda each: critics.guide.judge(crop(picture.image, each.region), each.text))
     else:
@@ -75,14 +75,19 @@ def by_attention(picture: Picture, critics: Critics, settings: Settings) -> list
 def by_mask(picture: Picture, critics: Critics, settings: Settings) -> list[Candidate]:
     """The parts of the mask."""
     mask = picture.mask
-    height, width = picture.image.shape[-2:]
     if mask is None:
         raise SgoolError("Zoom on a mask needs a mask.")
+    check_mask(mask, tuple(picture.image.shape[-2:]))
+    return regions_of((mask > 0.5).float(), settings)
+
+
+def check_mask(mask: Tensor, size: tuple[int, ...]) -> None:
+    """Raises SgoolError for a mask that is not [H, W] of this size, or that is empty."""
+    height, width = size
     if tuple(mask.shape) != (height, width):
         raise SgoolError(f"The mask has {mask.shape[-1]}x{mask.shape[-2]} pixels, but the image {width}x{height}.")
     if not (mask > 0.5).any():
-        raise SgoolError("The mask is empty.")
-    return regions_of((mask > 0.5).float(), settings)
+        raise SgoolError("The mask is empty: nothing in it is white.")
 
 
 def regions_of(interest: Tensor, settings: Settings) -> list[Candidate]:
