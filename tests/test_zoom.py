@@ -17,7 +17,7 @@ from sgool.region import Region
 from sgool.result import Stop
 from sgool.weights import default_models_dir
 from sgool.zoom import Picture, Place, Verdict, ZoomProgress, zoom
-from sgool.zoom.find import chosen, find_places
+from sgool.zoom.find import find_places
 from sgool.zoom.keep import Judge
 from sgool.zoom.paint import Painter, feather, pasted
 from sgool.zoom.texts import painting_prompt, place_name, subjects
@@ -161,19 +161,6 @@ def test_the_seam_lies_inside_the_place(image, region):
     # At the image's border there is nothing to blend with.
     assert bool((alpha[0] == 1).any()) == (region.top == 0)
     assert bool((alpha[:, -1] == 1).any()) == (region.left + region.width == 32)
-
-
-def test_places_are_chosen_by_size_and_order(image):
-    regions = [Region(0, 0, 8, 8, 0.5), Region(0, 9, 6, 6, 0.1), Region(0, 16, 12, 12, 0.4)]
-    settings = resolve({"zoom_largest": 0.6, "zoom_places": 2})
-    assert chosen(regions, image, settings.changed(zoom_order="salience")) == [regions[0], regions[1]]
-    assert chosen(regions, image, settings.changed(zoom_order="small-first")) == [regions[1], regions[0]]
-    assert chosen(regions, image, settings.changed(zoom_order="left-to-right", zoom_places=1)) == [regions[0]]
-    assert chosen(regions, image, settings.changed(zoom_order="salience", zoom_largest=0.8, zoom_places=9)) == [
-        regions[0],
-        regions[2],
-        regions[1],
-    ]
 
 
 class Looked:

@@ -23,6 +23,16 @@ from sgool.zoom import find_places
 from sgool.zoom.find import FINDERS, ORDERS, WINDOWS, windows
 from sgool.zoom.place import Picture
 
+FIXED = {
+    "zoom": True,
+    "zoom_places": 8,
+    "zoom_order": "salience",
+    "zoom_smallest": 0.3,
+    "zoom_largest": 0.7,
+    "zoom_padding": 0.25,
+}
+"""What the tests count with, whatever the defaults are."""
+
 COLORS = {"red": 0, "green": 1, "blue": 2}
 
 
@@ -74,7 +84,7 @@ def own(critics: Critics) -> Critics:
 
 
 def settings(**values: Any) -> Settings:
-    return Settings.of({"zoom": True, "zoom_places": 8, "zoom_order": "salience", **values})
+    return Settings.of({**FIXED, **values})
 
 
 def center(region: Region) -> tuple[float, float]:
@@ -201,6 +211,14 @@ def test_orders_by_the_region(own: Critics, order: str, tops: list[int]) -> None
     values = {"zoom_by": "faces", "zoom_padding": 0.0, "zoom_order": order}
     places = find_places(picture, replace(own, faces=faces), settings(**values))
     assert [place.region.top for place in places] == tops
+
+
+def test_places_too_large_go_before_those_beyond_the_most(own: Critics) -> None:
+    faces = Faces(Region(0, 0, 200, 200, 0.5), Region(0, 300, 80, 80, 0.1), Region(300, 0, 120, 120, 0.4))
+    picture, own = Picture(painted((512, 512), red=(0, 0, 100)), "a red cap"), replace(own, faces=faces)
+    for largest, places, tops in ((0.3, 2, [300, 0]), (0.3, 1, [300]), (0.5, 2, [0, 300])):
+        values = {"zoom_by": "faces", "zoom_padding": 0.0, "zoom_largest": largest, "zoom_places": places}
+        assert [place.region.top for place in find_places(picture, own, settings(**values))] == tops
 
 
 def test_region_prompts_come_before_what_the_finder_knows(own: Critics) -> None:
