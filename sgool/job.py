@@ -160,7 +160,9 @@ class Closer(ZoomProgress, Progress):
     @property
     def ended(self) -> str:
         """What did not go as asked, for people."""
-        return self.failure if self.zoomed is None else self.zoomed.ended
+        faces = self.painter.critics.faces
+        note = faces.note if faces else ""
+        return " ".join(filter(None, (note, self.failure if self.zoomed is None else self.zoomed.ended)))
 
     def begin(self, number: int, count: int, place: Place) -> None:
         self.bar.total = count
