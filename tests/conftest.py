@@ -67,7 +67,7 @@ def webui(backend: DiffusersBackend) -> Iterator[SimpleNamespace]:
 
         first, last: other scripts, called before and after it; selected: the number of one below the accordions.
         """
-        p = getattr(processing, f"StableDiffusionProcessing{kind}")(prompt)
+        p = getattr(processing, f"StableDiffusionProcessing{kind}")(prompt=prompt)
         for name, value in options.items():
             setattr(p, name, value)
         script = SgoolScript()

@@ -28,6 +28,7 @@ from sgool.presets import METHODS, PRESET_FIELDS, PRESETS
 from sgool.settings import ABOUT, DEFAULTS, Settings
 from sgool.webui import api, controls, cost, gallery, infotext, options, register, script, xyz
 from sgool.webui.arguments import WEBUI, parse
+from sgool.webui.records import Run
 from sgool.webui.script import SgoolScript, remember_file
 
 ROOT = Path(__file__).parents[1]
@@ -192,7 +193,7 @@ def test_infotext_brings_every_control_back():
     alone = {name: OTHER[name] for name in ("method", "start")}  # with these some of the others do nothing
     for values in (alone, {name: value for name, value in OTHER.items() if name not in alone}):
         p = SimpleNamespace(extra_generation_params={})
-        infotext.write(p, SimpleNamespace(settings=Settings(**values), outcomes={}, notes={}))
+        infotext.write(p, Run(Settings(**values), lambda: None))
         written = {key: str(value) for key, value in p.extra_generation_params.items() if not callable(value)}
         assert written["SGOOL version"] == __version__
         assert infotext.paste_enabled(written) is True
@@ -202,7 +203,7 @@ def test_infotext_brings_every_control_back():
 
 def test_infotext_names_only_what_differs_and_the_rest_comes_back_to_its_default():
     p = SimpleNamespace(extra_generation_params={})
-    infotext.write(p, SimpleNamespace(settings=Settings(steps=9), outcomes={}, notes={}))
+    infotext.write(p, Run(Settings(steps=9), lambda: None))
     written = {key: str(value) for key, value in p.extra_generation_params.items() if not callable(value)}
     assert written == {"SGOOL Steps": "9", "SGOOL version": __version__}
     assert {name: infotext.paste(name)(written) for name in WEBUI} == {
@@ -318,7 +319,8 @@ def test_the_image_before_is_the_webuis_own_and_says_nothing_of_sgool(webui):
     shared.opts.data["sgool_return_before"] = True
     _, originals = webui.make(steps=2)
     _, processed = webui.make({"start": "seed", "steps": 5}, steps=2)
-    (outcome,) = next(iter(gallery.runs.values()))
+    (entry,) = next(iter(gallery.runs.values()))
+    outcome = entry.outcome
     assert outcome.improved
     pixels = (255 * torch.clamp((originals.images[0].float() + 1) / 2, 0, 1).movedim(0, 2).numpy()).astype("uint8")
     assert (outcome.before == pixels).all()

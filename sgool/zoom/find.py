@@ -30,7 +30,10 @@ ORDERS: dict[str, Callable[[Region], float]] = {
 
 def find_places(picture: Picture, critics: Critics, settings: Settings) -> list[Place]:
     """The places of a picture, in the order in which they are painted; see `sgool.zoom.zoom_in`."""
-    regions = chosen(FINDERS[settings.zoom_by](picture, critics, settings), picture.image, settings)
+    found = FINDERS[settings.zoom_by](picture, critics, settings)
+    if picture.within is not None:
+        found = [region for region in found if (crop(picture.within[None, None], region) > 0.5).any()]
+    regions = chosen(found, picture.image, settings)
     return name_places(picture, regions, critics.guide, settings.region_prompt)
 
 

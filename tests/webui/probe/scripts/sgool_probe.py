@@ -115,7 +115,8 @@ def last() -> list[dict[str, Any]]:
     """For each image of the last run in txt2img, what the infotext does not say."""
     from sgool.webui import gallery
 
-    outcomes = gallery.runs[next(reversed(gallery.runs))]
+    entries = gallery.runs[next(reversed(gallery.runs))]
+    outcomes = [entry.outcome for entry in entries if entry.outcome]
     kept = [
         {"before": each.score_before, "scores": each.result.scores, "losses": each.result.losses} for each in outcomes
     ]
