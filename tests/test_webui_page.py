@@ -38,6 +38,8 @@ OTHER = {
     **{"threshold": 0.4, "min_size": 0.3, "padding": 0.1, "refresh": 2, "cutouts": 3, "learning_rate": 0.25},
     **{"warmup": 1, "regularization": 0.5, "patience": 5, "region_prompt": 'a "red" car, big: [SEP] sea'},
     **{"guide": "clip:RN50/openai", "selector": "embedded"},
+    **{"zoom": True, "zoom_places": 3, "zoom_strength": 0.45, "zoom_iterations": 4, "zoom_smallest": 0.2},
+    **{"zoom_largest": 0.6, "zoom_padding": 0.5, "zoom_judge": False},
 }
 """No parameter at its default."""
 
@@ -62,8 +64,8 @@ def test_every_parameter_has_a_control_with_name_tooltip_and_default(webui):
 
 def test_few_controls_at_first_sight():
     groups = [about.group for about in WEBUI.values()]
-    assert groups.count("") <= 5
-    assert set(groups) == {"", *controls.MORE, controls.EXPERT}
+    assert groups.count("") <= 5 and groups.count("Zoom") <= 5
+    assert set(groups) == {*controls.FIRST, *controls.MORE, controls.EXPERT}
 
 
 def test_what_only_an_expert_turns_is_apart():
@@ -123,7 +125,25 @@ def test_the_cost_counts_what_the_network_is_asked():
     assert cost.images(Settings(start="image", candidates=8)) == pytest.approx(1.6 + 12 * 2.4)
     assert cost.images(Settings(sampler="edict")) == pytest.approx(0.2 + 1.6 + 12 * 4.8)
     assert cost.images(Settings(method="none", candidates=4)) == pytest.approx(4)
-    assert cost.images(Settings(iterations=0, steps=10)) == pytest.approx(0.5)
+    assert cost.images(Settings(iterations=0, candidates=2, steps=10)) == pytest.approx(1)
+    assert cost.images(Settings(iterations=0)) == 0
+
+
+def test_the_cost_of_zoom_is_that_of_its_places():
+    detail = Settings.of(PRESETS["Detail"])
+    assert cost.images(detail) == pytest.approx(2 * 0.3)
+    assert cost.line(detail) == ("Paints small places again", "about an image's time")
+    assert cost.images(detail.changed(zoom_places=4, zoom_strength=0.5)) == pytest.approx(4 * 0.5)
+    # Inside a place, SGOOL starts from the image as it was painted: carried back, rendered, and then as everywhere.
+    assert cost.images(detail.changed(zoom_places=1, zoom_iterations=3)) == pytest.approx(0.3 + 1.6 + 3 * 2.4)
+    both = Settings(zoom=True)
+    assert cost.images(both) == pytest.approx(cost.images(Settings()) + 0.6)
+    assert cost.line(both)[0] == "Improves the image's starting noise and paints small places again"
+    assert cost.line(Settings(iterations=0)) == ("Has nothing to do: 0 iterations, and no zoom", "")
+    assert cost.line(Settings(iterations=0, candidates=4, start="image"))[1] == ""
+
+
+def test_the_cost_knows_every_sampler():
     assert set(cost.EVALUATIONS) == set(WEBUI["sampler"].choices)
 
 
@@ -403,7 +423,7 @@ def test_plot_axes_are_added_once_and_set_what_they_say(axes):
         if about.choices:
             assert value in axis.choices()
         else:
-            assert (axis.choices is None) == (not about.suggestions)
+            assert (axis.choices is None) == (not about.suggestions and not isinstance(DEFAULTS[name], bool))
         axis.confirm(p, [value])
         axis.apply(p, value, [value])
     assert parse(({},), p.sgool_overrides) == Settings(**OTHER)
@@ -436,9 +456,29 @@ def test_a_plots_range_of_floats_reaches_its_bound(axes):
         assert p.sgool_overrides == {"saliency_weight": meant}
 
 
+@pytest.mark.parametrize("name", [name for name in WEBUI if isinstance(DEFAULTS[name], bool)])
+def test_a_plot_and_an_infotext_switch_off(axes, name):
+    """bool("False") is true."""
+    axis = axes[f"[SGOOL] {ABOUT[name].label}"]
+    assert axis.choices() == ["False", "True"]
+    for text, value in (("False", False), ("true", True)):
+        p = SimpleNamespace()
+        axis.confirm(p, [axis.type(text)])
+        axis.apply(p, axis.type(text), [text])
+        assert p.sgool_overrides == {name: value}
+        written = {infotext.VERSION: "x", infotext.key(name): str(value)}
+        assert infotext.paste(name)(written) is value
+    assert api.schema()["properties"][name]["type"] == "boolean"
+
+
 @pytest.mark.parametrize(
     ("label", "name", "value"),
-    [("On", "enabled", "yes"), ("Iterations", "iterations", 5000), ("Sampler", "sampler", "euler")],
+    [
+        ("On", "enabled", "yes"),
+        ("Zoom", "zoom", "yes"),
+        ("Iterations", "iterations", 5000),
+        ("Sampler", "sampler", "euler"),
+    ],
 )
 def test_a_plot_refuses_a_wrong_value_before_its_first_image(axes, label, name, value):
     with pytest.raises(SgoolError, match=name):

@@ -37,7 +37,9 @@ def parse(args: Sequence[Any], overrides: Mapping[str, Any] | None = None, model
         raise SettingError("preset", f"must be one of {', '.join(PRESETS)}, not {reprlib.repr(preset)}")
     for name in given:
         if name not in WEBUI:
-            raise SettingError(repr(name), f"is no field; the fields are enabled, preset, zoom_mask, {', '.join(WEBUI)}")
+            raise SettingError(
+                repr(name), f"is no field; the fields are enabled, preset, zoom_mask, {', '.join(WEBUI)}"
+            )
     values = {name: _plain(name, value) for name, value in given.items() if value is not None}
     return resolve(values, preset=preset or "", model=model)
 

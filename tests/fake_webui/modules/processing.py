@@ -189,9 +189,10 @@ class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
     def sample(self, conditioning, unconditional_conditioning, seeds, subseeds, subseed_strength, prompts):
         self.sampler = sd_samplers.create_sampler("DDIM", self.sd_model)
         x = self.rng.next()
-        self.scripts.process_before_every_sampling(
-            p=self, x=self.init_latent, noise=x, c=conditioning, uc=unconditional_conditioning
-        )
+        if self.scripts is not None:
+            self.scripts.process_before_every_sampling(
+                p=self, x=self.init_latent, noise=x, c=conditioning, uc=unconditional_conditioning
+            )
         samples = self.sampler.sample_img2img(self, self.init_latent, x, conditioning, unconditional_conditioning)
         if self.mask is not None:
             samples = samples * self.nmask + self.init_latent * self.mask
