@@ -22,7 +22,7 @@ from sgool.errors import SgoolError
 from sgool.guidance.clip import Clip
 from sgool.region import Region
 from sgool.settings import Settings
-from sgool.webui import api, gallery, inpaint, masks
+from sgool.webui import api, gallery, inpaint, masks, progress
 from sgool.webui import zoom as zooming
 from sgool.webui.inpaint import Area, with_networks
 from sgool.webui.progress import ZoomBar
@@ -151,7 +151,7 @@ def test_after_hires_fix_the_large_image_is_zoomed_into(webui):
     differs = changed(processed.images[0], plain.images[0])
     assert differs.shape == (128, 128)
     assert differs.any() and not (differs & ~inside(LEFT, RIGHT, size=128)).any()
-    _, both = webui.make({**DETAIL, "iterations": 1}, enable_hr=True)
+    webui.make({**DETAIL, "iterations": 1}, enable_hr=True)
     (entry,) = gallery.runs[next(reversed(gallery.runs))]
     assert entry.outcome.after.shape == (64, 64, 3)
     assert entry.before.shape == entry.after.shape == (128, 128, 3)
@@ -315,7 +315,7 @@ def break_(monkeypatch, how: str, at: int = 1) -> None:
 def test_afterwards_everything_is_as_before(webui, monkeypatch, how):
     break_(monkeypatch, how)
     first, last = Watch(), Watch()
-    p, processed = webui.make(DETAIL, first=[first], last=[last], tiling=True, prompt="a red car <lora:a:1>")
+    p, _ = webui.make(DETAIL, first=[first], last=[last], tiling=True, prompt="a red car <lora:a:1>")
     (before,), (after,) = first.seen, last.seen
     for key in before:
         assert after[key] == before[key], key
@@ -372,7 +372,7 @@ def test_an_interrupt_of_the_whole_image_ends_the_zoom_too(webui, monkeypatch):
         return decode(self, latent)
 
     monkeypatch.setattr(WebuiBackend, "decode", stopped)
-    p, processed = webui.make({**DETAIL, "iterations": 3})
+    _, processed = webui.make({**DETAIL, "iterations": 3})
     assert "SGOOL zoom kept" not in processed.infotexts[0]
     assert "Interrupted" in processed.infotexts[0]["SGOOL note"]
 
@@ -482,13 +482,15 @@ def test_a_mask_is_no_file_of_any_size(monkeypatch):
 
 
 def test_without_a_mask_the_whole_image_is_improved_all_the_same(webui):
-    p, processed = webui.make({**DETAIL, "zoom_by": "mask", "iterations": 1})
+    _, processed = webui.make({**DETAIL, "zoom_by": "mask", "iterations": 1})
     text = processed.infotexts[0]
     assert "needs a mask" in text["SGOOL note"] and "SGOOL score after" in text and "SGOOL zoom kept" not in text
 
 
 def inpainting(mask: Image.Image, **own) -> dict:
-    nmask = torch.from_numpy(np.array(mask.resize((8, 8)))).float()[None].repeat(4, 1, 1) / 255
+    nmask = (
+        torch.from_numpy(np.array(mask.resize((8, 8), Image.Resampling.NEAREST))).float()[None].repeat(4, 1, 1) / 255
+    )
     latent = torch.zeros(1, 4, 8, 8)
     return {"init_latent": latent, "mask": 1 - nmask, "nmask": nmask, "image_mask": mask, **own}
 
@@ -507,9 +509,9 @@ def test_where_the_user_inpaints_nothing_else_is_painted(webui, painted, overlay
 
 def test_the_users_mask_is_the_zooms(webui, real_places):
     mask = drawn(40, 8, 60, 28)
-    _, processed = webui.make({**DETAIL, "zoom_by": "mask"}, kind="Img2Img", **inpainting(mask, mask_for_overlay=mask))
+    webui.make({**DETAIL, "zoom_by": "mask"}, kind="Img2Img", **inpainting(mask, mask_for_overlay=mask))
     (place,) = zooms()[0].places
-    assert 38 <= place.region.left and place.region.top + place.region.height <= 30
+    assert place.region.left >= 38 and place.region.top + place.region.height <= 30
 
 
 def test_with_only_masked_the_mask_is_that_of_the_part_at_hand():
@@ -532,7 +534,7 @@ def test_updates_inside_a_place(webui, monkeypatch):
     _, plain = webui.make()
     _, painted = webui.make(own)
     told = []
-    shared.state.assign_current_image = lambda image: told.append(shared.state.textinfo)
+    monkeypatch.setattr(progress, "tell", told.append)
     p, processed = webui.make({**own, "zoom_iterations": 3})
     assert not p.comments
     differs = changed(processed.images[0], plain.images[0])

@@ -19,8 +19,8 @@ def parse(args: Sequence[Any], overrides: Mapping[str, Any] | None = None, model
     """The settings of a run, or None when SGOOL is off.
 
     args: (enabled, value of each of WEBUI ...), or a dict as the first (then the rest is not looked at) with any of
-    "enabled" (default true), "preset", "zoom_mask" and the settings' names. overrides: settings, or "enabled", that a plot sets over
-    these. model: see `sgool.presets.resolve`. Raises SettingError, naming the field.
+    "enabled" (default true), "preset", "zoom_mask" and the settings' names. overrides: settings, or "enabled", that a
+    plot sets over these. model: see `sgool.presets.resolve`. Raises SettingError, naming the field.
     """
     by_name = bool(args) and isinstance(args[0], Mapping)
     given = dict(args[0]) if by_name else dict(zip(_FIELDS, args, strict=False))

@@ -7,6 +7,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,11 @@ def places(entry: Entry) -> dict[str, Callable[[Entry], Image.Image]]:
     for number, place in enumerate(entry.zoom.places if entry.zoom else (), 1):
         for when, picture in (("before", place.picture_before), ("after", place.picture_after)):
             if picture is not None:
-                drawn[f"place-{number}-{when}"] = lambda entry, picture=picture: _enlarged(picture)
+                drawn[f"place-{number}-{when}"] = partial(_enlarged, picture)
     return drawn
 
 
-def _enlarged(picture: np.ndarray) -> Image.Image:
+def _enlarged(picture: np.ndarray, _: Entry) -> Image.Image:
     """To at least 256 pixels, by a whole factor."""
     image = Image.fromarray(picture)
     factor = max(1, -(-256 // max(image.size)))

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import k_diffusion.sampling
+import torch
 from modules import devices, extra_networks, processing, sd_samplers_common, shared
 from modules.sd_hijack import model_hijack
 
@@ -36,6 +37,7 @@ def inner_pass(p: Any, inner: Any, count: Callable[[int], None]) -> Iterator[Non
     with ExitStack() as stack:
         stack.callback(devices.torch_gc)
         stack.enter_context(random_numbers())
+        torch.manual_seed(inner.seed)  # the VAE's encoder draws from torch's own numbers, which others draw from, too
         stack.enter_context(attributes(k_diffusion.sampling, {"torch": k_diffusion.sampling.torch}))
         stack.enter_context(attributes(shared.state, {"current_latent": shared.state.current_latent}))
         stack.enter_context(attributes(model_hijack, {name: getattr(model_hijack, name) for name in _HIJACK}))

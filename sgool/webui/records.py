@@ -71,7 +71,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class ZoomedPlace:
-    """What has come of one place; see `sgool.zoom.Repaint`. picture_before, picture_after: uint8 [h, w, 3]."""
+    """What has come of one place; see `sgool.zoom.Repaint`. picture_before, picture_after: uint8 [h, w, 3], or None.
+
+    told: all of it in words.
+    """
 
     name: str
     text: str
@@ -86,9 +89,17 @@ class ZoomedPlace:
     @classmethod
     def of(cls, repaint: Repaint) -> ZoomedPlace:
         place = repaint.place
-        shown = [None if crop is None else to_uint8(crop) for crop in (repaint.crop_before, repaint.crop_after)]
-        scores = repaint.before, repaint.after
-        return cls(place.name, place.text, place.region, repaint.verdict, *scores, *shown, str(repaint))
+        return cls(
+            name=place.name,
+            text=place.text,
+            region=place.region,
+            verdict=repaint.verdict,
+            before=repaint.before,
+            after=repaint.after,
+            picture_before=None if repaint.crop_before is None else to_uint8(repaint.crop_before),
+            picture_after=None if repaint.crop_after is None else to_uint8(repaint.crop_after),
+            told=str(repaint),
+        )
 
 
 @dataclass(frozen=True)

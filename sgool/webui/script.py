@@ -66,13 +66,13 @@ class SgoolScript(scripts.Script):
             settings = settings.changed(start="image")
         notes: dict[int, str] = {}
         if settings.zoom and settings.zoom_by == "mask" and mask is None and not masks.is_inpainting(p):
-            sentence = "SGOOL's zoom on a mask needs a mask: paint one in img2img, Inpaint."
+            lacking = "SGOOL's zoom on a mask needs a mask: paint one in img2img, Inpaint."
             settings = settings.changed(zoom=False)
             if not improves(settings) or upscaled:
-                self._refuse(p, sentence)
+                self._refuse(p, lacking)
                 return
-            self._note(p, sentence)
-            notes = dict.fromkeys(range(len(p.all_seeds)), sentence)
+            self._note(p, lacking)
+            notes = dict.fromkeys(range(len(p.all_seeds)), lacking)
         if sentence := nothing_to_do(settings):
             self._refuse(p, sentence)
             return

@@ -19,6 +19,7 @@ from sgool.guidance.prompt import clean_prompt
 from sgool.result import Stop
 from sgool.webui import interrupts, masks, messages, models
 from sgool.webui.inpaint import Area, Inpainter
+from sgool.webui.isolation import random_numbers
 from sgool.webui.progress import ZoomBar
 from sgool.webui.records import Run, ZoomedPlace, ZoomOutcome
 from sgool.webui.refine import Refiner
@@ -57,7 +58,8 @@ class Zoom:
         settings = self.run.settings
         if not clean_prompt(self.prompt) and not settings.region_prompt:
             raise SgoolError("it needs a prompt that says what the image should show.")
-        with models.critics(settings) as critics, ZoomBar(self.p, settings, self._label()) as bar:
+        bar = ZoomBar(self.p, settings, self._label())
+        with random_numbers(), bar, models.critics(settings) as critics:
             refiner = Refiner(critics, settings, bar, lambda sentence: self.tell(sentence, note=False))
             paint = WebuiPaint(self, bar, refiner)
             # Inside the WebUI's autocast the critics would be cast, too.

@@ -1,4 +1,4 @@
-from modules import shared
+from modules import shared  # noqa: F401
 from modules.shared import state
 
 
