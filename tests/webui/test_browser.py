@@ -194,7 +194,7 @@ def pretend(page, images, kept=8, run="x", **params):
             else route.fulfill(content_type="application/json", body=body)
         ),
     )
-    scores = [image["score_after"] for image in images]
+    scores = [image.get("score_after") for image in images]
     params = {"SGOOL run": [run], "SGOOL score after": scores, **params}
     hand_over(page, {"all_seeds": [11, 12, 13], "extra_generation_params": params})
 

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from payloads import BASE, HIRES, IMG2IMG, INPAINT, difference, differ, make, mask, picture
+from payloads import BASE, HIRES, IMG2IMG, INPAINT, differ, difference, make, mask, picture
 from PIL import Image, ImageDraw
 from test_stop import while_running
 from webui_server import encode
