@@ -58,7 +58,8 @@ view of the page's own last run. All text is set as text, never as HTML. */
         const does = parts.length === 2 ? "both" : parts[0] ?? "nothing";
         line.querySelector(".sgool-does").textContent = told.does[does];
         const words = line.querySelector(".sgool-cost");
-        words.textContent = parts.length ? `; ${inWords(told, count)}` : "";
+        line.querySelector(".sgool-and").textContent = parts.length ? "; " : "";
+        words.textContent = parts.length ? inWords(told, count) : "";
         words.classList.toggle("sgool-slow", count >= told.slow);
     }
 

@@ -110,6 +110,9 @@ def _add_generate(command: argparse.ArgumentParser, demo: bool) -> None:
         help="tiny (the embedded model, the default), a diffusers folder, a checkpoint file or a hub name (owner/name)",
     )
     image.add_argument("--init-image", metavar="FILE", type=path, help="start from this image (--start image)")
+    image.add_argument(
+        "--mask", metavar="FILE", type=path, help="zoom into what is white in this image (--zoom-by mask)"
+    )
     output = command.add_argument_group("output")
     folder = Path("sgool-output")
     output.add_argument(
@@ -135,13 +138,13 @@ def run_generate(args: argparse.Namespace) -> int:
     from sgool.settings import ABOUT
 
     given = vars(args)
-    own = {name: given[name] for name in ("prompt", "negative_prompt", "seed", "model", "init_image", "out")}
+    own = {name: given[name] for name in ("prompt", "negative_prompt", "seed", "model", "init_image", "mask", "out")}
     machine = {name: given[name] for name in ("device", "dtype", "models_dir")}
     values = {name: value for name, value in given.items() if name in ABOUT}
     figures, result = job.run(job.Job(**own, **machine, values=values), args.guard)
     print(json.dumps(figures, indent=1) if args.json else f"The pictures are in {args.out.resolve()}")
-    if result.ended:
-        print(f"sgool: {result.ended}", file=sys.stderr)
+    if figures["ended"]:
+        print(f"sgool: {figures['ended']}", file=sys.stderr)
     if result.failed:
         return 2
     stopped = 130 if result.ending is Ending.INTERRUPTED else 0

@@ -10,7 +10,7 @@ improved.image.save("better.png")
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,16 +18,22 @@ from torch import Tensor
 
 from sgool import tiny
 from sgool.backends.diffusers import DiffusersBackend, check_pipeline
-from sgool.errors import SgoolError
-from sgool.generate import Critics, Request, check_prompts, check_seed, generate, load_critics
-from sgool.images import fit
+from sgool.checks import check_seed, check_tensor
+from sgool.errors import SgoolError, brief
+from sgool.generate import Critics, Request, check_progress, check_prompts, generate, load_critics
 from sgool.needs import fetch, needs
 from sgool.pictures import to_uint8
-from sgool.presets import resolve
+from sgool.presets import only_zooms, resolve
 from sgool.region import Region
 from sgool.result import Progress, Result
 from sgool.settings import Settings
 from sgool.weights import default_models_dir
+from sgool.zoom import Picture, Zoomed, zoom_in
+from sgool.zoom.given import as_given, at_size
+from sgool.zoom.paint import Painter
+
+BEYOND = 0.5
+"""How far the values of an image tensor may lie outside [0, 1], as a decoder's do; more is another scale."""
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,8 +44,9 @@ class Improved:
     """What `improve` returns. Scores are the selector's, the higher the better; `result` holds all images and losses.
 
     before, image: the seed's (or the given) image as SGOOL's sampler makes it, and the best one. latent: [1, 4, h, w],
-    float64, of the best image. saliency: [H, W] in [0, 1], where people look in the first image, or None. regions: of
-    the best image. seed, settings: what the run was made with.
+    float64, of the best image before any zoom; empty where a given image was only zoomed into. saliency: [H, W] in
+    [0, 1], where people look in the first image, or None. regions: of the best image. seed, settings: what the run was
+    made with. zoomed: the places that were painted again; None without zoom.
     """
 
     before: Image
@@ -52,6 +59,7 @@ class Improved:
     seed: int
     settings: Settings
     result: Result
+    zoomed: Zoomed | None = None
 
 
 class Improver:
@@ -82,22 +90,39 @@ class Improver:
         negative_prompt: str = "",
         seed: int = 0,
         image: Image | Tensor | None = None,
+        mask: Image | Tensor | None = None,
         progress: Progress | None = None,
     ) -> Improved:
-        """Make and improve one image; see `improve`."""
-        check_prompts(prompt, negative_prompt)
-        check_seed(seed)
+        """Make and improve one image; see `improve`.
+
+        mask: an image of the same size, white where to zoom in; for zoom=True and zoom_by="mask".
+        """
         settings = self.settings if image is None else self.settings.changed(start="image")
         restore = self.backend.prepare()
         try:
             # A caller's no_grad or inference mode must not reach the run.
             with torch.inference_mode(False), torch.enable_grad():
-                latent = None if image is None else self.backend.encode(fit(_pixels(image), self.backend.size))
-                request = Request(prompt, negative_prompt, seed, latent)
-                result = generate(self.backend, self.critics, request, settings, progress)
+                given = _checked(prompt, negative_prompt, seed, image, progress)
+                where = None if mask is None else _pixels(mask, "mask").mean(1)[0]
+                given, where = at_size(given, where, settings, self.backend.size)
+                request = Request(prompt, negative_prompt, seed)
+                result = self._made(request, given, settings, progress)
+                if not settings.zoom:
+                    return _improved(result, seed, settings)
+                painter = Painter(self.backend, self.critics, request, settings, progress)
+                zoomed = zoom_in(Picture(result.best.image, prompt, where), self.critics, settings, painter)
+                score = self.critics.selector.judge(zoomed.image, prompt)
         finally:
             restore()
-        return _improved(result, seed, settings)
+        improved = _improved(result, seed, settings)
+        return replace(improved, image=_picture(zoomed.image), score_after=score, zoomed=zoomed)
+
+    def _made(self, request: Request, image: Tensor | None, settings: Settings, progress: Progress | None) -> Result:
+        """The image, or the given one, improved as a whole."""
+        if image is not None and only_zooms(settings):
+            return as_given(image, self.critics, request.prompt, settings)
+        latent = None if image is None else self.backend.encode(image)
+        return generate(self.backend, self.critics, replace(request, init_latent=latent), settings, progress)
 
 
 def improve(
@@ -125,28 +150,56 @@ def improve(
     Raises SgoolError for input that cannot be used. A failure after the first image does not raise: see
     `Improved.result.ending` and `.error`.
     """
+    _checked(prompt, negative_prompt, seed, image, progress)  # before anything is downloaded
     return Improver(pipeline, **settings)(
         prompt, negative_prompt=negative_prompt, seed=seed, image=image, progress=progress
     )
 
 
-def _pixels(image: Image | Tensor) -> Tensor:
-    if isinstance(image, Tensor):
-        if image.ndim != 4 or image.shape[:2] != (1, 3) or 0 in image.shape:
-            raise SgoolError(f"An image tensor has the shape [1, 3, H, W], not {list(image.shape)}.")
-        return image.detach().float().clamp(0, 1)
-    if not hasattr(image, "convert"):
-        raise SgoolError(f"The initial image must be a PIL image or a tensor, not a {type(image).__name__}.")
-    import numpy as np
+def _checked(prompt: str, negative_prompt: str, seed: int, image: Any, progress: Any) -> Tensor | None:
+    """The image's pixels [1, 3, H, W], or None without one. Raises SgoolError for input that cannot be used."""
+    check_prompts(prompt, negative_prompt)
+    check_seed(seed)
+    check_progress(progress)
+    return None if image is None else _pixels(image)
 
-    return torch.from_numpy(np.asarray(image.convert("RGB"), np.float32) / 255).permute(2, 0, 1)[None]
+
+def _pixels(image: Image | Tensor, what: str = "initial image") -> Tensor:
+    import numpy as np
+    from PIL import Image as pil
+
+    if isinstance(image, Tensor):
+        check_tensor(image, 3, "An image tensor")
+        low, high = image.min().item(), image.max().item()
+        if low < -BEYOND or high > 1 + BEYOND:
+            raise SgoolError(f"An image tensor lies in [0, 1], and this one in [{low:.3g}, {high:.3g}].")
+        return image.detach().float().clamp(0, 1)
+    if not isinstance(image, pil.Image):
+        raise SgoolError(f"The {what} must be a PIL image or a tensor, not a {type(image).__name__}.")
+    try:
+        rgb = image.convert("RGB")
+    except Exception as error:  # a file that is cut short is read only now, and a closed one not at all
+        raise SgoolError(f"The {what} cannot be read: {brief(error)}") from error
+    return torch.from_numpy(np.asarray(rgb, np.float32) / 255).permute(2, 0, 1)[None]
+
+
+def _picture(image: Tensor) -> Image:
+    from PIL import Image
+
+    return Image.fromarray(to_uint8(image))
 
 
 def _improved(result: Result, seed: int, settings: Settings) -> Improved:
-    from PIL import Image
-
     first, best = result.first, result.best
-    before, after = (Image.fromarray(to_uint8(each.image)) for each in (first, best))
     return Improved(
-        before, after, first.score, best.score, best.latent, first.saliency, best.regions, seed, settings, result
+        _picture(first.image),
+        _picture(best.image),
+        first.score,
+        best.score,
+        best.latent,
+        first.saliency,
+        best.regions,
+        seed,
+        settings,
+        result,
     )

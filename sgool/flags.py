@@ -35,16 +35,23 @@ def add_settings(command: argparse.ArgumentParser, model: str = "") -> None:
             if about.group == group:
                 flags.add_argument(
                     flag(name),
-                    type=type(DEFAULTS[name]),
                     default=argparse.SUPPRESS,
                     help=f"{about.help}{_bounds(about)}{_default(name, model)}".replace("%", "%%"),
-                    metavar=_metavar(name, about),
+                    **_value(name, about),
                 )
 
 
 def _place(group: str) -> tuple[bool, bool, int]:
     """The group that the WebUI shows at first sight comes first, what is for experts last."""
     return group == "Expert", group != "", [about.group for about in ABOUT.values()].index(group)
+
+
+def _value(name: str, about: About) -> dict[str, Any]:
+    """How a flag takes its value: --zoom and --no-zoom take none."""
+    kind = type(DEFAULTS[name])
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    return {"type": kind, "metavar": _metavar(name, about)}
 
 
 def _metavar(name: str, about: About) -> str:
@@ -76,4 +83,6 @@ def _own_values(method: str) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sgool.backends import Backend
+from sgool.checks import SEEDS, as_folder, check_kind, check_seed, check_tensor, check_text, shown, usable_device
 from sgool.errors import NotRepeatable, SgoolError
 from sgool.guidance import Critic, load_critic
 from sgool.guidance.loss import DOODL, SaliencyLoss, Whole
@@ -20,16 +21,17 @@ from sgool.optimize import Plan, Problem, Regions, Start, optimize
 from sgool.region import Region
 from sgool.result import Ending, Progress, Result, Stop
 from sgool.saliency import LoadedDetector, load_detector
+from sgool.saliency.faces import FaceFinder
 from sgool.saliency.regions import find_regions
 from sgool.samplers import Sampler, Trajectory, bdia, get_sampler, make_schedule
 from sgool.settings import SettingError, Settings
 from sgool.update import DoodlUpdate, Prior, SgoolUpdate, Update
 
-SEEDS = 2**63
-"""Seeds lie below this."""
-
 CANDIDATE_STRIDE = 1_000_003
 """Between the seeds of the candidates, so that those of neighboring seeds differ."""
+
+SMALLEST = 8
+"""The shortest side of a latent; its image has 64 pixels. A smaller one has no room for regions and cutouts."""
 
 AUTO = {"seed": "bdia", "image": "o-belm"}
 """The sampler that suits each start. Damping stabilizes sampling but amplifies inversion, so an image start uses an
@@ -41,12 +43,13 @@ class Critics:
     """The frozen networks of a run besides the diffusion model.
 
     guide: the critic that is optimized. selector: another one, which is not, and picks the best image. detector: finds
-    where people look.
+    where people look. faces: finds faces, where they are looked for; it stays on the CPU.
     """
 
     guide: Critic
     selector: Critic
     detector: LoadedDetector
+    faces: FaceFinder | None = None
 
     def to(self, device: torch.device) -> Critics:
         """The same networks, moved to another device."""
@@ -66,28 +69,31 @@ class Request:
     init_latent: Tensor | None = None
 
     def check(self, settings: Settings) -> None:
-        """Raises SgoolError for prompts that cannot be read or say nothing, for a seed out of range, and where start
-        and init_latent do not fit.
+        """Raises SgoolError for prompts that cannot be read or say nothing, for a seed out of range, for a latent that
+        is none, and where start and init_latent do not fit.
         """
+        check_kind(settings, Settings, "The settings must be a sgool.Settings")
         check_prompts(self.prompt, self.negative_prompt)
         check_seed(self.seed)
         check_start(settings, self.init_latent is not None)
+        if self.init_latent is not None:
+            check_tensor(self.init_latent, 4, "The initial latent")
+            if min(self.init_latent.shape[2:]) < SMALLEST:
+                raise SgoolError(f"The initial latent's sides must be at least {SMALLEST}.")
 
 
 def check_prompts(prompt: str, negative_prompt: str) -> None:
     """Raises SgoolError for prompts that cannot be read or say nothing."""
-    try:
-        (prompt + negative_prompt).encode()
-    except UnicodeEncodeError as error:
-        raise SgoolError("The prompt holds bytes that are not text (UTF-8).") from error
+    check_text(prompt, "The prompt")
+    check_text(negative_prompt, "The negative prompt")
     if not clean_prompt(prompt):
         raise SgoolError("The prompt is empty: say what the image should show.")
 
 
-def check_seed(seed: int) -> None:
-    """Raises SgoolError for a seed that is out of range."""
-    if not 0 <= seed < SEEDS:
-        raise SgoolError(f"The seed must lie between 0 and {SEEDS - 1}, not {seed}.")
+def check_progress(progress: object) -> None:
+    """Raises SgoolError for what is neither a Progress nor None."""
+    if progress is not None:
+        check_kind(progress, Progress, "The progress must be a sgool.Progress or None")
 
 
 def check_start(settings: Settings, image: bool) -> None:
@@ -96,16 +102,19 @@ def check_start(settings: Settings, image: bool) -> None:
         raise SettingError("start", "image and an initial image go together: give both or neither")
 
 
-def load_critics(wanted: Needs, models_dir: Path, device: torch.device | str = "cpu") -> Critics:
-    """The critics and the detector that are wanted; weights that `sgool.needs.fetch` has not are downloaded now.
+def load_critics(wanted: Needs, models_dir: str | os.PathLike[str], device: torch.device | str = "cpu") -> Critics:
+    """The critics and the detectors that are wanted; weights that `sgool.needs.fetch` has not are downloaded now,
+    except the face detector's, see `FaceFinder.note`.
 
-    Raises SgoolError where the weights cannot be had.
+    Raises SgoolError where the weights cannot be had, and for a folder or a device that cannot be one.
     """
+    kept, place = as_folder(models_dir), usable_device(device)
     with torch.inference_mode(False):  # a caller's would make tensors that no gradient can go through
         return Critics(
-            load_critic(wanted.guide, "guide", models_dir, device),
-            load_critic(wanted.selector, "selector", models_dir, device),
-            load_detector(wanted.detector, models_dir, device),
+            load_critic(wanted.guide, "guide", kept, place),
+            load_critic(wanted.selector, "selector", kept, place),
+            load_detector(wanted.detector, kept, place),
+            FaceFinder(kept) if wanted.faces else None,
         )
 
 
@@ -117,6 +126,11 @@ def generate(
     Where a network turns out not to repeat its predictions, a run from a seed begins again with DDIM and stored
     latents. Raises SgoolError for a request that does not fit; see `sgool.optimize.optimize` for failures on the way.
     """
+    if not hasattr(backend, "network"):
+        raise SgoolError(f"The backend must be a Backend, as DiffusersBackend is, not {shown(backend)}.")
+    check_kind(request, Request, "The request must be a Request")
+    check_kind(critics, Critics, "The critics must be Critics, as load_critics makes them")
+    check_progress(progress)
     request.check(settings)
     attempt = partial(_attempt, backend, critics, request, progress)
     result = attempt(settings)
@@ -209,7 +223,7 @@ def _starts(
     backend: Backend, trajectory: Trajectory, request: Request, settings: Settings, progress: Progress
 ) -> list[Start]:
     if request.init_latent is not None:
-        return [partial(trajectory.invert, request.init_latent, progress.step)]
+        return [partial(trajectory.invert, request.init_latent.to(backend.device), progress.step)]
 
     def from_seed(number: int) -> list[Tensor]:
         noise = backend.noise((request.seed + CANDIDATE_STRIDE * number) % SEEDS)

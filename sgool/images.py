@@ -28,39 +28,38 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 """What shows an image [H, W, ...] upright, by its EXIF orientation; 1 is upright."""
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(path: Path, what: str = "initial image") -> Tensor:
     """An image file as float32 [1, 3, H, W], RGB in [0, 1], upright; what is transparent is white, as on a page.
 
-    Raises SgoolError when it cannot be read, and for an image too long for its width.
+    what: what it is, for errors. Raises SgoolError when it cannot be read, and for an image too long for its width.
     """
     import cv2
 
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise SgoolError(f"The initial image {path} cannot be read: {error.strerror or error}.") from error
+        raise SgoolError(f"The {what} {path} cannot be read: {error.strerror or error}.") from error
     try:
         stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     except cv2.error:
         stored = None
     rgb = None if stored is None else _rgb(stored)
     if rgb is None or not np.isfinite(rgb).all():
-        raise SgoolError(f"The initial image {path} is not a picture that can be read.")
+        raise SgoolError(f"The {what} {path} is not a picture that can be read.")
     upright = TURNS.get(_orientation(data), lambda image: image)(rgb)
     image = torch.from_numpy(np.ascontiguousarray(upright)).permute(2, 0, 1)[None]
-    check_shape(image)
+    check_shape(image, what)
     return image
 
 
-def check_shape(image: Tensor) -> None:
+def check_shape(image: Tensor, what: str = "initial image") -> None:
     """Raises SgoolError for an image [1, 3, H, W] without pixels, or too long for its width."""
     height, width = image.shape[-2:]
     if not min(height, width):
-        raise SgoolError("The initial image has no pixels.")
+        raise SgoolError(f"The {what} has no pixels.")
     if max(height, width) > LONGEST * min(height, width):
         raise SgoolError(
-            f"The initial image has {width}x{height} pixels; one side may be at most {LONGEST} times the other. "
-            "Crop it first."
+            f"The {what} has {width}x{height} pixels; one side may be at most {LONGEST} times the other. Crop it first."
         )
 
 

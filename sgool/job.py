@@ -10,30 +10,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from sgool import outputs, pictures
 from sgool.backends.diffusers import DiffusersBackend, find_model, load_backend
+from sgool.checks import as_folder, check_seed, usable_device, usable_dtype
 from sgool.errors import SgoolError
 from sgool.flags import flag
-from sgool.generate import Critics, Request, check_prompts, check_seed, check_start, generate, load_critics
+from sgool.generate import Critics, Request, check_prompts, check_start, generate, load_critics
 from sgool.guidance.prompt import clean_prompt
-from sgool.images import fit, read_image
+from sgool.images import read_image
 from sgool.needs import fetch, needs
-from sgool.presets import ignored, resolve
+from sgool.presets import ZOOMS, ignored, only_zooms, resolve
 from sgool.result import TRIED, Progress, Result, Snapshot, Stop
 from sgool.settings import ABOUT, Settings, check_names
 from sgool.signals import Guard
 from sgool.tiny.words import COLORS, OTHERS, SUBJECTS, unknown_words
 from sgool.weights import default_models_dir
+from sgool.zoom import Picture, Place, Repaint, Verdict, Zoomed, ZoomProgress, zoom_in
+from sgool.zoom.given import as_given, at_size, check_zoom
+from sgool.zoom.paint import Painter
 
-FILES = ("before.png", "after.png", "saliency.png", "comparison.png", "loss.png", "result.json")
+FILES = ("before.png", "after.png", "saliency.png", "comparison.png", "loss.png", "zoom.png", "result.json")
 """What a run may leave in its folder."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One call of `generate`. values: only the settings that the user gave."""
+    """One call of `generate`. values: only the settings that the user gave. mask: an image, white where to zoom in."""
 
     prompt: str
     out: Path
@@ -41,6 +46,7 @@ class Job:
     seed: int = 0
     model: str = "tiny"
     init_image: Path | None = None
+    mask: Path | None = None
     device: str | None = None
     dtype: str | None = None
     models_dir: Path | None = None
@@ -58,26 +64,35 @@ def run(job: Job, guard: Guard | None = None) -> tuple[dict[str, Any], Result]:
     settings = job_settings(job)
     check_prompts(job.prompt, job.negative_prompt)
     check_start(settings, job.init_image is not None)
+    check_zoom(settings, job.mask is not None)
     find_model(job.model)
     with outputs.claimed(job.out, FILES):
         image = None if job.init_image is None else read_image(job.init_image)
+        mask = None if job.mask is None else read_image(job.mask, "mask").mean(1)[0]
         device, dtype = machine(job.device, job.dtype)
         for note in notes(job, settings):
             print(f"sgool: {note}", file=sys.stderr)
-        wanted, folder = needs(settings), (job.models_dir or default_models_dir()).expanduser()
+        wanted, folder = needs(settings), as_folder(job.models_dir or default_models_dir())
         fetch(wanted, folder)
         print("Loading the models ...", file=sys.stderr)
         if job.model == "tiny":
             torch.set_num_threads(1)  # its layers are so small that a second thread only waits for the first
         backend = load_backend(job.model, device=device, dtype=dtype, memory=settings.memory)
         critics = load_critics(wanted, folder, device)
-        latent = None if image is None else backend.encode(fit(image, backend.size).to(device))
+        image, mask = at_size(image, mask, settings, backend.size)
+        latent = None if image is None or only_zooms(settings) else backend.encode(image.to(device))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         request = Request(job.prompt, job.negative_prompt, job.seed, latent)
         guard.hold()
-        result = shown(backend, critics, request, settings, guard)
-        return write(job, settings, result, device), result
+        if image is not None and only_zooms(settings):
+            result = as_given(image, critics, job.prompt, settings)
+        else:
+            result = shown(backend, critics, request, settings, guard)
+        closer = Closer(Painter(backend, critics, request, settings), guard) if settings.zoom else None
+        if closer:
+            closer.look(Picture(result.best.image, job.prompt, mask))
+        return write(job, settings, result, device, closer), result
 
 
 def shown(backend: DiffusersBackend, critics: Critics, request: Request, settings: Settings, guard: Guard) -> Result:
@@ -91,16 +106,18 @@ def shown(backend: DiffusersBackend, critics: Critics, request: Request, setting
 
 
 def job_settings(job: Job) -> Settings:
-    """The settings of a job. An initial image is a start from it."""
+    """The settings of a job. An initial image is a start from it, and a mask is there to zoom in."""
     check_names(job.values)
     start = {"start": "image"} if job.init_image else {}
-    return resolve({**start, **job.values}, model=job.model)
+    zoom = {"zoom": True, "zoom_by": "mask"} if job.mask else {}
+    return resolve({**start, **zoom, **job.values}, model=job.model)
 
 
 def notes(job: Job, settings: Settings) -> Iterator[str]:
     """What the user should know before the run begins, a sentence each."""
-    if idle := ignored(job.values, settings.method, settings.start):
+    if idle := ignored(job.values, settings.method, settings.start, settings.zoom):
         where = f"--method {settings.method}" + (" and --start image" if settings.start == "image" else "")
+        where += " and no --zoom" if set(idle) & set(ZOOMS) else ""
         yield f"With {where} these do nothing: {', '.join(map(flag, idle))}."
     if job.model == "tiny" and (unknown := unknown_words(clean_prompt(job.prompt))):
         more = " ..." if len(unknown) > 8 else ""
@@ -111,22 +128,59 @@ def notes(job: Job, settings: Settings) -> Iterator[str]:
 def machine(device: str | None, dtype: str | None, *, meta: bool = False) -> tuple[torch.device, torch.dtype]:
     """The device and the UNet's dtype: by default CUDA in float16 where there is one, else the CPU in float32.
 
-    meta: whether torch's device without data will do. Raises SgoolError for a device that cannot be used.
+    meta: whether torch's device without data will do. Raises SgoolError for a device or dtype that cannot be used.
     """
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, dtype=torch.float64, device=place)
-    except Exception as error:  # every kind of device has its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SgoolError(f"The device {device!r} cannot be used here: {reason}") from error
+    place = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type == "meta" and not meta:
         raise SgoolError("The device 'meta' holds no data; it only counts, in bench --size.")
-    return place, getattr(torch, dtype or ("float16" if place.type == "cuda" else "float32"))
+    return place, usable_dtype(dtype or ("float16" if place.type == "cuda" else "float32"))
 
 
-def write(job: Job, settings: Settings, result: Result, device: torch.device) -> dict[str, Any]:
-    """Write before, after, saliency, comparison, loss and result.json; returns the last."""
-    drawn = draw(job, result)
+class Closer(ZoomProgress, Progress):
+    """Looks closer at an image, and shows how far that is. A signal that is held back ends it."""
+
+    def __init__(self, painter: Painter, guard: Guard) -> None:
+        self.painter = painter
+        self.guard = guard
+        self.zoomed: Zoomed | None = None
+        self.score = 0.0
+        self.failure = ""
+
+    def look(self, picture: Picture) -> None:
+        """Zoom into a picture. What comes of it is in `zoomed`; None where it failed, and `failure` says why."""
+        self.painter.progress = self
+        with tqdm(total=0, desc="SGOOL zoom", unit="place", file=sys.stderr) as self.bar:
+            try:
+                self.zoomed = zoom_in(picture, self.painter.critics, self.painter.settings, self.painter, self)
+            except SgoolError as error:
+                self.failure = f"Zoom left the image as it was. {error}"
+                return
+        self.score = self.painter.critics.selector.judge(self.zoomed.image, picture.prompt)
+
+    @property
+    def ended(self) -> str:
+        """What did not go as asked, for people."""
+        return self.failure if self.zoomed is None else self.zoomed.ended
+
+    def begin(self, number: int, count: int, place: Place) -> None:
+        self.bar.total = count
+        self.bar.set_postfix_str(place.name)
+        self.step(0, 1)
+
+    def end(self, repaint: Repaint, image: Tensor) -> None:
+        self.bar.update()
+        self.bar.write(f"  {repaint}", file=sys.stderr)
+
+    def step(self, done: int, total: int) -> None:
+        if self.guard.number:
+            raise Stop
+
+
+def write(
+    job: Job, settings: Settings, result: Result, device: torch.device, closer: Closer | None = None
+) -> dict[str, Any]:
+    """Write before, after, saliency, comparison, loss, zoom and result.json; returns the last."""
+    drawn = draw(job, result, closer)
     figures = {
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
@@ -138,17 +192,29 @@ def write(job: Job, settings: Settings, result: Result, device: torch.device) ->
         "best_iteration": result.best_update,
         "score_before": result.first.score,
         "score_start": result.score_start,
-        "score_after": result.best.score,
+        "score_after": closer.score if closer and closer.zoomed else result.best.score,
         "scores": result.scores,
         "losses": result.losses,
         "regions": [vars(region) for region in result.best.regions],
-        "unet_evals": result.unet_evals,
-        "forward_equivalents": result.forward_equivalents,
+        "unet_evals": result.unet_evals + (closer.painter.unet_evals if closer else 0),
+        "forward_equivalents": result.forward_equivalents + (closer.painter.forward_equivalents if closer else 0),
         "seconds": round(result.seconds, 3),
         "peak_memory_mb": round(peak_memory_mb(device), 1),
         "ending": result.ending.value,
-        "ended": result.ended,
+        "ended": " ".join(filter(None, (result.ended, closer.ended if closer else ""))),
     }
+    if closer and closer.zoomed:
+        figures["places"] = [
+            {
+                "name": each.place.name,
+                "text": each.place.text,
+                "region": vars(each.place.region),
+                "before": each.before,
+                "after": each.after,
+                "verdict": each.verdict.name.lower(),
+            }
+            for each in closer.zoomed.repaints
+        ]
     files = {f"{name}.png": pictures.png(picture) for name, picture in drawn.items()}
     files["result.json"] = json.dumps(figures, indent=1).encode()
     outputs.replace(job.out, files, FILES)
@@ -157,21 +223,32 @@ def write(job: Job, settings: Settings, result: Result, device: torch.device) ->
 
 def effective(settings: Settings) -> dict[str, Any]:
     """The settings that have a part in the run."""
-    idle = ignored(ABOUT, settings.method, settings.start)
+    idle = ignored(ABOUT, settings.method, settings.start, settings.zoom)
     return {name: value for name, value in settings.as_dict().items() if name not in idle}
 
 
-def draw(job: Job, result: Result) -> dict[str, Any]:
+def draw(job: Job, result: Result, closer: Closer | None = None) -> dict[str, Any]:
     """The pictures of a result, uint8 RGB [H, W, 3], by name."""
     first, best = result.first, result.best
-    before, after = pictures.to_uint8(first.image), pictures.to_uint8(best.image)
+    zoomed = closer.zoomed if closer else None
+    score = closer.score if closer and zoomed else best.score
+    before, after = pictures.to_uint8(first.image), pictures.to_uint8(zoomed.image if zoomed else best.image)
     assert first.saliency is not None
     looked = pictures.overlay(before, first.saliency, first.regions)
-    three = pictures.comparison(before, looked, after, first.score, best.score, job.prompt)
+    three = pictures.comparison(before, looked, after, first.score, score, job.prompt)
     drawn = {"before": before, "after": after, "saliency": looked, "comparison": three}
     if result.losses:
         drawn["loss"] = pictures.loss_curve(result.losses, result.scores, result.best_update)
+    if zoomed and (pairs := [pair(each) for each in zoomed.repaints if each.crop_after is not None]):
+        drawn["zoom"] = pictures.pairs(pairs)
     return drawn
+
+
+def pair(repaint: Repaint) -> pictures.Pair:
+    """A place before and after, for its picture."""
+    assert repaint.crop_before is not None and repaint.crop_after is not None
+    before, after = pictures.to_uint8(repaint.crop_before), pictures.to_uint8(repaint.crop_after)
+    return pictures.Pair(before, after, str(repaint), repaint.verdict is Verdict.KEPT)
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from sgool.checks import as_folder
 from sgool.download import DownloadError, Report, unreachable
 from sgool.errors import SgoolError
 from sgool.guidance import critic_weights
 from sgool.saliency import detector_weights
-from sgool.settings import Settings
+from sgool.saliency.faces import fetch_faces
+from sgool.settings import Settings, invalid
 from sgool.weights import Weight, ensure, is_here
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Names, as in `Settings`: all that tells one run's networks from another's."""
+    """Names, as in `Settings`, and whether faces are looked for: all that tells one run's networks from another's."""
 
     guide: str
     selector: str
     detector: str
+    faces: bool = False
 
     @property
     def weights(self) -> dict[str, Sequence[Weight]]:
-        """The files of each. Raises SgoolError for a name that there is not, and says whose it is."""
+        """The files of each; what finds faces can do without its own. Raises SgoolError for a name that there is not,
+        and says whose it is.
+        """
         with naming("guide"):
             guide = critic_weights(self.guide, "guide")
         with naming("selector"):
@@ -41,7 +47,7 @@ def naming(setting: str) -> Iterator[None]:
     try:
         yield
     except SgoolError as error:
-        raise SgoolError(f"{setting}: {error}") from error
+        raise invalid(setting, error) from error
 
 
 def needs(settings: Settings) -> Needs:
@@ -51,24 +57,34 @@ def needs(settings: Settings) -> Needs:
     """
     salient = settings.method == "sgool" and settings.saliency_weight > 0
     salient = salient or (settings.zoom and settings.zoom_by == "attention")
-    return Needs(settings.guide, settings.selector, settings.saliency if salient else "spectral")
+    faces = settings.zoom and settings.zoom_by == "faces"
+    return Needs(settings.guide, settings.selector, settings.saliency if salient else "spectral", faces)
 
 
-def missing(wanted: Needs, models_dir: Path) -> list[Weight]:
-    """The files that have to be downloaded. Asks nobody; raises SgoolError for a name that there is not."""
+def missing(wanted: Needs, models_dir: str | os.PathLike[str]) -> list[Weight]:
+    """The files that have to be downloaded, without the face detector's, which a run can do without. Asks nobody;
+    raises SgoolError for a name that there is not.
+    """
     every = [weight for weights in wanted.weights.values() for weight in weights]
     return [weight for weight in dict.fromkeys(every) if not is_here(weight, models_dir)]
 
 
-def fetch(wanted: Needs, models_dir: Path, report: Report | None = None) -> None:
+def fetch(wanted: Needs, models_dir: str | os.PathLike[str], report: Report | None = None) -> None:
     """Download what is missing into models_dir; report None: with a bar on stderr.
 
-    Raises SgoolError for a name that there is not, and one that names all files that cannot be had, and what to do
-    instead; and what `report` raises.
+    Where the face detector's file cannot be had, `Critics.faces` says it in its note.
+
+    Raises SgoolError for a name that there is not, a folder that cannot be one, and one that names all files that
+    cannot be had, and what to do instead; and what `report` raises.
     """
-    lacking = missing(wanted, models_dir)
-    if not lacking:
-        return
+    models_dir = as_folder(models_dir)
+    if lacking := missing(wanted, models_dir):
+        _fetch(wanted, lacking, models_dir, report)
+    if wanted.faces:
+        fetch_faces(models_dir, report)
+
+
+def _fetch(wanted: Needs, lacking: Sequence[Weight], models_dir: Path, report: Report | None) -> None:
     away = unreachable([weight.url for weight in lacking], report)
     failed = {weight: away[_host(weight)] for weight in lacking if _host(weight) in away}
     # Where a host is away, that is told at once, and not after a gigabyte from the others.

@@ -127,6 +127,36 @@ def comparison(
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A place before and after, uint8 RGB [h, w, 3] each, the note under them, and whether the change was kept."""
+
+    before: np.ndarray
+    after: np.ndarray
+    note: str
+    kept: bool
+
+
+def pairs(places: Sequence[Pair]) -> np.ndarray:
+    """Places before and after, side by side, one pair in a row above its note."""
+    import cv2
+
+    side, gap, size = 256, 16, 16
+    rows = []
+    for place in places:
+        height = max(1, round(side * place.before.shape[0] / place.before.shape[1]))
+        canvas = _paper(height + gap + 2 * size + gap, 2 * side + 3 * gap)
+        for column, picture in enumerate((place.before, place.after)):
+            left = gap + column * (side + gap)
+            scaled = cv2.resize(picture, (side, height), interpolation=cv2.INTER_CUBIC)
+            canvas[gap : gap + height, left : left + side] = scaled
+        color = GREEN if place.kept else GRAY
+        for note in _wrap(place.note, canvas.shape[1] - 2 * gap, size)[:1]:
+            _text(canvas, note, (canvas.shape[1] // 2, gap + height + size // 2), _Type(size, color, "center"))
+        rows.append(canvas)
+    return np.vstack(rows)
+
+
+@dataclass(frozen=True)
 class _Curve:
     """What a plot says of its curve: title, what it is, color, and the value to mark (-1: none)."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sgool.checks import check_kind, shown
 from sgool.settings import DEFAULTS, SettingError, Settings, check_names
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -45,6 +46,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "guide": "embedded",
         "selector": "embedded",
         "memory": "fast",
+        "zoom_good": 0.83,
     },
 }
 """What a model sets. `tiny` is the embedded model."""
@@ -52,9 +54,19 @@ MODELS: dict[str, dict[str, Any]] = {
 MODELS["sgool-tiny"] = MODELS["tiny"]  # its name as a checkpoint of the WebUI, see `sgool.tiny.export`
 
 
-def ignored(given: Iterable[str], method: str, start: str = "seed") -> tuple[str, ...]:
-    """Which of the given settings do nothing with this method and this start, in the order of `Settings`."""
-    idle = (*IGNORED[method], *(("candidates",) if start == "image" else ()))
+ZOOMS = tuple(name for name in DEFAULTS if name.startswith("zoom_"))
+"""What does nothing without zoom."""
+
+ZOOM_USES = ("saliency", "threshold", "region_prompt")
+"""What zoom uses of the other settings."""
+
+
+def ignored(given: Iterable[str], method: str, start: str = "seed", zoom: bool = False) -> tuple[str, ...]:
+    """Which of the given settings do nothing with this method, this start and with zoom or without, in the order of
+    `Settings`.
+    """
+    idle = {*IGNORED[method], *(("candidates",) if start == "image" else ())}
+    idle = idle - set(ZOOM_USES) if zoom else idle | set(ZOOMS)
     names = set(given)
     return tuple(name for name in DEFAULTS if name in names and name in idle)
 
@@ -63,7 +75,12 @@ def unused(settings: Settings, model: str = "") -> tuple[str, ...]:
     """Which settings differ from what their method and model set, and do nothing with that method and start."""
     own = resolve({"method": settings.method}, model=model)
     changed = [name for name in DEFAULTS if getattr(settings, name) != getattr(own, name)]
-    return ignored(changed, settings.method, settings.start)
+    return ignored(changed, settings.method, settings.start, settings.zoom)
+
+
+def only_zooms(settings: Settings) -> bool:
+    """Whether an image that is given stays as it is but for the places that are painted again."""
+    return settings.zoom and settings.start == "image" and (settings.method == "none" or not settings.iterations)
 
 
 def resolve(given: Mapping[str, Any], *, preset: str = "", model: str = "") -> Settings:
@@ -73,8 +90,9 @@ def resolve(given: Mapping[str, Any], *, preset: str = "", model: str = "") -> S
     unknown name and for a value that does not fit.
     """
     check_names(given)
-    if preset and preset not in PRESETS:
-        raise SettingError("preset", f"must be one of {', '.join(PRESETS)}, not {preset!r}")
+    check_kind(model, str, "A model's name is a text")
+    if not isinstance(preset, str) or preset not in ("", *PRESETS):
+        raise SettingError("preset", f"must be one of {', '.join(PRESETS)}, not {shown(preset)}")
     method = given.get("method", DEFAULTS["method"])
     # Checked by itself first: the message is then about what the user wrote.
     own = METHODS[Settings(method=method).method]

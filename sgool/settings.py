@@ -11,12 +11,13 @@ The command line's flags, the WebUI's controls, the API's schema, the infotext a
 from __future__ import annotations
 
 import dataclasses
-import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sgool.checkpointing import MEMORY
+from sgool.checks import check_kind
+from sgool.checks import shown as short
 from sgool.errors import SgoolError
 from sgool.guidance import CRITICS, check_critic
 from sgool.saliency import DETECTORS
@@ -286,7 +287,7 @@ class Settings:
         2, "Zoom places", "most places painted again", group="Zoom", low=1, high=16, slider=(1, 8, 1)
     )
     zoom_strength: float = setting(
-        0.3,
+        0.4,
         "Zoom strength",
         "denoising strength; more changes a place more",
         group="Zoom",
@@ -304,11 +305,11 @@ class Settings:
         slider=(0, 20, 1),
     )
     zoom_order: str = setting(
-        "salience",
+        "small-first",
         "Zoom order",
-        "which places come first where there are more",
+        "which places come first where there are more; weakest-first: those least like their text",
         group="Zoom details",
-        choices=("salience", "left to right", "small first"),
+        choices=("salience", "left-to-right", "small-first", "weakest-first"),
     )
     zoom_smallest: float = setting(
         0.3,
@@ -320,7 +321,7 @@ class Settings:
         slider=(0.05, 1, 0.05),
     )
     zoom_largest: float = setting(
-        0.7,
+        0.5,
         "Largest zoom place",
         "larger places are left alone, as a share of the image's shorter side",
         group="Zoom details",
@@ -329,13 +330,22 @@ class Settings:
         slider=(0.05, 1, 0.05),
     )
     zoom_padding: float = setting(
-        0.25,
+        0.1,
         "Zoom padding",
         "margin on each side, as a share of the place",
         group="Zoom details",
         low=0.0,
         high=1.0,
         slider=(0, 1, 0.05),
+    )
+    zoom_good: float = setting(
+        1.0,
+        "Good enough",
+        "a place whose score reaches this is not painted again; 1: every place is",
+        group="Zoom details",
+        low=0.0,
+        high=1.0,
+        slider=(0, 1, 0.01),
     )
     zoom_judge: bool = setting(
         True,
@@ -370,7 +380,8 @@ DEFAULTS: dict[str, Any] = {each.name: each.default for each in dataclasses.fiel
 
 
 def check_names(values: Mapping[str, Any]) -> None:
-    """Raises SettingError where a name is none of `Settings`."""
+    """Raises SettingError where a name is none of `Settings`, SgoolError for what holds no names."""
+    check_kind(values, Mapping, "The settings are given by name, in a dict")
     for name in values:
         if name not in ABOUT:
             raise SettingError(repr(name), f"is no setting; the settings are {', '.join(ABOUT)}")
@@ -379,7 +390,7 @@ def check_names(values: Mapping[str, Any]) -> None:
 def _checked(name: str, about: About, value: Any) -> Any:
     """The value in the setting's own type."""
     kind = type(DEFAULTS[name])
-    shown = reprlib.repr(value)
+    shown = short(value)
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise SettingError(name, f"must be {KINDS[kind]}, not {shown}")
     if kind is str and not _is_text(value):
@@ -397,8 +408,14 @@ def _checked(name: str, about: About, value: Any) -> Any:
         try:
             about.check(value)
         except SgoolError as error:
-            raise SettingError(name, f"does not fit: {str(error).rstrip('.')}") from error
+            raise invalid(name, error) from error
     return kind(value)
+
+
+def invalid(name: str, error: SgoolError) -> SettingError:
+    """The setting is not valid, because of this error."""
+    told = str(error).removesuffix(".")
+    return SettingError(name, f"is not valid: {told[:1].lower()}{told[1:]}")
 
 
 def _is_text(value: str) -> bool:

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from sgool.checks import as_folder
 from sgool.download import Bar, DownloadError, Report, Transfer, download, pause
 from sgool.errors import SgoolError
 
@@ -60,7 +61,7 @@ class Weight:
 
 def default_models_dir() -> Path:
     """The folder named by the environment variable SGOOL_MODELS, else ~/.cache/sgool."""
-    return Path(os.environ.get("SGOOL_MODELS") or "~/.cache/sgool").expanduser()
+    return as_folder(os.environ.get("SGOOL_MODELS") or "~/.cache/sgool")
 
 
 def safe_name(name: str) -> str:
@@ -70,12 +71,12 @@ def safe_name(name: str) -> str:
     return name
 
 
-def is_here(weight: Weight, models_dir: str | Path | None = None) -> bool:
+def is_here(weight: Weight, models_dir: str | os.PathLike[str] | None = None) -> bool:
     """Whether a model file need not be downloaded. Reads no file and asks nobody; see `ensure`."""
     return _found(weight, _folder(models_dir)) is not None
 
 
-def ensure(weight: Weight, models_dir: str | Path | None = None, report: Report | None = None) -> Path:
+def ensure(weight: Weight, models_dir: str | os.PathLike[str] | None = None, report: Report | None = None) -> Path:
     """Return the path of a model file, downloading it first if it is not there.
 
     `models_dir` None means `default_models_dir()`; `report` None, a bar on stderr. Raises DownloadError if the file
@@ -169,8 +170,8 @@ def _is_pickle(path: Path) -> bool:
         return zipfile.is_zipfile(path) or file.read(1) == pickle.PROTO
 
 
-def _folder(models_dir: str | Path | None) -> Path:
-    return Path(models_dir) if models_dir is not None else default_models_dir()
+def _folder(models_dir: str | os.PathLike[str] | None) -> Path:
+    return as_folder(models_dir) if models_dir is not None else default_models_dir()
 
 
 def _found(weight: Weight, folder: Path) -> tuple[Weight, Path] | None:

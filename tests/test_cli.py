@@ -216,8 +216,8 @@ BAD = [
     (["bench", "--device", "meta"], "device 'meta'"),
     (["demo", "--guide", "clip:ViT-Z-99/openai"], "no CLIP model named"),
     (["demo", "--guide", "clip:ViT-B-32/weights"], "no pretrained weights 'weights'"),
-    (["demo", "--guide", "clip:../../x"], "sgool: --guide does not fit: A CLIP is named clip:MODEL/WEIGHTS"),
-    (["demo", "--selector", "nobody"], "sgool: --selector does not fit: There is no critic 'nobody'"),
+    (["demo", "--guide", "clip:../../x"], "sgool: --guide is not valid: a CLIP is named clip:MODEL/WEIGHTS"),
+    (["demo", "--selector", "nobody"], "sgool: --selector is not valid: there is no critic 'nobody'"),
     (["compare", "--captions", "no-such.csv"], "no-such.csv cannot be read"),
     (["compare", "--limit", "0"], "--limit"),
     (["compare", "--jobs", "-1"], "--jobs"),
@@ -260,6 +260,14 @@ def test_models_for_inpainting_and_sdxl_are_refused(change, tmp_path, capsys):
     UNet2DConditionModel.from_config({**config, **change, **more}).save_pretrained(tmp_path / "model" / "unet")
     assert main(["demo", *NO_FILES, "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]) == 2
     assert "is not a Stable Diffusion 1.x or 2.x model" in capsys.readouterr().err
+
+
+def test_a_model_without_its_tokenizer_is_refused(tmp_path, capsys):
+    """transformers makes an empty one, and with that no prompt can be read."""
+    shutil.copytree(tiny.MODEL, tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer"))
+    assert main(["demo", *FAST, *NO_FILES, "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("sgool: The model ") and last.endswith("its folder tokenizer is missing or not whole.")
 
 
 def test_no_memory_before_the_first_image(tmp_path, capsys, monkeypatch):

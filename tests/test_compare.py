@@ -11,7 +11,19 @@ from sgool import generate, lab
 from sgool.__main__ import main
 from sgool.errors import SgoolError
 from sgool.lab import world
-from sgool.lab.compare import METHODS, Plan, compare, paired, read_captions, rivals, trial, updates_within
+from sgool.lab.compare import (
+    METHODS,
+    Plan,
+    _of_places,
+    compare,
+    paired,
+    read_captions,
+    render_tables,
+    rivals,
+    trial,
+    updates_within,
+)
+from sgool.lab.zooms import Painted
 
 
 @pytest.mark.parametrize(
@@ -144,3 +156,30 @@ def test_every_caption_of_the_world_is_parsed():
         assert world.parse(scene.caption) == scene
     for other in ("", "a cat on a red background", "a panda on a busy background", "a panda on a red background, art"):
         assert world.parse(other) is None
+
+
+def test_zoom_is_compared_at_its_cost(capsys):
+    """A budget of 40: one image of 20 evaluations, and at most two places of four steps, or one more image."""
+    plan = Plan(limit=2, budget=40, methods=("none", "best-of-N", "resampled", "zoom"), jobs=1)
+    figures = compare(lab.HARD, plan, progress=False)
+    json.dumps(figures, allow_nan=False)
+    by_method = {method: [each for each in figures["trials"] if each["method"] == method] for method in plan.methods}
+    assert {each["equivalents"] for each in by_method["none"]} == {20}
+    assert {each["equivalents"] for each in by_method["resampled"]} == {36}
+    for plain, zoomed in zip(by_method["none"], by_method["zoom"], strict=True):
+        assert zoomed["equivalents"] == 20 + 8 * len(zoomed["places"])
+        gains = [place["gain"] for place in zoomed["places"] if place["kept"]]
+        assert zoomed["score"] == pytest.approx(plain["score"] + sum(gains), abs=1e-5)
+    assert "zoom's gain" in render_tables(figures) and "\nresampled: 2.00 places painted" in render_tables(figures)
+
+
+def test_what_the_selector_did_is_held_against_the_judge():
+    places = [Painted(True, 0.1), Painted(True, -0.1), Painted(True, 0.2), Painted(False, 0.1), Painted(False, -0.3)]
+    assert _of_places(places, 4) == {
+        "painted_per_image": 1.25,
+        "kept_per_image": 0.75,
+        "kept_rightly": pytest.approx(2 / 3),
+        "refused_rightly": 0.5,
+    }
+    assert _of_places([Painted(False, 0.1)], 1)["kept_rightly"] is None
+    assert _of_places([], 3) == {}

@@ -208,7 +208,7 @@ def test_a_new_kind_is_loaded_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert isinstance(own.guide, Painter) and isinstance(own.selector, Painter) and own.guide is not own.selector
     cpu = torch.device("cpu")
     assert asked == [("oil", "guide", tmp_path, cpu), ("", "selector", tmp_path, cpu)]
-    with pytest.raises(SgoolError, match="guide does not fit: There is no paint 'water'"):
+    with pytest.raises(SgoolError, match="guide is not valid: there is no paint 'water'"):
         Settings(guide="painter:water")
     with pytest.raises(SgoolError, match="no paint"):
         load_critic("painter:water", "guide", tmp_path)

@@ -251,7 +251,21 @@ def test_stopping_before_the_first_image_raises(pipeline: Any) -> None:
         ({"image": torch.zeros(3, 64, 64)}, r"\[1, 3, H, W\], not \[3, 64, 64\]"),
         ({"image": torch.zeros(2, 3, 64, 64)}, r"not \[2, 3, 64, 64\]"),
         ({"image": torch.zeros(1, 3, 0, 64)}, r"not \[1, 3, 0, 64\]"),
+        ({"image": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)}, "floating point numbers, not uint8"),
+        ({"image": torch.full((1, 3, 64, 64), torch.nan)}, "NaN"),
+        ({"image": torch.full((1, 3, 64, 64), 255.0)}, r"lies in \[0, 1\], and this one in \[255, 255\]"),
+        ({"image": torch.full((1, 3, 64, 64), -1.0)}, r"lies in \[0, 1\]"),
         ({"image": "picture.png"}, "a PIL image or a tensor"),
+        ({"image": np.zeros((64, 64, 3))}, "a PIL image or a tensor, not a ndarray"),
+        ({"image": Image.new("RGB", (0, 9))}, "has no pixels"),
+        ({"prompt": ["a car"]}, "prompt must be a text"),
+        ({"negative_prompt": None}, "negative prompt must be a text"),
+        ({"seed": True}, "seed must be a whole number"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"progress": print}, "progress must be"),
+        ({"progress": Recorder}, "progress must be"),
+        ({"memory": "x"}, "memory must be one of fast, balanced, low"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be at least"),
     ],
 )
 def test_input_that_cannot_be_used_is_refused(pipeline: Any, given: dict[str, Any], sentence: str) -> None:
@@ -266,6 +280,23 @@ def test_a_wrong_setting_is_refused_before_anything_is_loaded(pipeline: Any, mon
     with pytest.raises(SettingError) as caught:
         sgool.Improver(pipeline, strength=2)
     assert caught.value.name == "strength"
+
+
+@pytest.mark.parametrize("wrong", [{"seed": 0.5}, {"image": 5}, {"prompt": ""}, {"progress": 1}], ids=str)
+def test_wrong_input_is_refused_before_anything_is_loaded(
+    pipeline: Any, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("sgool.door.fetch", None)
+    with pytest.raises(SgoolError):
+        sgool.improve(pipeline, **{"prompt": PROMPT, **wrong})
+
+
+def test_a_picture_whose_file_is_cut_short_is_refused(pipeline: Any, tmp_path) -> None:
+    path = tmp_path / "cut.png"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(SgoolError, match="initial image cannot be read"):
+        sgool.improve(pipeline, PROMPT, image=Image.open(path), **FEW)
 
 
 def test_pipelines_of_other_models_are_refused(pipeline: Any) -> None:
@@ -333,3 +364,33 @@ def test_weights_are_kept_where_the_environment_says(pipeline: Any, monkeypatch:
     monkeypatch.setattr("sgool.door.load_critics", lambda *given: asked.append(given))
     wanted = needs(sgool.Improver(pipeline).settings)
     assert asked == [(wanted, tmp_path), (wanted, tmp_path, torch.device("cpu"))]
+
+
+def test_zoom_paints_a_place_of_an_image_of_ones_own(pipeline: Any) -> None:
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (150, 200, 3), np.uint8))
+    mask = Image.new("L", picture.size)
+    mask.paste(255, (50, 40, 110, 100))
+    before = state(pipeline)
+    own = {"zoom": True, "zoom_by": "mask", "zoom_judge": False, "zoom_padding": 0.0, "iterations": 0, "steps": 4}
+    improver = sgool.Improver(pipeline, **own)
+    with torch.inference_mode():
+        zoomed = improver(PROMPT, image=picture, mask=mask)
+    assert state(pipeline) == before
+    assert zoomed.zoomed is not None and zoomed.zoomed.kept == 1
+    assert zoomed.before.size == zoomed.image.size == picture.size
+    changed = (np.asarray(zoomed.image) != np.asarray(picture)).any(-1)
+    assert changed[np.asarray(mask) > 0].mean() > 0.9 and not changed[np.asarray(mask) == 0].any()
+    assert zoomed.score_after != zoomed.score_before == zoomed.result.best.score
+    with pytest.raises(SgoolError, match="The mask has 100x100 pixels, but the image 200x150"):
+        improver(PROMPT, image=picture, mask=mask.resize((100, 100)))
+    with pytest.raises(SettingError, match="mask and a mask go together"):
+        improver(PROMPT, image=picture)
+
+
+def test_zoom_comes_after_the_whole_image(pipeline: Any) -> None:
+    improved = sgool.improve(pipeline, PROMPT, seed=5, zoom=True, zoom_judge=False, zoom_largest=1.0, **FEW)
+    assert improved.zoomed is not None and improved.zoomed.kept and improved.result.iterations == 2
+    best = (improved.result.best.image[0].permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
+    assert (np.asarray(improved.image) != best).any()
+    plain = sgool.improve(pipeline, PROMPT, seed=5, **FEW)
+    assert plain.zoomed is None and plain.image.tobytes() == best.tobytes()

@@ -23,6 +23,8 @@ def action_of(command: str, name: str) -> argparse.Action:
 
 
 def shown(value) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -58,13 +60,16 @@ def test_settings_stand_in_their_groups():
             group = title.removeprefix("settings").removeprefix(": ")
             assert names == [name for name, about in ABOUT.items() if about.group.lower() == group]
     settings = [title for title in groups if title.startswith("settings")]
-    assert settings[0] == "settings" and settings[-1] == "settings: expert" and len(settings) == 5
+    assert settings[0] == "settings" and settings[-1] == "settings: expert" and len(settings) == 7
 
 
-@pytest.mark.parametrize("command", ["demo", "generate", "compare", "bench", "export-webui"])
-def test_help_is_printed_with_the_exit_codes(command):
-    told = " ".join(parser_of(command).format_help().split())
-    assert "0, done; 2, a wrong argument or a failure; 130, Ctrl-C; 143, SIGTERM." in told
+def test_every_help_is_printed_with_the_exit_codes():
+    parser = build_parser(commands.add)
+    (every,) = (action.choices for action in parser._actions if action.dest == "command")
+    assert {"demo", "generate", "compare", "bench", "export-webui"} == set(every)
+    for each in (parser, *every.values()):
+        told = " ".join(each.format_help().split())
+        assert "0, done; 2, a wrong argument or a failure; 130, Ctrl-C; 143, SIGTERM." in told
 
 
 def test_the_help_of_compare_names_its_methods_and_defaults():

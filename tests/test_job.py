@@ -18,6 +18,8 @@ from sgool.job import Job, draw, machine, peak_memory_mb, run, write
 from sgool.presets import resolve
 from sgool.region import Region
 from sgool.result import Ending, Result, Snapshot
+from sgool.settings import SettingError
+from sgool.signals import Guard
 
 PROMPT = "a small frog and a car on a yellow background"
 FEW = {"steps": 2, "iterations": 2, "cutouts": 0, "patience": 0}
@@ -98,7 +100,7 @@ def test_the_figures_tell_what_was_asked_for_and_what_came_of_it(tmp_path):
     peak = figures.pop("peak_memory_mb")
     assert 1 < peak == round(peak, 1) <= round(peak_memory_mb(CPU), 1)
     assert figures == {
-        **settings.as_dict(),
+        **{name: value for name, value in settings.as_dict().items() if not name.startswith("zoom_")},
         "prompt": PROMPT,
         "negative_prompt": "a dog",
         "seed": 3,
@@ -296,3 +298,87 @@ def test_the_curve_of_an_earlier_run_is_removed(tmp_path):
     for _ in range(2):
         write(Job(PROMPT, tmp_path), resolve({}, model="tiny"), result, CPU)
         assert not (tmp_path / "loss.png").exists()
+
+
+def box(picture, region, margin=0):
+    """Where a region of result.json is in a picture [H, W, 3]."""
+    mask = np.zeros(picture.shape[:2], bool)
+    top, left = region["top"], region["left"]
+    mask[top : top + region["height"], left : left + region["width"]] = True
+    return mask
+
+
+def test_zoom_shows_each_place_before_and_after(tmp_path, capsys):
+    """Small subjects: without a judge both places are painted again."""
+    prompt = "a small frog and a small car on a busy red background"
+    values = {"method": "none", "zoom": True, "zoom_judge": False, "zoom_largest": 1.0}
+    figures, result = run(Job(prompt, tmp_path, seed=2, values=values))
+    assert [each["verdict"] for each in figures["places"]] == ["kept", "kept"]
+    assert {each["text"] for each in figures["places"]} <= {
+        f"a {it} on a busy red background" for it in ("frog", "car")
+    }
+    before, after = (cv2.imread(str(tmp_path / f"{name}.png")) for name in ("before", "after"))
+    assert np.array_equal(before[..., ::-1], pictures.to_uint8(result.first.image))
+    places = [box(before, each["region"]) for each in figures["places"]]
+    assert all((before != after)[place].any() for place in places)
+    outside = ~(places[0] | places[1])
+    assert np.array_equal(before[outside], after[outside])
+    # Ten steps of the image, four of each place, and both halves of the guidance.
+    assert figures["forward_equivalents"] == 2 * (10 + 2 * 4)
+    rows = cv2.imread(str(tmp_path / "zoom.png"))
+    assert rows.shape[1] == 2 * 256 + 3 * 16
+    told = capsys.readouterr().err
+    assert "SGOOL zoom: 100%" in told and "a frog: kept" in told
+    assert figures["score_after"] != figures["score_before"] == result.best.score
+
+
+def test_an_image_of_ones_own_keeps_its_size_and_changes_in_the_mask_only(tmp_path):
+    picture = np.random.default_rng(1).integers(0, 256, (300, 200, 3), np.uint8)
+    mask = np.zeros((300, 200, 3), np.uint8)
+    mask[100:160, 50:110] = 255
+    for name, image in (("in", picture), ("mask", mask)):
+        (tmp_path / f"{name}.png").write_bytes(pictures.png(image))
+    values = {"iterations": 0, "zoom_judge": False, "zoom_padding": 0.0}
+    own = Job(PROMPT, tmp_path / "out", init_image=tmp_path / "in.png", mask=tmp_path / "mask.png", values=values)
+    figures, _ = run(own)
+    (zoomed,) = figures["places"]
+    assert figures["zoom_by"] == "mask" and zoomed["verdict"] == "kept"
+    after = cv2.imread(str(tmp_path / "out" / "after.png"))[..., ::-1]
+    assert after.shape == picture.shape
+    assert np.array_equal((after != picture).any(-1) & (mask[..., 0] == 0), np.zeros((300, 200), bool))
+    assert (after != picture)[mask > 0].mean() > 0.9
+    small = Job(PROMPT, tmp_path / "out", init_image=tmp_path / "in.png", mask=tmp_path / "in.png", values=values)
+    (tmp_path / "in.png").write_bytes(pictures.png(picture[:150]))
+    run(small)
+    with pytest.raises(SgoolError, match="The mask has 200x300 pixels, but the image 200x150"):
+        run(own)
+
+
+@pytest.mark.parametrize(
+    "values", [{"zoom": True, "zoom_by": "mask"}, {"zoom_by": "mask", "zoom": True, "method": "none"}]
+)
+def test_zoom_by_mask_without_one_is_refused_before_anything_loads(tmp_path, values, monkeypatch):
+    monkeypatch.setattr(job, "load_backend", None)
+    with pytest.raises(SettingError, match="mask and a mask go together"):
+        run(Job(PROMPT, tmp_path, values=values))
+
+
+def test_ctrl_c_while_zooming_keeps_what_is_done(tmp_path, monkeypatch):
+    """The second place is not reached."""
+    guard = Guard()
+    monkeypatch.setattr(job.Closer, "end", lambda self, repaint, image: setattr(guard, "number", 2))
+    values = {"method": "none", "zoom": True, "zoom_judge": False, "zoom_largest": 1.0}
+    prompt = "a small frog and a small car on a busy red background"
+    figures, _ = run(Job(prompt, tmp_path, seed=2, values=values), guard)
+    assert [each["verdict"] for each in figures["places"]] == ["kept", "stopped"]
+    assert "Zoom ended early" in figures["ended"] and (tmp_path / "zoom.png").exists()
+
+
+def test_a_zoom_that_cannot_begin_leaves_the_image(tmp_path, monkeypatch):
+    def fails(*args):
+        raise SgoolError("The saliency map is broken.")
+
+    monkeypatch.setattr(job, "zoom_in", fails)
+    figures, result = run(Job(PROMPT, tmp_path, values={"method": "none", "steps": 2, "zoom": True}))
+    assert figures["ended"] == "Zoom left the image as it was. The saliency map is broken." and "places" not in figures
+    assert figures["score_after"] == result.best.score

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
@@ -22,7 +23,7 @@ from sgool.errors import SgoolError
 from sgool.guidance import CRITICS
 from sgool.needs import Needs, fetch, missing, needs
 from sgool.result import Stop
-from sgool.saliency import DETECTORS
+from sgool.saliency import DETECTORS, faces
 from sgool.settings import Settings
 from sgool.weights import Weight
 
@@ -57,6 +58,44 @@ def test_settings_tell_what_is_needed() -> None:
     assert needs(Settings.of({"iterations": 3})) == DEFAULT and hash(DEFAULT)
 
 
+def test_faces_are_needed_only_where_they_are_looked_for() -> None:
+    for values in ({"zoom_by": "faces"}, {"zoom": True}, {"zoom": True, "zoom_by": "phrases"}):
+        assert not needs(Settings.of(values)).faces
+    wanted = needs(Settings.of({"zoom": True, "zoom_by": "faces"}))
+    assert wanted == replace(DEFAULT, faces=True)
+    assert wanted.weights == DEFAULT.weights
+
+
+def test_a_run_does_without_the_face_detectors_file(
+    server: Server, small: Needs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = server.url.partition("download")[0]
+    net = Weight("net.onnx", f"{root}net.onnx", sha256=sha256(b"net").hexdigest())
+    monkeypatch.setattr(faces, "YUNET", net)
+    monkeypatch.setattr(faces, "SOURCES", (net,))
+    monkeypatch.setattr(faces, "_failed", {})
+    wanted = replace(small, faces=True)
+    fetch(wanted, tmp_path, quiet)
+    assert [path for path, *_ in server.requests] == ["/one.pth", "/two.pth", "/map.pth", "/net.onnx"]
+    assert missing(wanted, tmp_path) == [] and not (tmp_path / "net.onnx").exists()
+    assert "net.onnx could not be downloaded (127.0.0.1 answers 404" in faces.FaceFinder(tmp_path).note
+
+    assert server.files is not None
+    server.files["net.onnx"] = b"net"
+    monkeypatch.setattr(faces, "_failed", {})
+    fetch(small, tmp_path, quiet)
+    assert not (tmp_path / "net.onnx").exists()
+    fetch(wanted, tmp_path, quiet)
+    assert (tmp_path / "net.onnx").read_bytes() == b"net"
+
+
+def test_without_a_network_what_faces_need_is_no_reason(tmp_path: Path, offline: list[str]) -> None:
+    with pytest.raises(SgoolError) as caught:
+        fetch(replace(DEFAULT, faces=True), tmp_path, quiet)
+    assert "onnx" not in str(caught.value)
+    fetch(Needs("embedded", "embedded", "spectral", faces=True), tmp_path, quiet)
+
+
 def test_what_is_missing_is_known_without_a_network(tmp_path: Path, offline: list[str]) -> None:
     files = {weight.file for weight in missing(DEFAULT, tmp_path)}
     clips = {"ViT-B-32_laion2b_s34b_b79k.safetensors", "ViT-B-16_laion2b_s34b_b88k.safetensors"}
@@ -74,7 +113,7 @@ def test_what_is_missing_is_known_without_a_network(tmp_path: Path, offline: lis
     [
         (replace(DEFAULT, guide="clip:ViT-Z-99/openai"), "no CLIP model named 'ViT-Z-99'; the closest known are ViT-"),
         (replace(DEFAULT, selector="clip:ViT-B-32/weights"), "no pretrained weights 'weights'"),
-        (replace(DEFAULT, selector="nobody"), "There is no critic 'nobody'"),
+        (replace(DEFAULT, selector="nobody"), "selector is not valid: there is no critic 'nobody'"),
         (replace(DEFAULT, detector="eyes"), "There is no saliency detector 'eyes'"),
     ],
 )

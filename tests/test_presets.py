@@ -42,7 +42,9 @@ def test_what_a_method_ignores_changes_no_image_of_it(method, backend, critics):
 def test_ignored_keeps_the_order_of_the_settings_and_what_was_not_given_out():
     assert set(IGNORED) == set(METHODS)
     assert ignored(["cutouts", "saliency_weight", "steps"], "doodl") == ("saliency_weight", "cutouts")
-    assert ignored(ABOUT, "sgool") == ()
+    assert ignored(ABOUT, "sgool", zoom=True) == ()
+    assert ignored(ABOUT, "sgool") == tuple(name for name in ABOUT if name.startswith("zoom_"))
+    assert ignored(["saliency", "zoom_by", "rule"], "none", zoom=True) == ("rule",)
     assert ignored(["candidates", "rule"], "sgool", "image") == ("candidates",)
     assert ignored(["iterations", "steps"], "none") == ("iterations",)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,10 +132,10 @@ def test_guide_and_selector_take_the_name_of_any_critic_there_could_be(name: str
 
 
 def test_guide_and_selector_say_what_they_take() -> None:
-    with pytest.raises(SettingError, match="guide does not fit: There is no critic 'clap'; the critics are") as caught:
+    with pytest.raises(SettingError, match="guide is not valid: there is no critic 'clap'; the critics are") as caught:
         Settings(guide="clap")
     assert all(name in str(caught.value) for name in CRITICS)
-    with pytest.raises(SettingError, match="selector does not fit: A CLIP is named clip:MODEL/WEIGHTS"):
+    with pytest.raises(SettingError, match="selector is not valid: a CLIP is named clip:MODEL/WEIGHTS"):
         Settings(selector="clip:ViT-L-14")
 
 
@@ -181,7 +182,9 @@ def test_presets_methods_and_models_hold_settings() -> None:
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(SettingError, match="preset must be one of Quick, Balanced, Paper, not 'Fast'") as caught:
+    with pytest.raises(
+        SettingError, match="preset must be one of Detail, Quick, Balanced, Paper, not 'Fast'"
+    ) as caught:
         resolve({}, preset="Fast")
     assert caught.value.name == "preset"
 
@@ -190,3 +193,44 @@ def test_a_wrong_method_is_told_before_anything_else() -> None:
     with pytest.raises(SettingError) as caught:
         resolve({"steps": 1, "method": "magic"}, model="tiny")
     assert caught.value.name == "method"
+
+
+DOCS = (Path(__file__).parents[1] / "docs" / "settings.md").read_text(encoding="utf-8")
+
+
+def tables() -> dict[str, list[list[str]]]:
+    """The rows of the tables of docs/settings.md, by heading; without the rows of their heads."""
+    found: dict[str, list[list[str]]] = {}
+    for section in DOCS.split("\n## ")[1:]:
+        heading, *lines = section.splitlines()
+        rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if line.startswith("| ")]
+        found[heading] = rows[1:]
+    return found
+
+
+def test_the_docs_show_every_setting_where_the_webui_does() -> None:
+    """`sgool.webui.controls` folds some groups under More; Zoom and Expert have places of their own."""
+    headings = {"": "At first sight", "Zoom": "Zoom", "Expert": "Expert"}
+    for group in {about.group for about in ABOUT.values()}:
+        shown = [(name, about) for name, about in ABOUT.items() if about.group == group and about.webui]
+        rows = tables()[headings.get(group, f"More: {group}")]
+        assert [row[1] for row in rows] == [f"`{name}`" for name, _ in shown]
+        for (name, about), (label, _, default, values, meaning) in zip(shown, rows, strict=True):
+            assert (label, meaning) == (about.label, about.help)
+            assert default == (f"`{DEFAULTS[name]}`" if DEFAULTS[name] != "" else "empty")
+            bounds = [bound for bound in (about.low, about.above, about.high) if bound is not None]
+            assert all(f"{bound:g}" in values.split() for bound in bounds)
+            assert all(f"`{choice}`" in values for choice in (*about.choices, *about.suggestions[:2]))
+
+
+def test_the_docs_show_what_a_preset_sets() -> None:
+    head = next(line for line in DOCS.splitlines() if line.startswith("| preset |"))
+    labels = [cell.strip() for cell in head.strip("| ").split(" | ")][1:]
+    assert labels == [
+        ABOUT[name].label for name in ("iterations", "steps", "cutouts", "sampler", "strength", "patience", "zoom")
+    ]
+    by_label = {about.label: name for name, about in ABOUT.items()}
+    assert {by_label[label] for label in labels} == set(PRESET_FIELDS)
+    assert tables()["Presets"] == [
+        [preset, *(str(getattr(resolve({}, preset=preset), by_label[label])) for label in labels)] for preset in PRESETS
+    ]

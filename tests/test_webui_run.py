@@ -211,9 +211,31 @@ def test_settings_that_a_method_makes_no_use_of_are_named_and_left_out(webui):
 def test_bad_arguments_are_said_and_the_image_comes(webui):
     p, processed = webui.make({"threshold": 7.0})
     (sentence,) = p.comments
-    assert "threshold must be at most 0.99" in sentence
+    assert sentence.startswith("SGOOL is not used: Region threshold (threshold) must be at most 0.99")
     assert processed.infotexts[0]["SGOOL note"] == sentence
     assert torch.equal(latents(p), latents(webui.make()[0]))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"max_regions": 0}, "SGOOL is not used: Regions (max_regions) must be at least 1, not 0."),
+        ({"steps": 1}, "SGOOL is not used: Steps must be at least 2, not 1."),
+        ({"guide": "nobody"}, "SGOOL is not used: Guide is not valid: there is no critic 'nobody'; the critics are"),
+        ({"guide": "clip:ViT-Z-99/openai"}, "SGOOL is not used: Guide is not valid: open_clip has no CLIP model"),
+        ({"no_such": 1}, "SGOOL is not used: 'no_such' is no field;"),
+    ],
+)
+def test_a_wrong_setting_goes_by_its_label(webui, wrong, told):
+    p, _ = webui.make(wrong)
+    (sentence,) = p.comments
+    assert sentence.startswith(told)
+
+
+def test_a_cfg_scale_that_sgool_cannot_take_goes_by_its_name_on_the_page(webui):
+    p, _ = webui.make({}, cfg_scale=0.5)
+    (sentence,) = p.comments
+    assert sentence == "SGOOL left the image as it was: CFG Scale (guidance_scale) must be at least 1, not 0.5."
 
 
 def test_other_candidates_come_from_the_webuis_own_random_numbers(webui, backend):

@@ -27,6 +27,7 @@ from sgool.webui import zoom as zooming
 from sgool.webui.inpaint import Area, with_networks
 from sgool.webui.progress import ZoomBar
 from sgool.zoom import Place, Verdict
+from sgool.zoom.find import Candidate
 
 DETAIL = {
     "iterations": 0,
@@ -36,6 +37,7 @@ DETAIL = {
     "zoom_smallest": 0.25,
     "zoom_largest": 0.6,
     "threshold": 0.2,
+    "zoom_order": "salience",
 }
 """Every repaint is kept."""
 
@@ -46,7 +48,7 @@ RIGHT = Region(24, 36, 20, 24, 0.4)
 @pytest.fixture(autouse=True)
 def two_places(monkeypatch):
     """Two places of a picture of 64 pixels, whatever it shows, so that each test knows where it is painted."""
-    monkeypatch.setattr("sgool.zoom.find.regions_of", lambda interest, settings: [LEFT, RIGHT])
+    monkeypatch.setattr("sgool.zoom.find.regions_of", lambda interest, settings: [Candidate(LEFT), Candidate(RIGHT)])
 
 
 def pixels(image) -> np.ndarray:
@@ -434,7 +436,10 @@ def real_places(monkeypatch):
 
     monkeypatch.setattr(
         "sgool.zoom.find.regions_of",
-        lambda interest, settings: find_regions(interest, max_regions=4, threshold=0.5, min_size=0.2, padding=0.0),
+        lambda interest, settings: [
+            Candidate(region)
+            for region in find_regions(interest, max_regions=4, threshold=0.5, min_size=0.2, padding=0.0)
+        ],
     )
 
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sgool.guidance.critic import Critic
 from sgool.samplers import Branch, Network
 
 SHEARS = ["bdia", "o-belm", "edict"]
@@ -60,3 +61,19 @@ def brute(network: Network):
         return SD[t].sqrt() * out + (1 - SD[t]).sqrt() * x
 
     return eps
+
+
+class Colors(Critic):
+    """Scores how red, green or blue an image is; a text of several colors asks for all of them."""
+
+    image_size = (8, 8)
+
+    def to(self, device):
+        return self
+
+    def encode_image(self, images):
+        return images.mean((2, 3))
+
+    def rate(self, features, texts):
+        wanted = torch.tensor([[float(color in text) for color in ("red", "green", "blue")] for text in texts])
+        return (features * (2 * wanted - 1)).sum(-1)

@@ -13,7 +13,7 @@ from sgool.errors import SgoolError
 
 def add(commands: Any) -> None:
     """Add the commands to `argparse`'s subparsers."""
-    from sgool.lab.compare import METHODS, Plan
+    from sgool.lab.compare import ALL, Plan
 
     text = "measure the samplers, or with --size an update"
     command = commands.add_parser("bench", help=text, description=text)
@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
     ):
         default = getattr(plan, name)
         command.add_argument(f"--{name}", metavar="N", type=int, default=default, help=f"{text} (default {default})")
-    some = f"some of {', '.join(METHODS)} (default: all)"
+    some = f"some of {', '.join(ALL)}; the last one's gain is shown (default: {' '.join(plan.methods)})"
     command.add_argument("--methods", nargs="+", metavar="METHOD", help=some)
     command.add_argument("--jobs", metavar="N", type=int, help="processes (default: one per core)")
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,9 +27,11 @@ from sgool.errors import SgoolError
 from sgool.generate import Critics, Request, generate, load_critics, make_sampler
 from sgool.guidance.clip import Clip, load_clip_folder
 from sgool.lab import world
+from sgool.lab.zooms import ZOOMS, Made, Painted, zoomed
 from sgool.needs import needs
 from sgool.presets import resolve
 from sgool.samplers import make_schedule
+from sgool.settings import Settings
 from sgool.weights import default_models_dir
 
 PLAIN: dict[str, Any] = {"method": "none", "sampler": "ddim", "strength": 1.0, "steps": 10}
@@ -43,6 +45,9 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 """What each optimizer chooses within the budget; the number of updates follows from it."""
 
 METHODS = ("none", "best-of-N", *OPTIMIZERS)
+"""What is compared by default."""
+
+ALL = (*METHODS, *ZOOMS)
 
 MOST = 1000
 """The settings allow at most this many candidates and iterations. So many images of a caption are also enough."""
@@ -53,13 +58,14 @@ class Trial:
     """One image of one method: the judge's score, whether it finds the right caption, and the cost.
 
     right: among all captions and, for one of the embedded world, its near misses, which differ from it in one thing.
-    equivalents: forward equivalents of the UNet.
+    equivalents: forward equivalents of the UNet. places: what zoom has painted, kept or not.
     """
 
     score: float
     right: bool
     equivalents: int
     seconds: float
+    places: tuple[Painted, ...] = ()
 
 
 def updates_within(budget: int, run: int, candidates: int, share: float) -> tuple[int, int]:
@@ -83,23 +89,44 @@ def _loaded() -> tuple[DiffusersBackend, Critics, Clip]:
 def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str, ...]) -> Trial:
     """Make one image by one method and judge it."""
     backend, critics, judge = _loaded()
+    texts = _embeddings((caption, *rivals(caption, captions)))
+    request = Request(caption, seed=seed)
+    zooms = method in ZOOMS
+    closer = resolve(ZOOMS.get(method, {}), model="tiny")
+    if method == "sgool+zoom":
+        # What both halves of the guidance cost in each step of each place.
+        budget -= 2 * round(closer.zoom_strength * closer.steps) * closer.zoom_places
+    plain = method == "none" or (zooms and method != "sgool+zoom")
     begun = time.monotonic()
-    own = PLAIN if method in ("none", "best-of-N") else OPTIMIZERS[method]
-    settings = resolve(own, model="tiny")
+    settings = resolve(PLAIN, model="tiny") if plain else _within(method.removesuffix("+zoom"), budget, backend)
+    if zooms:
+
+        def judged(image: torch.Tensor) -> float:
+            return float(texts[0] @ judge.encode_image(image)[0])
+
+        again = (budget - 2 * settings.steps) // (2 * round(closer.zoom_strength * closer.steps))
+        repaints = max(1, again) if method == "resampled" else 0
+        made = zoomed(backend, critics, request, (settings, closer), judged, repaints)
+    else:
+        result = generate(backend, critics, request, settings)
+        made = Made(result.best.image, result.forward_equivalents, ())
+    seconds = time.monotonic() - begun
+    scores = texts @ judge.encode_image(made.image)[0]
+    return Trial(scores[0].item(), int(scores.argmax()) == 0, made.equivalents, seconds, made.places)
+
+
+def _within(method: str, budget: int, backend: DiffusersBackend) -> Settings:
+    """The settings of a method that spends a budget of forward equivalents."""
+    settings = resolve(PLAIN if method == "best-of-N" else OPTIMIZERS[method], model="tiny")
     network = 2 if settings.guidance_scale > 1 else 1
     run = settings.steps * network * make_sampler(settings).evals_per_step
     if method == "best-of-N":
-        settings = settings.changed(candidates=max(1, min(budget // run, MOST)))
-    elif method != "none":
-        schedule = make_schedule(backend.alphas_cumprod, settings.steps)
-        node = make_sampler(settings).start_node(schedule, settings.strength)
-        share = (settings.steps - node) / settings.steps
-        candidates, iterations = updates_within(budget, run, settings.candidates, share)
-        settings = settings.changed(candidates=candidates, iterations=min(iterations, MOST))
-    result = generate(backend, critics, Request(caption, seed=seed), settings)
-    seconds = time.monotonic() - begun
-    scores = _embeddings((caption, *rivals(caption, captions))) @ judge.encode_image(result.best.image)[0]
-    return Trial(scores[0].item(), int(scores.argmax()) == 0, result.forward_equivalents, seconds)
+        return settings.changed(candidates=max(1, min(budget // run, MOST)))
+    schedule = make_schedule(backend.alphas_cumprod, settings.steps)
+    node = make_sampler(settings).start_node(schedule, settings.strength)
+    share = (settings.steps - node) / settings.steps
+    candidates, iterations = updates_within(budget, run, settings.candidates, share)
+    return settings.changed(candidates=candidates, iterations=min(iterations, MOST))
 
 
 def rivals(caption: str, captions: Sequence[str]) -> tuple[str, ...]:
@@ -145,8 +172,8 @@ class Plan:
             raise SgoolError("--limit, --seeds, --budget and --jobs must be at least 1.")
         if self.seeds > MOST:
             raise SgoolError(f"--seeds must be at most {MOST}.")
-        if unknown := [name for name in self.methods if name not in METHODS]:
-            raise SgoolError(f"There is no method {unknown[0]!r} to compare; there are {', '.join(METHODS)}.")
+        if unknown := [name for name in self.methods if name not in ALL]:
+            raise SgoolError(f"There is no method {unknown[0]!r} to compare; there are {', '.join(ALL)}.")
 
 
 def compare(path: Path | None, plan: Plan, *, progress: bool = True) -> dict[str, Any]:
@@ -181,11 +208,11 @@ def compare(path: Path | None, plan: Plan, *, progress: bool = True) -> dict[str
         "captions": len(tried),
         "seeds": seeds,
         "budget": budget,
-        "settings": {"none": PLAIN, "best-of-N": PLAIN, **OPTIMIZERS},
+        "settings": {"none": PLAIN, "best-of-N": PLAIN, **OPTIMIZERS, **ZOOMS},
         "methods": summaries.pop("all"),
         "subsets": summaries,
         "trials": [
-            {"method": method, "caption": caption, "seed": seed, **vars(outcome)}
+            {"method": method, "caption": caption, "seed": seed, **asdict(outcome)}
             for (method, caption, seed, *_), outcome in zip(tasks, done, strict=True)
         ],
     }
@@ -208,10 +235,24 @@ def summarize(trials: Mapping[str, Sequence[Trial]], mask: np.ndarray, seeds: in
             "accuracy_mean": float(found[name].mean()),
             "forward_equivalents_per_image": float(np.mean([t.equivalents for t in row])),
             "seconds_per_image": float(np.mean([t.seconds for t in row])),
+            **_of_places([place for t in row for place in t.places], len(row)),
             "gain_over": gains(scores, name),
             "accuracy_gain_over": gains(found, name),
         }
         for name, row in chosen.items()
+    }
+
+
+def _of_places(places: Sequence[Painted], images: int) -> dict[str, float | None]:
+    """How many places an image had painted and kept, and how often the judge agrees with what the selector did."""
+    if not places:
+        return {}
+    kept, refused = ([each.gain > 0 for each in places if each.kept is kept] for kept in (True, False))
+    return {
+        "painted_per_image": len(places) / images,
+        "kept_per_image": len(kept) / images,
+        "kept_rightly": float(np.mean(kept)) if kept else None,
+        "refused_rightly": 1 - float(np.mean(refused)) if refused else None,
     }
 
 
@@ -232,22 +273,35 @@ def render_tables(figures: Mapping[str, Any]) -> str:
     lines = [
         f"{figures['captions']} captions, {figures['seeds']} seed(s), {figures['budget']} forward equivalents an image"
     ]
+    last = list(figures["methods"])[-1]  # of METHODS, sgool
     for title, methods in {"all": figures["methods"], **figures["subsets"]}.items():
         lines += [
             "",
             f"**{title}**",
             "",
-            "| method | images | score | accuracy | equivalents | seconds | sgool's gain (95 %) | in accuracy |",
+            f"| method | images | score | accuracy | equivalents | seconds | {last}'s gain (95 %) | in accuracy |",
         ]
         lines += ["|---|---|---|---|---|---|---|---|"]
-        ours = methods.get("sgool", {})
+        ours = methods[last]
         for name, row in methods.items():
             score, accuracy = (_interval(ours.get(key, {}).get(name)) for key in ("gain_over", "accuracy_gain_over"))
             lines.append(
                 f"| {name} | {row['images']} | {row['score_mean']:.3f} | {row['accuracy_mean']:.2f} | "
                 f"{row['forward_equivalents_per_image']:.0f} | {row['seconds_per_image']:.1f} | {score} | {accuracy} |"
             )
+        lines += [_told(name, row) for name, row in methods.items() if "painted_per_image" in row]
     return "\n".join(lines)
+
+
+def _told(name: str, row: Mapping[str, Any]) -> str:
+    """What became of the places that a method has painted."""
+    kept, refused = (
+        "none" if row[key] is None else f"{row[key]:.0%} of them rightly" for key in ("kept_rightly", "refused_rightly")
+    )
+    return (
+        f"\n{name}: {row['painted_per_image']:.2f} places painted an image; {row['kept_per_image']:.2f} kept ({kept}), "
+        f"the rest refused ({refused})"
+    )
 
 
 def _interval(gain: Mapping[str, Any] | None) -> str:

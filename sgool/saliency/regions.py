@@ -100,6 +100,23 @@ def find_regions(
     return [Region(b.top, b.left, b.bottom - b.top, b.right - b.left, held[b] / total) for b in chosen]
 
 
+def grown(region: Region, size: tuple[int, int], smallest: int, padding: float) -> Region:
+    """The square around a region of an image of that height and width, padded and grown as `find_regions` does it.
+
+    smallest: the smallest side in pixels.
+    """
+    box = _Box(region.top, region.left, region.top + region.height, region.left + region.width)
+    longer = max(region.height, region.width)
+    box = box.squared(max(smallest, longer + 2 * ceil(padding * longer)), *size)
+    return Region(box.top, box.left, box.bottom - box.top, box.right - box.left, region.mass)
+
+
+def alike(one: Region, other: Region) -> bool:
+    """Whether two regions overlap so strongly that `find_regions` would make one of them."""
+    first, second = (_Box(r.top, r.left, r.top + r.height, r.left + r.width) for r in (one, other))
+    return first.overlaps(second)
+
+
 def _places(values: np.ndarray, threshold: float, smallest: int, padding: float) -> list[_Box]:
     """The crops around the salient places, without specks. smallest: the smallest side of a crop in pixels."""
     import cv2

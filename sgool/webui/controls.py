@@ -143,7 +143,7 @@ def _about(tab: str) -> str:
     does, words = cost.line(Settings(start=start))
     return (
         f'<span data-sgool="{html.escape(json.dumps(told))}"><span class="sgool-does">{html.escape(does)}</span>'
-        f'<span class="sgool-cost">; {html.escape(words)}</span></span>'
+        f'<span class="sgool-and">; </span><span class="sgool-cost">{html.escape(words)}</span></span>'
     )
 
 

@@ -8,9 +8,14 @@ from typing import Any
 
 from sgool.errors import SgoolError, brief, out_of_memory
 from sgool.result import TRIED
+from sgool.settings import SettingError
 from sgool.webui import models
+from sgool.webui.arguments import WEBUI
 from sgool.webui.records import Outcome, Run
 from sgool.zoom import Repaint
+
+LABELS = {name: about.label for name, about in WEBUI.items()} | {"guidance_scale": "CFG Scale"}
+"""What the page calls a setting."""
 
 
 def tell(p: Any, run: Run, numbers: Sequence[int], sentence: str, *, note: bool = True) -> None:
@@ -45,13 +50,22 @@ def story(outcome: Outcome) -> str:
     return ", ".join(parts)
 
 
+def sentence(error: SgoolError) -> str:
+    """The error's message, in which a setting goes by its label; its field stands beside it where that is another."""
+    if not isinstance(error, SettingError) or error.name not in LABELS:
+        return str(error)
+    label = LABELS[error.name]
+    named = label if label.lower() == error.name else f"{label} ({error.name})"
+    return f"{named} {error.problem}."
+
+
 def failure(error: Exception, memory: str = "") -> str:
     """Why an image is as it was. memory: the setting of the attempt that failed."""
     if out_of_memory(error):
         less = "memory 'low' or " if memory == "fast" else ""  # the next lower one has been tried already
         return f"SGOOL ran out of memory, so this is the image without it; choose {less}a smaller picture."
     if isinstance(error, SgoolError):
-        return f"SGOOL left the image as it was: {error}"
+        return f"SGOOL left the image as it was: {sentence(error)}"
     return f"SGOOL failed, so this is the image without it: {type(error).__name__}: {brief(error, 200)}"
 
 

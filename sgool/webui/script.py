@@ -50,20 +50,28 @@ class SgoolScript(scripts.Script):
 
             mask = masks.given(args, settings)
         except SgoolError as error:
-            self._refuse(p, f"SGOOL is not used: {error}")
+            from sgool.webui.messages import sentence
+
+            self._refuse(p, f"SGOOL is not used: {sentence(error)}")
             return
         upscaled = getattr(p, "firstpass_image", None) is not None
         if upscaled and not settings.zoom:
             self._refuse(p, "SGOOL leaves an image that is only upscaled as it is.")
             return
         from sgool.webui import models
+<<<<<<< HEAD
         from sgool.webui.batch import improves, nothing_to_do
         from sgool.webui.idle import idle_changes
         from sgool.webui.messages import failure
+=======
+        from sgool.webui.batch import nothing_to_do
+        from sgool.webui.messages import failure, sentence
+>>>>>>> zoom
         from sgool.webui.records import Run
 
         if self.is_img2img:
             settings = settings.changed(start="image")
+<<<<<<< HEAD
         notes: dict[int, str] = {}
         if settings.zoom and settings.zoom_by == "mask" and mask is None and not masks.is_inpainting(p):
             lacking = "SGOOL's zoom on a mask needs a mask: paint one in img2img, Inpaint."
@@ -75,6 +83,10 @@ class SgoolScript(scripts.Script):
             notes = dict.fromkeys(range(len(p.all_seeds)), lacking)
         if sentence := nothing_to_do(settings):
             self._refuse(p, sentence)
+=======
+        if told := nothing_to_do(settings):
+            self._refuse(p, told)
+>>>>>>> zoom
             return
         if idle := idle_changes(settings, loaded_model(p)):
             where = f"method {settings.method}" + (" and a start from the image" if settings.start == "image" else "")
@@ -85,7 +97,9 @@ class SgoolScript(scripts.Script):
             self._refuse(p, "SGOOL was stopped while it downloaded its networks; what has arrived is kept.")
             return
         except Exception as error:
-            self._refuse(p, f"SGOOL is not used: {error}" if isinstance(error, SgoolError) else failure(error))
+            self._refuse(
+                p, f"SGOOL is not used: {sentence(error)}" if isinstance(error, SgoolError) else failure(error)
+            )
             return
         run = Run(settings, weakref.ref(p), whole=improves(settings) and not upscaled, mask=mask, notes=notes)
         setattr(p, _RUN, run)

@@ -21,7 +21,7 @@ def zoom_in(
     Raises SgoolError where `zoom_by` is "mask" and the picture's mask is not there, is empty, or has another size.
     """
     places = find_places(picture, critics, settings)
-    judge = Judge(critics.selector, picture.prompt) if settings.zoom_judge else None
+    judge = Judge(critics.selector, picture.prompt, settings.zoom_good) if settings.zoom_judge else None
     return zoom(picture.image, places, paint, judge, progress)
 
 

@@ -17,12 +17,15 @@ from sgool.zoom.place import Paint, Place, Repaint, Verdict, Zoomed, ZoomProgres
 
 class Judge:
     """Whether a repaint earns its place: the place must score higher for its text, and the whole image higher for the
-    prompt. critic: one that is never optimized.
+    prompt.
+
+    critic: one that is never optimized. good: a place with this score is not painted at all.
     """
 
-    def __init__(self, critic: Critic, prompt: str) -> None:
+    def __init__(self, critic: Critic, prompt: str, good: float = 1.0) -> None:
         self.critic = critic
         self.prompt = prompt
+        self.good = good
 
     def of_place(self, image: Tensor, place: Place) -> float:
         """The score of a place for its own text."""
@@ -68,7 +71,11 @@ class _Work:
         self.repaints.append(begun)
         try:
             if self.judge:
-                begun = self.repaints[-1] = replace(begun, before=self.judge.of_place(self.image, place))
+                score = self.judge.of_place(self.image, place)
+                begun = self.repaints[-1] = replace(begun, before=score)
+                if score >= self.judge.good:
+                    self.repaints[-1] = replace(begun, verdict=Verdict.GOOD)
+                    return
             self.progress.begin(number, count, place)
             painted = self.paint(self.image, place, number)
             self.repaints[-1] = self._judged(begun, painted)
@@ -84,8 +91,6 @@ class _Work:
     def _judged(self, begun: Repaint, painted: Tensor) -> Repaint:
         """What comes of a repaint; `painted` is the whole image with it."""
         place = begun.place
-        if not torch.isfinite(painted).all():
-            raise SgoolError("The place was painted with NaN or infinite values; use a higher precision.")
         kept = replace(begun, verdict=Verdict.KEPT, crop_after=crop(painted, place.region))
         if self.judge is None or begun.before is None:
             return kept

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgool.backends import ImageBackend
-from sgool.generate import SEEDS, Critics, Request, generate
+from sgool.checks import SEEDS
+from sgool.errors import SgoolError
+from sgool.generate import Critics, Request, generate
 from sgool.guidance.loss import crop
 from sgool.region import Region
 from sgool.result import Progress
@@ -22,16 +24,26 @@ FEATHER = 1 / 20
 class Painter:
     """Paints places with a backend: a place is scaled to the model's size, its latent noised to the strength and
     sampled (SDEdit, arXiv 2108.01073), and then improved by SGOOL where the settings say so.
+
+    request: of the image; its prompt is not used. unet_evals, forward_equivalents: what all places have cost so far,
+    counted as in `sgool.result.Result`.
     """
 
     def __init__(
-        self, backend: ImageBackend, critics: Critics, request: Request, settings: Settings, progress: Progress | None
+        self,
+        backend: ImageBackend,
+        critics: Critics,
+        request: Request,
+        settings: Settings,
+        progress: Progress | None = None,
     ) -> None:
         self.backend = backend
         self.critics = critics
         self.request = request
         self.settings = settings
         self.progress = progress or Progress()
+        self.unet_evals = 0
+        self.forward_equivalents = 0
 
     def __call__(self, image: Tensor, place: Place, number: int) -> Tensor:
         """See `sgool.zoom.place.Paint`."""
@@ -39,7 +51,10 @@ class Painter:
         scaled = F.interpolate(crop(image, region), self.backend.size, mode="bicubic", antialias=True).clamp(0, 1)
         seed = (self.request.seed + number) % SEEDS
         latent = self._paint(self.backend.encode(scaled), place, seed)
-        painted = self.backend.decode(latent.float()).clamp(0, 1)
+        painted = self.backend.decode(latent.float())
+        if not torch.isfinite(painted).all():
+            raise SgoolError("The decoder returned NaN or infinite values; use a higher precision.")
+        painted = painted.clamp(0, 1)
         small = F.interpolate(painted, (region.height, region.width), mode="bicubic", antialias=True).clamp(0, 1)
         return pasted(image, small.to(image), region)
 
@@ -53,12 +68,17 @@ class Painter:
         trajectory = Trajectory(sampler, schedule, network, node)
         noisy = schedule.a[node] * latent + schedule.sigma[node] * noise
         painted = trajectory.image(trajectory.run(trajectory.initial(noisy), self.progress.step))
+        self.unet_evals += network.evals_forward
+        self.forward_equivalents += network.evals_forward
         if not settings.zoom_iterations:
             return painted
         request = Request(place.prompt, self.request.negative_prompt, seed, painted)
         own = settings.changed(start="image", candidates=1, method="sgool", iterations=settings.zoom_iterations)
         with torch.enable_grad():
-            return generate(self.backend, self.critics, request, own, self.progress).best.latent
+            result = generate(self.backend, self.critics, request, own, self.progress)
+        self.unet_evals += result.unet_evals
+        self.forward_equivalents += result.forward_equivalents
+        return result.best.latent
 
 
 def pasted(image: Tensor, patch: Tensor, region: Region) -> Tensor:

@@ -8,6 +8,7 @@ from enum import Enum
 
 from torch import Tensor
 
+from sgool.errors import brief
 from sgool.region import Region
 
 
@@ -81,7 +82,19 @@ class Zoomed:
 
     @property
     def kept(self) -> int:
+        """How many places were painted anew."""
         return sum(repaint.verdict is Verdict.KEPT for repaint in self.repaints)
+
+    @property
+    def ended(self) -> str:
+        """What did not go as asked, for people; empty when there is nothing to say."""
+        if not self.repaints:
+            return "Zoom found nothing that is small enough to gain."
+        failed = [f"{each.place.name} ({brief(each.error)})" for each in self.repaints if each.error]
+        told = [f"Zoom failed and left as it was: {', '.join(failed)}."] if failed else []
+        if any(each.verdict is Verdict.STOPPED for each in self.repaints):
+            told.append("Zoom ended early; what it had kept stays.")
+        return " ".join(told)
 
 
 Paint = Callable[[Tensor, Place, int], Tensor]
