@@ -39,7 +39,7 @@ OTHER = {
     **{"warmup": 1, "regularization": 0.5, "patience": 5, "region_prompt": 'a "red" car, big: [SEP] sea'},
     **{"guide": "clip:RN50/openai", "selector": "embedded"},
     **{"zoom": True, "zoom_places": 3, "zoom_strength": 0.45, "zoom_iterations": 4, "zoom_smallest": 0.2},
-    **{"zoom_largest": 0.6, "zoom_padding": 0.5, "zoom_judge": False},
+    **{"zoom_largest": 0.6, "zoom_padding": 0.5, "zoom_good": 0.7, "zoom_judge": False},
 }
 """No parameter at its default."""
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sgool import __version__
+from sgool.presets import ignored
 from sgool.settings import DEFAULTS
 from sgool.webui.arguments import WEBUI
-from sgool.webui.idle import idle
 from sgool.webui.records import Outcome, Run, ZoomOutcome
 
 _PREFIX = "SGOOL "
@@ -68,7 +68,8 @@ def without_ours(params: Mapping[str, Any]) -> dict[str, Any]:
 def write(p: Any, run: Run) -> None:
     """Add every setting that has a part in the run and is not at its default, what came of each image, the version."""
     params = p.extra_generation_params
-    without = idle(run.settings)
+    settings = run.settings
+    without = ignored(WEBUI, settings.method, settings.start, settings.zoom)
     for name in [name for name in WEBUI if name not in without]:
         value = getattr(run.settings, name)
         if value != DEFAULTS[name]:

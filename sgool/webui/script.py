@@ -9,6 +9,7 @@ from typing import Any
 from modules import scripts
 
 from sgool.errors import SgoolError
+from sgool.presets import unused
 from sgool.result import Stop
 from sgool.webui import infotext
 from sgool.webui.arguments import WEBUI, parse
@@ -59,19 +60,12 @@ class SgoolScript(scripts.Script):
             self._refuse(p, "SGOOL leaves an image that is only upscaled as it is.")
             return
         from sgool.webui import models
-<<<<<<< HEAD
         from sgool.webui.batch import improves, nothing_to_do
-        from sgool.webui.idle import idle_changes
-        from sgool.webui.messages import failure
-=======
-        from sgool.webui.batch import nothing_to_do
         from sgool.webui.messages import failure, sentence
->>>>>>> zoom
         from sgool.webui.records import Run
 
         if self.is_img2img:
             settings = settings.changed(start="image")
-<<<<<<< HEAD
         notes: dict[int, str] = {}
         if settings.zoom and settings.zoom_by == "mask" and mask is None and not masks.is_inpainting(p):
             lacking = "SGOOL's zoom on a mask needs a mask: paint one in img2img, Inpaint."
@@ -81,14 +75,10 @@ class SgoolScript(scripts.Script):
                 return
             self._note(p, lacking)
             notes = dict.fromkeys(range(len(p.all_seeds)), lacking)
-        if sentence := nothing_to_do(settings):
-            self._refuse(p, sentence)
-=======
         if told := nothing_to_do(settings):
             self._refuse(p, told)
->>>>>>> zoom
             return
-        if idle := idle_changes(settings, loaded_model(p)):
+        if idle := unused(settings, loaded_model(p)):
             where = f"method {settings.method}" + (" and a start from the image" if settings.start == "image" else "")
             p.comment(f"SGOOL: with {where} these do nothing: {', '.join(WEBUI[name].label for name in idle)}.")
         try:
