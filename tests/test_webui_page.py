@@ -130,13 +130,14 @@ def test_the_cost_counts_what_the_network_is_asked():
 
 
 def test_the_cost_of_zoom_is_that_of_its_places():
-    detail = Settings.of(PRESETS["Detail"])
+    detail = Settings.of({**PRESETS["Detail"], "zoom_places": 2, "zoom_strength": 0.3})
     assert cost.images(detail) == pytest.approx(2 * 0.3)
+    assert cost.line(Settings.of(PRESETS["Detail"])) == cost.line(detail)
     assert cost.line(detail) == ("Paints small places again", "about an image's time")
     assert cost.images(detail.changed(zoom_places=4, zoom_strength=0.5)) == pytest.approx(4 * 0.5)
     # Inside a place, SGOOL starts from the image as it was painted: carried back, rendered, and then as everywhere.
     assert cost.images(detail.changed(zoom_places=1, zoom_iterations=3)) == pytest.approx(0.3 + 1.6 + 3 * 2.4)
-    both = Settings(zoom=True)
+    both = Settings(zoom=True, zoom_places=2, zoom_strength=0.3)
     assert cost.images(both) == pytest.approx(cost.images(Settings()) + 0.6)
     assert cost.line(both)[0] == "Improves the image's starting noise and paints small places again"
     assert cost.line(Settings(iterations=0)) == ("Has nothing to do: 0 iterations, and no zoom", "")

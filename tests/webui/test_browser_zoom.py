@@ -23,7 +23,9 @@ from test_browser import (
     wait_for_the_view,
 )
 
-from sgool.settings import ABOUT
+from sgool.presets import PRESETS
+from sgool.settings import ABOUT, Settings
+from sgool.webui import cost
 
 PROMPT = "a car and a small frog on a busy red background"
 LINE = "#sgool_txt2img [data-sgool]"
@@ -68,18 +70,17 @@ def test_the_second_switch_and_its_words(open_page, theme, width):  # noqa: F811
     expect(page.locator("#sgool_txt2img_zoom_order")).to_be_hidden()
     shoot(page, f"zoom-accordion-off-{theme}-{width}", "#sgool_txt2img")
     page.locator(SWITCH).check()
-    expect(line).to_have_text(
-        "Improves the image's starting noise and paints small places again; about 30 times an image's time"
-    )
+    expect(line).to_have_text("; ".join(cost.line(Settings(zoom=True))))
     page.locator("#sgool_txt2img_preset_detail").click()
     expect(line).to_have_text("Paints small places again; about an image's time")
     expect(page.locator("#sgool_txt2img_preset_detail")).to_have_attribute("aria-pressed", "true")
     expect(page.locator(SWITCH)).to_be_checked()
+    detail = Settings.of(PRESETS["Detail"])
     number(page, "sgool_txt2img_zoom_places", 5)
-    expect(line).to_have_text("Paints small places again; about 2 times an image's time")
+    expect(line).to_have_text("; ".join(cost.line(detail.changed(zoom_places=5))))
     number(page, "sgool_txt2img_zoom_places", 2)
     number(page, "sgool_txt2img_zoom_iterations", 3)
-    expect(line).to_have_text("Paints small places again; about 18 times an image's time")
+    expect(line).to_have_text("; ".join(cost.line(detail.changed(zoom_places=2, zoom_iterations=3))))
     number(page, "sgool_txt2img_zoom_iterations", 0)
     tick(page)
     shoot(page, f"zoom-accordion-{theme}-{width}", "#sgool_txt2img")
