@@ -49,6 +49,7 @@ def prepare(page, **details):
     fold(page)
     page.locator("#sgool_txt2img_preset_detail").click()
     choose(page, "sgool_txt2img_saliency", "spectral")
+    choose(page, "sgool_txt2img_zoom_by", "phrases")
     fold(page, "more")
     for elem_id in ("guide", "selector"):
         choose(page, f"sgool_txt2img_{elem_id}", "embedded")
