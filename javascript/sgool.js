@@ -51,19 +51,33 @@ view of the page's own last run. All text is set as text, never as HTML. */
             const inForce = Object.entries(preset).every(([field, value]) => set[field] === value);
             press(find(`#sgool_${tab}_preset_${name.toLowerCase()}`), inForce);
         }
-        const steps = Number(find(`#${tab}_steps input[type=number]`)?.value);
+        const steps = Number(find(`#${tab}_steps input[type=number]`)?.value) || 20;
+        const whole = wholeImages(told, set, steps);
+        const count = whole + zoomImages(told, set, steps);
+        const parts = [whole > 0 ? "whole" : "", set.zoom ? "zoom" : ""].filter(Boolean);
+        const does = parts.length === 2 ? "both" : parts[0] ?? "nothing";
+        line.querySelector(".sgool-does").textContent = told.does[does];
         const words = line.querySelector(".sgool-cost");
-        const count = images(told, set, steps || 20);
-        words.textContent = inWords(told, count);
+        line.querySelector(".sgool-and").textContent = parts.length ? "; " : "";
+        words.textContent = parts.length ? inWords(told, count) : "";
         words.classList.toggle("sgool-slow", count >= told.slow);
     }
 
-    /* As sgool/webui/cost.py counts. */
-    function images(told, set, imageSteps) {
-        const way = set.strength * told.evaluations[set.sampler];
-        const begin = (told.start || set.start) === "image" ? 2 * way : set.candidates * (1 - set.strength + way);
+    /* As sgool/webui/cost.py counts: the image as a whole, and the places of a zoom. */
+    function wholeImages(told, set, imageSteps) {
+        const fromImage = (told.start || set.start) === "image";
         const iterations = set.method === "none" ? 0 : set.iterations;
+        if (!iterations && (set.candidates === 1 || fromImage)) return 0;
+        const way = set.strength * told.evaluations[set.sampler];
+        const begin = fromImage ? 2 * way : set.candidates * (1 - set.strength + way);
         return (begin + iterations * told.update * way) * set.steps / imageSteps;
+    }
+
+    function zoomImages(told, set, imageSteps) {
+        if (!set.zoom) return 0;
+        const way = set.strength * told.evaluations[set.sampler];
+        const updates = (2 + set.zoom_iterations * told.update) * way * set.steps / imageSteps;
+        return set.zoom_places * (set.zoom_strength + (set.zoom_iterations ? updates : 0));
     }
 
     function inWords(told, count) {
@@ -124,8 +138,10 @@ view of the page's own last run. All text is set as text, never as HTML. */
         this.links = element("span", "sgool-links");
         this.tools = element("div", "sgool-row");
         this.tools.append(this.looks, enlarge, this.links);
+        this.places = element("ol", "sgool-places");
+        this.places.setAttribute("aria-label", "Places that SGOOL has zoomed into");
 
-        this.box.append(head, this.scores, this.frame.node, this.tools, this.message);
+        this.box.append(head, this.scores, this.frame.node, this.tools, this.places, this.message);
         find(`#image_buttons_${this.tab}`).after(this.box);
     };
 
@@ -203,13 +219,18 @@ view of the page's own last run. All text is set as text, never as HTML. */
         const images = this.run.images;
         const image = images[this.index];
         const seed = this.seeds[this.index];
-        for (const node of [this.scores, this.facts, this.frame.node, this.tools]) node.hidden = false;
+        const zoom = image.zoom;
+        for (const node of [this.facts, this.frame.node, this.tools]) node.hidden = false;
+        this.scores.hidden = !wasImproved(image);
+        this.places.hidden = !zoom;
         this.title.textContent = seed === undefined ? "SGOOL" : `SGOOL, seed ${seed}`;
         this.pages.hidden = images.length < 2;
         const all = images.length < this.run.kept ? images.length : `the first ${images.length}`;
         this.place.textContent = `${this.index + 1} of ${all}`;
-        this.scores.replaceChildren(...figures(image, this.candidates));
-        this.facts.textContent = facts(image);
+        this.scores.replaceChildren(...(wasImproved(image) ? figures(image, this.candidates) : []));
+        this.facts.textContent = [wasImproved(image) ? facts(image) : "", zoom ? zoomFacts(zoom) : ""]
+            .filter(Boolean).join(" · ");
+        this.places.replaceChildren(...(zoom?.places ?? []).map((place, i) => this.placeRow(place, i + 1)));
         this.message.textContent = image.message || "";
         this.frame.show((kind) => this.address(kind));
         this.links.replaceChildren("Save: ", ...this.kinds().map((kind) => {
@@ -218,9 +239,37 @@ view of the page's own last run. All text is set as text, never as HTML. */
         }));
     };
 
+    /* A place of the zoom: as it was, as it was painted, and what became of it. Its picture opens in a tab. */
+    View.prototype.placeRow = function(place, number) {
+        const row = element("li", "sgool-zoomed");
+        row.classList.toggle("sgool-kept", place.kept);
+        for (const when of place.pictures) {
+            const link = element("a", "");
+            link.href = this.address(`place-${number}-${when}`);
+            link.target = "_blank";
+            link.rel = "noopener";
+            const picture = element("img", "");
+            picture.src = link.href;
+            const what = when === "before" ? "as it was" : "as it was painted";
+            picture.alt = `${place.name}, ${what}`;
+            link.title = what;
+            link.append(picture);
+            row.append(...(when === "after" ? [element("span", "sgool-arrow", "→"), link] : [link]));
+        }
+        const told = element("div", "sgool-told");
+        const name = element("strong", "", `${number}. ${place.name}`);
+        name.title = place.text;
+        const scores = [place.before, place.after].filter((score) => score !== null);
+        told.append(name, element("span", "", scores.map((score) => score.toFixed(3)).join(" → ")));
+        told.append(element("span", "sgool-verdict", place.verdict));
+        row.append(told);
+        return row;
+    };
+
     View.prototype.lost = function() {
         only?.closeFor(this);
-        for (const node of [this.scores, this.facts, this.frame.node, this.tools, this.pages]) node.hidden = true;
+        const all = [this.scores, this.facts, this.frame.node, this.tools, this.pages, this.places];
+        for (const node of all) node.hidden = true;
         this.title.textContent = "SGOOL";
         this.message.textContent = "This run is no longer kept.";
     };
@@ -239,10 +288,21 @@ view of the page's own last run. All text is set as text, never as HTML. */
         }
     }
 
-    /* Of the images that the run has, which are those with a score. */
+    /* Of the images that the run has, which are those with a score or with a zoom. */
     function seedsOf(told) {
-        const scores = told.extra_generation_params["SGOOL score after"] ?? [];
-        return (told.all_seeds ?? []).filter((_, i) => scores[i] !== null && scores[i] !== undefined);
+        const lists = ["SGOOL score after", "SGOOL zoom kept"].map((key) => told.extra_generation_params[key] ?? []);
+        const given = (value) => value !== null && value !== undefined;
+        return (told.all_seeds ?? []).filter((_, i) => lists.some((list) => given(list[i])));
+    }
+
+    /* Whether SGOOL had a part in the image as a whole. */
+    function wasImproved(image) {
+        return image.score_before !== undefined;
+    }
+
+    function zoomFacts(zoom) {
+        const all = zoom.places.length;
+        return all ? `zoom: ${zoom.kept} of ${count(all, "place")} kept` : "zoom: no place found";
     }
 
     /* The images that there are, each with its score; the best one is said to be it. */

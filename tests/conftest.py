@@ -43,12 +43,14 @@ def critics() -> Critics:
 def webui(backend: DiffusersBackend) -> Iterator[SimpleNamespace]:
     """The fake WebUI, fresh, with the embedded model loaded: its modules by name, and `make` to generate."""
     from fake_webui.model import Checkpoint
-    from modules import errors, images, processing, script_callbacks, scripts, shared
+    from modules import errors, images, processing, script_callbacks, scripts, sd_samplers_common, shared
 
     from sgool.webui import gallery
     from sgool.webui.script import SgoolScript
 
     shared.opts, shared.state = type(shared.opts)(), type(shared.state)()
+    processing.opts, processing.state, sd_samplers_common.state = shared.opts, shared.state, shared.state
+    processing.params_txt.clear()
     shared.sd_model = Checkpoint(backend)
     images.saved.clear()
     errors.reported.clear()
@@ -67,7 +69,7 @@ def webui(backend: DiffusersBackend) -> Iterator[SimpleNamespace]:
 
         first, last: other scripts, called before and after it; selected: the number of one below the accordions.
         """
-        p = getattr(processing, f"StableDiffusionProcessing{kind}")(prompt)
+        p = getattr(processing, f"StableDiffusionProcessing{kind}")(prompt=prompt)
         for name, value in options.items():
             setattr(p, name, value)
         script = SgoolScript()

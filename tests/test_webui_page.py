@@ -28,6 +28,7 @@ from sgool.presets import METHODS, PRESET_FIELDS, PRESETS
 from sgool.settings import ABOUT, DEFAULTS, Settings
 from sgool.webui import api, controls, cost, gallery, infotext, options, register, script, xyz
 from sgool.webui.arguments import WEBUI, parse
+from sgool.webui.records import Run
 from sgool.webui.script import SgoolScript, remember_file
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +38,8 @@ OTHER = {
     **{"threshold": 0.4, "min_size": 0.3, "padding": 0.1, "refresh": 2, "cutouts": 3, "learning_rate": 0.25},
     **{"warmup": 1, "regularization": 0.5, "patience": 5, "region_prompt": 'a "red" car, big: [SEP] sea'},
     **{"guide": "clip:RN50/openai", "selector": "embedded"},
+    **{"zoom": True, "zoom_places": 3, "zoom_strength": 0.45, "zoom_iterations": 4, "zoom_smallest": 0.2},
+    **{"zoom_largest": 0.6, "zoom_padding": 0.5, "zoom_good": 0.7, "zoom_judge": False},
 }
 """No parameter at its default."""
 
@@ -61,8 +64,8 @@ def test_every_parameter_has_a_control_with_name_tooltip_and_default(webui):
 
 def test_few_controls_at_first_sight():
     groups = [about.group for about in WEBUI.values()]
-    assert groups.count("") <= 5
-    assert set(groups) == {"", *controls.MORE, controls.EXPERT}
+    assert groups.count("") <= 5 and groups.count("Zoom") <= 5
+    assert set(groups) == {*controls.FIRST, *controls.MORE, controls.EXPERT}
 
 
 def test_what_only_an_expert_turns_is_apart():
@@ -122,7 +125,26 @@ def test_the_cost_counts_what_the_network_is_asked():
     assert cost.images(Settings(start="image", candidates=8)) == pytest.approx(1.6 + 12 * 2.4)
     assert cost.images(Settings(sampler="edict")) == pytest.approx(0.2 + 1.6 + 12 * 4.8)
     assert cost.images(Settings(method="none", candidates=4)) == pytest.approx(4)
-    assert cost.images(Settings(iterations=0, steps=10)) == pytest.approx(0.5)
+    assert cost.images(Settings(iterations=0, candidates=2, steps=10)) == pytest.approx(1)
+    assert cost.images(Settings(iterations=0)) == 0
+
+
+def test_the_cost_of_zoom_is_that_of_its_places():
+    detail = Settings.of({**PRESETS["Detail"], "zoom_places": 2, "zoom_strength": 0.3})
+    assert cost.images(detail) == pytest.approx(2 * 0.3)
+    assert cost.line(Settings.of(PRESETS["Detail"])) == cost.line(detail)
+    assert cost.line(detail) == ("Paints small places again", "about an image's time")
+    assert cost.images(detail.changed(zoom_places=4, zoom_strength=0.5)) == pytest.approx(4 * 0.5)
+    # Inside a place, SGOOL starts from the image as it was painted: carried back, rendered, and then as everywhere.
+    assert cost.images(detail.changed(zoom_places=1, zoom_iterations=3)) == pytest.approx(0.3 + 1.6 + 3 * 2.4)
+    both = Settings(zoom=True, zoom_places=2, zoom_strength=0.3)
+    assert cost.images(both) == pytest.approx(cost.images(Settings()) + 0.6)
+    assert cost.line(both)[0] == "Improves the image's starting noise and paints small places again"
+    assert cost.line(Settings(iterations=0)) == ("Has nothing to do: 0 iterations, and no zoom", "")
+    assert cost.line(Settings(iterations=0, candidates=4, start="image"))[1] == ""
+
+
+def test_the_cost_knows_every_sampler():
     assert set(cost.EVALUATIONS) == set(WEBUI["sampler"].choices)
 
 
@@ -192,7 +214,7 @@ def test_infotext_brings_every_control_back():
     alone = {name: OTHER[name] for name in ("method", "start")}  # with these some of the others do nothing
     for values in (alone, {name: value for name, value in OTHER.items() if name not in alone}):
         p = SimpleNamespace(extra_generation_params={})
-        infotext.write(p, SimpleNamespace(settings=Settings(**values), outcomes={}, notes={}))
+        infotext.write(p, Run(Settings(**values), lambda: None))
         written = {key: str(value) for key, value in p.extra_generation_params.items() if not callable(value)}
         assert written["SGOOL version"] == __version__
         assert infotext.paste_enabled(written) is True
@@ -202,7 +224,7 @@ def test_infotext_brings_every_control_back():
 
 def test_infotext_names_only_what_differs_and_the_rest_comes_back_to_its_default():
     p = SimpleNamespace(extra_generation_params={})
-    infotext.write(p, SimpleNamespace(settings=Settings(steps=9), outcomes={}, notes={}))
+    infotext.write(p, Run(Settings(steps=9), lambda: None))
     written = {key: str(value) for key, value in p.extra_generation_params.items() if not callable(value)}
     assert written == {"SGOOL Steps": "9", "SGOOL version": __version__}
     assert {name: infotext.paste(name)(written) for name in WEBUI} == {
@@ -318,7 +340,8 @@ def test_the_image_before_is_the_webuis_own_and_says_nothing_of_sgool(webui):
     shared.opts.data["sgool_return_before"] = True
     _, originals = webui.make(steps=2)
     _, processed = webui.make({"start": "seed", "steps": 5}, steps=2)
-    (outcome,) = next(iter(gallery.runs.values()))
+    (entry,) = next(iter(gallery.runs.values()))
+    outcome = entry.outcome
     assert outcome.improved
     pixels = (255 * torch.clamp((originals.images[0].float() + 1) / 2, 0, 1).movedim(0, 2).numpy()).astype("uint8")
     assert (outcome.before == pixels).all()
@@ -401,7 +424,7 @@ def test_plot_axes_are_added_once_and_set_what_they_say(axes):
         if about.choices:
             assert value in axis.choices()
         else:
-            assert (axis.choices is None) == (not about.suggestions)
+            assert (axis.choices is None) == (not about.suggestions and not isinstance(DEFAULTS[name], bool))
         axis.confirm(p, [value])
         axis.apply(p, value, [value])
     assert parse(({},), p.sgool_overrides) == Settings(**OTHER)
@@ -434,9 +457,29 @@ def test_a_plots_range_of_floats_reaches_its_bound(axes):
         assert p.sgool_overrides == {"saliency_weight": meant}
 
 
+@pytest.mark.parametrize("name", [name for name in WEBUI if isinstance(DEFAULTS[name], bool)])
+def test_a_plot_and_an_infotext_switch_off(axes, name):
+    """bool("False") is true."""
+    axis = axes[f"[SGOOL] {ABOUT[name].label}"]
+    assert axis.choices() == ["False", "True"]
+    for text, value in (("False", False), ("true", True)):
+        p = SimpleNamespace()
+        axis.confirm(p, [axis.type(text)])
+        axis.apply(p, axis.type(text), [text])
+        assert p.sgool_overrides == {name: value}
+        written = {infotext.VERSION: "x", infotext.key(name): str(value)}
+        assert infotext.paste(name)(written) is value
+    assert api.schema()["properties"][name]["type"] == "boolean"
+
+
 @pytest.mark.parametrize(
     ("label", "name", "value"),
-    [("On", "enabled", "yes"), ("Iterations", "iterations", 5000), ("Sampler", "sampler", "euler")],
+    [
+        ("On", "enabled", "yes"),
+        ("Zoom", "zoom", "yes"),
+        ("Iterations", "iterations", 5000),
+        ("Sampler", "sampler", "euler"),
+    ],
 )
 def test_a_plot_refuses_a_wrong_value_before_its_first_image(axes, label, name, value):
     with pytest.raises(SgoolError, match=name):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 
@@ -12,6 +12,10 @@ from sgool.presets import PRESETS
 from sgool.saliency import DETECTORS
 from sgool.settings import DEFAULTS
 from sgool.webui.arguments import WEBUI
+from sgool.zoom import Verdict
+
+if TYPE_CHECKING:
+    from sgool.webui.records import Entry, Outcome, ZoomOutcome
 
 _TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
 
@@ -37,6 +41,11 @@ def schema() -> dict[str, Any]:
     properties: dict[str, Any] = {
         "enabled": {"type": "boolean", "default": True},
         "preset": {"type": "string", "enum": list(PRESETS), "description": "sets what the other fields do not"},
+        "zoom_mask": {
+            "type": "string",
+            "contentEncoding": "base64",
+            "description": "with zoom_by mask: a PNG or JPEG of the image's size, white where zoom may paint",
+        },
     }
     for name, about in WEBUI.items():
         default = DEFAULTS[name]
@@ -67,36 +76,64 @@ def shown(run: str) -> dict[str, Any]:
     """
     from sgool.webui import gallery
 
-    entries = [
+    images = [{**_of_the_whole(entry.outcome), "zoom": _of_the_zoom(entry.zoom)} for entry in _entries(run)]
+    return {"images": images, "kept": gallery.KEPT}
+
+
+def _of_the_whole(outcome: Outcome | None) -> dict[str, Any]:
+    """What became of the image as a whole; {} where only a zoom ran."""
+    if outcome is None:
+        return {}
+    return {
+        "score_before": outcome.score_before,
+        "score_resampled": outcome.score_resampled,
+        "score_after": outcome.score_after,
+        "best_iteration": outcome.best_iteration,
+        "iterations": outcome.result.iterations,
+        "regions": len(outcome.regions),
+        "message": outcome.result.ended,
+    }
+
+
+def _of_the_zoom(zoom: ZoomOutcome | None) -> dict[str, Any] | None:
+    """What became of each place, and which pictures of it there are (place-1-before, place-1-after)."""
+    if zoom is None:
+        return None
+    places = [
         {
-            "score_before": outcome.score_before,
-            "score_resampled": outcome.score_resampled,
-            "score_after": outcome.score_after,
-            "best_iteration": outcome.best_iteration,
-            "iterations": outcome.result.iterations,
-            "regions": len(outcome.regions),
-            "message": outcome.result.ended,
+            "name": place.name,
+            "text": place.text,
+            "verdict": place.verdict.value,
+            "kept": place.verdict is Verdict.KEPT,
+            "before": place.before,
+            "after": place.after,
+            "region": {name: getattr(place.region, name) for name in ("left", "top", "width", "height")},
+            "pictures": [
+                when
+                for when, picture in (("before", place.picture_before), ("after", place.picture_after))
+                if picture is not None
+            ],
         }
-        for outcome in _outcomes(run)
+        for place in zoom.places
     ]
-    return {"images": entries, "kept": gallery.KEPT}
+    return {"kept": zoom.kept, "places": places}
 
 
 def picture(run: str, index: int, name: str) -> Response:
     """A picture of a run, from memory."""
     from sgool.webui import gallery
 
-    outcomes = _outcomes(run)
-    outcome = outcomes[index] if 0 <= index < len(outcomes) else None
-    draw = {"after": gallery.after, **gallery.extras(outcome)}.get(name) if outcome else None
-    if outcome is None or draw is None:
+    entries = _entries(run)
+    entry = entries[index] if 0 <= index < len(entries) else None
+    there = {"after": gallery.after, **gallery.extras(entry), **gallery.places(entry)} if entry else {}
+    if entry is None or name not in there:
         raise HTTPException(404, "There is no such picture.")
     buffer = io.BytesIO()
-    draw(outcome).save(buffer, "PNG")
+    there[name](entry).save(buffer, "PNG")
     return Response(buffer.getvalue(), media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
 
-def _outcomes(run: str) -> list[Any]:
+def _entries(run: str) -> list[Entry]:
     from sgool.webui import gallery
 
     if run not in gallery.runs:

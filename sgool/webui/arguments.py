@@ -19,12 +19,14 @@ def parse(args: Sequence[Any], overrides: Mapping[str, Any] | None = None, model
     """The settings of a run, or None when SGOOL is off.
 
     args: (enabled, value of each of WEBUI ...), or a dict as the first (then the rest is not looked at) with any of
-    "enabled" (default true), "preset" and the settings' names. overrides: settings, or "enabled", that a plot sets over
-    these. model: see `sgool.presets.resolve`. Raises SettingError, naming the field.
+    "enabled" (default true), "preset", "zoom_mask" and the settings' names. overrides: settings, or "enabled", that a
+    plot sets over these. model: see `sgool.presets.resolve`. Raises SettingError, naming the field.
     """
     by_name = bool(args) and isinstance(args[0], Mapping)
     given = dict(args[0]) if by_name else dict(zip(_FIELDS, args, strict=False))
     given.update(overrides or {})
+    if by_name:
+        given.pop("zoom_mask", None)  # a picture, and no setting: see `sgool.webui.masks`
     enabled = given.pop("enabled", by_name)
     if not isinstance(enabled, bool):
         raise SettingError("enabled", f"must be true or false, not {reprlib.repr(enabled)}")
@@ -35,7 +37,9 @@ def parse(args: Sequence[Any], overrides: Mapping[str, Any] | None = None, model
         raise SettingError("preset", f"must be one of {', '.join(PRESETS)}, not {reprlib.repr(preset)}")
     for name in given:
         if name not in WEBUI:
-            raise SettingError(repr(name), f"is no field; the fields are enabled, preset, {', '.join(WEBUI)}")
+            raise SettingError(
+                repr(name), f"is no field; the fields are enabled, preset, zoom_mask, {', '.join(WEBUI)}"
+            )
     values = {name: _plain(name, value) for name, value in given.items() if value is not None}
     return resolve(values, preset=preset or "", model=model)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from sgool.settings import Settings
 from sgool.webui import interrupts, models, unsupported
 from sgool.webui.backend import WebuiBackend
 from sgool.webui.isolation import isolated, sparing
+from sgool.webui.memory import sparingly
 from sgool.webui.messages import failure, story, tell
 from sgool.webui.progress import BatchProgress
 from sgool.webui.records import Outcome, Run, Scores
@@ -40,13 +42,21 @@ def improve(p: Any, run: Run, samples: Tensor) -> Tensor:
     return batch.improved
 
 
+def improves(settings: Settings) -> bool:
+    """Whether these settings do anything to the image as a whole."""
+    updates = 0 if settings.method == "none" else settings.iterations
+    return bool(updates) or (settings.candidates > 1 and settings.start == "seed")
+
+
 def nothing_to_do(settings: Settings) -> str | None:
     """Why these settings leave every image as it is, or None."""
-    updates = 0 if settings.method == "none" else settings.iterations
-    if updates or (settings.candidates > 1 and settings.start == "seed"):
+    if improves(settings) or settings.zoom:
         return None
     what = "With method none" if settings.method == "none" else "With 0 iterations"
-    return f"{what} SGOOL has nothing to do here; more candidate seeds would choose the best of several images."
+    return (
+        f"{what} and without zoom SGOOL has nothing to do here; more candidate seeds would choose the best of several "
+        "images."
+    )
 
 
 class Batch:
@@ -83,6 +93,7 @@ class Batch:
         if left:
             tell(self.p, self.run, left, f"SGOOL was {word}, so this is the image without it.")
         self.run.interrupted = shared.state.interrupted
+        self.run.stopped.update(self.numbers)
         interrupts.settle(self.p)
 
     @contextmanager
@@ -98,20 +109,13 @@ class Batch:
                 errors.report("SGOOL failed", exc_info=True)
 
     def _image(self, i: int, critics: Critics) -> Tensor | None:
-        """One image's better latent [1, 4, h, w], or None where the original is the best there is.
-
-        On out-of-memory it is tried once more with the next lower memory setting.
-        """
+        """One image's better latent [1, 4, h, w], or None where the original is the best there is."""
         settings = self.run.settings.changed(guidance_scale=float(self.p.cfg_scale))
-        try:
-            return self._attempt(i, critics, settings)
-        except Exception as error:
-            lower = list(MEMORY)[list(MEMORY).index(settings.memory) + 1 :]
-            if not out_of_memory(error) or not lower:
-                raise
-        sentence = f"SGOOL ran out of memory and tries again with memory {lower[0]!r}."
-        tell(self.p, self.run, [self.numbers[i]], sentence, note=False)
-        return self._attempt(i, critics, settings.changed(memory=lower[0]))
+        return sparingly(
+            partial(self._attempt, i, critics),
+            settings,
+            lambda sentence: tell(self.p, self.run, [self.numbers[i]], sentence, note=False),
+        )
 
     def _attempt(self, i: int, critics: Critics, settings: Settings) -> Tensor | None:
         prompt, seed = self.p.prompts[i], int(self.p.seeds[i])

@@ -15,13 +15,17 @@ from sgool.settings import DEFAULTS, Settings
 from sgool.webui import cost, infotext
 from sgool.webui.arguments import WEBUI
 
-MORE = ("Sampling", "Regions", "Critics")
-"""The groups that are folded away under "More", in this order; what is in no group is seen at first."""
+FIRST = ("", "Zoom")
+"""The groups that are seen at first."""
+
+MORE = ("Zoom details", "Sampling", "Regions", "Critics")
+"""The groups that are folded away under "More", in this order."""
 
 EXPERT = "Expert"
 """The group that has a fold of its own."""
 
 PRESET_WORDS = {
+    "Detail": "For small things",
     "Quick": "A first look",
     "Balanced": "The default",
     "Paper": "As the paper did it, with EDICT, all the way from the noise and without stopping early",
@@ -32,7 +36,9 @@ PLACEHOLDERS = {"region_prompt": "empty: the main prompt; [SEP] between regions"
 WIDTH = 240
 """Pixels that a control takes at least: where two have no room beside each other, one goes below."""
 
-COUNTED = tuple(dict.fromkeys((*PRESET_FIELDS, "candidates", "start", "method")))
+_ZOOM = ("zoom_places", "zoom_strength", "zoom_iterations")
+
+COUNTED = tuple(dict.fromkeys((*PRESET_FIELDS, "candidates", "start", "method", "zoom", *_ZOOM)))
 """The settings by which the page tells which preset is in force and what a run costs."""
 
 METHOD_FIELDS = tuple(dict.fromkeys(name for method in METHODS.values() for name in method if name in WEBUI))
@@ -57,10 +63,10 @@ class _Made:
             self.controls[name] = control
 
     def draw_group(self, group: str) -> None:
-        """Two in a row; a text has a row to itself."""
+        """Two in a row; a text has a row to itself, and so has the switch of a group."""
         row: list[str] = []
         for name in [name for name, about in WEBUI.items() if about.group == group]:
-            long = _is_long_text(name)
+            long = _is_long_text(name) or name == group.lower()
             if row and (long or len(row) == 2):
                 self._row(row)
                 row = []
@@ -89,9 +95,11 @@ def build(tab: str) -> Controls:
                 for name in PRESETS
             }
         made.draw_group("")
+        with gr.Group(elem_id=f"sgool_{tab}_zooming", elem_classes=["sgool-zooming"]):
+            made.draw_group("Zoom")
         with gr.Accordion("More", open=False, elem_id=f"sgool_{tab}_more"):
             for group in MORE:
-                with gr.Group(elem_id=f"sgool_{tab}_{group.lower()}"):
+                with gr.Group(elem_id=f"sgool_{tab}_{group.lower().replace(' ', '_')}"):
                     gr.Markdown(f"**{group}**")
                     made.draw_group(group)
         with gr.Accordion(EXPERT, open=False, elem_id=f"sgool_{tab}_{EXPERT.lower()}"):
@@ -130,11 +138,12 @@ def _about(tab: str) -> str:
         "evaluations": cost.EVALUATIONS,
         "update": cost.UPDATE,
         "slow": cost.SLOW,
+        "does": cost.DOES,
     }
-    words = cost.in_words(cost.images(Settings(start=start)))
+    does, words = cost.line(Settings(start=start))
     return (
-        f'<span data-sgool="{html.escape(json.dumps(told))}">Improves the image\'s starting noise; '
-        f'<span class="sgool-cost">{words}</span></span>'
+        f'<span data-sgool="{html.escape(json.dumps(told))}"><span class="sgool-does">{html.escape(does)}</span>'
+        f'<span class="sgool-and">; </span><span class="sgool-cost">{html.escape(words)}</span></span>'
     )
 
 
@@ -147,6 +156,8 @@ def _control(name: str, elem_id: str) -> Any:
         "tooltip": about.help,
         "min_width": WIDTH,
     }
+    if isinstance(DEFAULTS[name], bool):
+        return gr.Checkbox(**common)
     if about.choices:
         short = len(about.choices) <= 3 and len("".join(about.choices)) <= 24
         return (gr.Radio if short else gr.Dropdown)(choices=list(about.choices), **common)
@@ -171,6 +182,8 @@ def _preset(name: str) -> list[Any]:
 def _tooltip(preset: str) -> str:
     settings = Settings.of(PRESETS[preset])
     words = cost.in_words(cost.images(settings))
+    if not settings.iterations:
+        return f"{PRESET_WORDS[preset]}: at most {settings.zoom_places} places are painted again, nothing else; {words}"
     return (
         f"{PRESET_WORDS[preset]}: {settings.iterations} iterations of {settings.steps} steps, "
         f"{settings.cutouts} cutouts; {words}"

@@ -1,4 +1,4 @@
-"""What a run costs, counted in images: for the words in the accordion. javascript/sgool.js counts the same way."""
+"""What a run does and costs, counted in images: for the words in the accordion. javascript/sgool.js says the same."""
 
 from __future__ import annotations
 
@@ -18,18 +18,43 @@ SLOW = 100
 EVALUATIONS = {"auto": 1, **{name: sampler.evals_per_step for name, sampler in SAMPLERS.items()}}
 """Of the network, for a step of each sampler. Both samplers that auto stands for need one."""
 
+DOES = {
+    "whole": "Improves the image's starting noise",
+    "zoom": "Paints small places again",
+    "both": "Improves the image's starting noise and paints small places again",
+    "nothing": "Has nothing to do: 0 iterations, and no zoom",
+}
+"""What a run does."""
+
 
 def images(settings: Settings, image_steps: int = IMAGE_STEPS) -> float:
     """How many images of so many steps take as long as a run, by counting the evaluations of the network.
 
-    At the default strength, where 0.8 of the steps are improved, an update costs 2.4 samplings. Not counted: the
-    critics and the decoder; the memory setting "low"; patience, which may end a run early.
+    At the default strength, where 0.8 of the steps are improved, an update costs 2.4 samplings. A zoom is counted with
+    as many places as it may have. Not counted: the critics and the decoder; the memory setting "low"; patience, which
+    may end a run early; places that are too large or already good.
     """
+    return whole(settings, image_steps) + zoom(settings, image_steps)
+
+
+def whole(settings: Settings, image_steps: int = IMAGE_STEPS) -> float:
+    """Of the image as a whole, 0 where nothing is done to it."""
+    iterations = 0 if settings.method == "none" else settings.iterations
+    if not iterations and (settings.candidates == 1 or settings.start == "image"):
+        return 0.0
     way = settings.strength * EVALUATIONS[settings.sampler]  # one run of the part that is improved, in samplings
     from_seeds = settings.candidates * (1 - settings.strength + way)
     begin = 2 * way if settings.start == "image" else from_seeds  # an image is carried back, and rendered again
-    iterations = 0 if settings.method == "none" else settings.iterations
     return (begin + iterations * UPDATE * way) * settings.steps / image_steps
+
+
+def zoom(settings: Settings, image_steps: int = IMAGE_STEPS) -> float:
+    """Of the zoom: each place is painted again from its strength on, and then improved as an image is."""
+    if not settings.zoom:
+        return 0.0
+    way = settings.strength * EVALUATIONS[settings.sampler]
+    updates = (2 + settings.zoom_iterations * UPDATE) * way * settings.steps / image_steps
+    return settings.zoom_places * (settings.zoom_strength + (updates if settings.zoom_iterations else 0))
 
 
 def in_words(count: float) -> str:
@@ -39,3 +64,10 @@ def in_words(count: float) -> str:
         unit = 10 ** (len(str(whole)) - 2)
         return f"slow: about {int(whole / unit + 0.5) * unit} times an image's time"
     return f"about {whole} times an image's time" if whole > 1 else "about an image's time"
+
+
+def line(settings: Settings) -> tuple[str, str]:
+    """What a run does, and what it costs: "" where it does nothing."""
+    parts = (whole(settings) > 0, settings.zoom)
+    does = {(True, True): "both", (True, False): "whole", (False, True): "zoom", (False, False): "nothing"}[parts]
+    return DOES[does], in_words(images(settings)) if any(parts) else ""

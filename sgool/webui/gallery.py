@@ -7,16 +7,18 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from modules import images, shared
 from PIL import Image
 
 from sgool import pictures
 from sgool.webui import infotext
 from sgool.webui.isolation import attributes
-from sgool.webui.records import Outcome, Run
+from sgool.webui.records import Entry, Run
 
 KEPT = 8
 """Images of a run, the first ones, that are kept for its page to show."""
@@ -24,39 +26,59 @@ KEPT = 8
 KEPT_RUNS = 8
 """Runs that are kept; the oldest one goes."""
 
-runs: OrderedDict[str, list[Outcome]] = OrderedDict()
+runs: OrderedDict[str, list[Entry]] = OrderedDict()
 """By an id that nobody can guess: the finished generation hands it to its own page."""
 
 
-def before(outcome: Outcome) -> Image.Image:
-    return Image.fromarray(outcome.before)
+def before(entry: Entry) -> Image.Image:
+    return Image.fromarray(entry.before)
 
 
-def after(outcome: Outcome) -> Image.Image:
-    return Image.fromarray(outcome.after)
+def after(entry: Entry) -> Image.Image:
+    return Image.fromarray(entry.after)
 
 
-def saliency(outcome: Outcome) -> Image.Image:
-    return Image.fromarray(pictures.overlay(outcome.after, outcome.saliency, outcome.regions))
+def saliency(entry: Entry) -> Image.Image:
+    return Image.fromarray(pictures.overlay(entry.after, entry.saliency, entry.regions))
 
 
-def loss(outcome: Outcome) -> Image.Image:
-    result = outcome.result
+def loss(entry: Entry) -> Image.Image:
+    assert entry.outcome is not None
+    result = entry.outcome.result
     return Image.fromarray(pictures.loss_curve(result.losses, result.scores, result.best_update))
 
 
-def extras(outcome: Outcome) -> dict[str, Callable[[Outcome], Image.Image]]:
+def extras(entry: Entry) -> dict[str, Callable[[Entry], Image.Image]]:
     """By the suffix of their files, -sgool-before and so on, and the names of their options."""
-    curve = {"loss": loss} if outcome.result.losses else {}  # a run that was stopped before its first image has none
+    # Only a zoom, and a run that was stopped before its first image, have none.
+    curve = {"loss": loss} if entry.outcome is not None and entry.outcome.result.losses else {}
     return {"before": before, "saliency": saliency, **curve}
+
+
+def places(entry: Entry) -> dict[str, Callable[[Entry], Image.Image]]:
+    """Each place of a zoom as it was and as it was painted, enlarged so that it can be seen: place-1-before, ..."""
+    drawn: dict[str, Callable[[Entry], Image.Image]] = {}
+    for number, place in enumerate(entry.zoom.places if entry.zoom else (), 1):
+        for when, picture in (("before", place.picture_before), ("after", place.picture_after)):
+            if picture is not None:
+                drawn[f"place-{number}-{when}"] = partial(_enlarged, picture)
+    return drawn
+
+
+def _enlarged(picture: np.ndarray, _: Entry) -> Image.Image:
+    """To at least 256 pixels, by a whole factor."""
+    image = Image.fromarray(picture)
+    factor = max(1, -(-256 // max(image.size)))
+    return image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
 
 
 def keep(run: Run) -> str:
     """Keep the run's first images for its page; returns the run's id, "" where there is nothing to show."""
-    if not run.outcomes:
+    entries = list(run.entries.values())
+    if not entries:
         return ""
     number = secrets.token_urlsafe(12)
-    runs[number] = [outcome for _, outcome in sorted(run.outcomes.items())][:KEPT]
+    runs[number] = entries[:KEPT]
     while len(runs) > KEPT_RUNS:
         runs.popitem(last=False)
     return number
@@ -71,13 +93,13 @@ def show(p: Any, processed: Any, run: Run) -> None:
     saved = shared.opts.samples_save and not p.do_not_save_samples
     selected = bool(p.script_args and p.script_args[0])
     files = _files(processed, run)
-    for number, outcome in sorted(run.outcomes.items()):
-        for name, draw in extras(outcome).items():
+    for number, entry in run.entries.items():
+        for name, draw in extras(entry).items():
             save = getattr(shared.opts, f"sgool_save_{name}", False) and saved
             give = getattr(shared.opts, f"sgool_return_{name}", False) and not selected
             if not save and not give:
                 continue
-            picture = draw(outcome)
+            picture = draw(entry)
             with _plain(p) if name == "before" else nullcontext():
                 info = processed.infotext(p, number)
             if save:

@@ -9,7 +9,7 @@ from sgool import __version__
 from sgool.presets import ignored
 from sgool.settings import DEFAULTS
 from sgool.webui.arguments import WEBUI
-from sgool.webui.records import Outcome, Run
+from sgool.webui.records import Outcome, Run, ZoomOutcome
 
 _PREFIX = "SGOOL "
 VERSION = f"{_PREFIX}version"
@@ -33,6 +33,13 @@ _OUTCOME: dict[str, Callable[[Outcome], str | int | None]] = {
 }
 """Of each image: the WebUI's own score, the score of iteration 0 where SGOOL sampled the image again, the score of what
 came out, and which iteration made that (none where the WebUI's own image did)."""
+
+
+_ZOOM: dict[str, Callable[[ZoomOutcome], str | None]] = {
+    "SGOOL zoom kept": lambda zoom: f"{zoom.kept} of {len(zoom.places)}",
+    "SGOOL zoom places": lambda zoom: "; ".join(place.told for place in zoom.places) or None,
+}
+"""Of each image: how many places were painted again and kept, and what became of each."""
 
 
 def _score(value: float | None) -> str | None:
@@ -61,14 +68,14 @@ def without_ours(params: Mapping[str, Any]) -> dict[str, Any]:
 def write(p: Any, run: Run) -> None:
     """Add every setting that has a part in the run and is not at its default, what came of each image, the version."""
     params = p.extra_generation_params
-    idle = ignored(WEBUI, run.settings.method, run.settings.start)
-    for name in [name for name in WEBUI if name not in idle]:
+    settings = run.settings
+    without = ignored(WEBUI, settings.method, settings.start, settings.zoom)
+    for name in [name for name in WEBUI if name not in without]:
         value = getattr(run.settings, name)
         if value != DEFAULTS[name]:
             params[key(name)] = value
-    for field, read in _OUTCOME.items():
-        params[field] = _per_image(run.outcomes, read)
-    params[NOTE] = _per_image(run.notes, str)
+    for field, (found, read) in _fields(run).items():
+        params[field] = _per_image(found, read)
     params[VERSION] = __version__
 
 
@@ -78,15 +85,26 @@ def settle(p: Any, run: Run, number: str) -> None:
     number: the run's id for the page, or "".
     """
     count = len(p.all_seeds)
-    fields: dict[str, Callable[[Any], Any]] = {**_OUTCOME, NOTE: str}
-    for field, read in fields.items():
-        found: Mapping[int, Any] = run.notes if field == NOTE else run.outcomes
+    for field, (found, read) in _fields(run).items():
         if found:
             p.extra_generation_params[field] = [read(found[i]) if i in found else None for i in range(count)]
         else:
             p.extra_generation_params.pop(field, None)
     if number:
         p.extra_generation_params[RUN] = PageOnly([number])
+
+
+def _fields(run: Run) -> dict[str, tuple[Mapping[int, Any], Callable[[Any], Any]]]:
+    """What the infotext says of each image: by its key, where that is found by the image's number, and how to read it.
+
+    Nothing stands there of what the run does not do.
+    """
+    fields: dict[str, tuple[Mapping[int, Any], Callable[[Any], Any]]] = {}
+    if run.whole:
+        fields |= {field: (run.outcomes, read) for field, read in _OUTCOME.items()}
+    if run.settings.zoom:
+        fields |= {field: (run.zooms, read) for field, read in _ZOOM.items()}
+    return {**fields, NOTE: (run.notes, str)}
 
 
 def _per_image(found: Mapping[int, Any], read: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -106,7 +124,10 @@ def paste(name: str) -> Callable[[Mapping[str, str]], Any]:
     def read(params: Mapping[str, str]) -> Any:
         if VERSION not in params:
             return None
-        return type(default)(params.get(key(name), default))
+        value = params.get(key(name), default)
+        if isinstance(default, bool):  # bool("False") is true
+            return value is True or str(value) == "True"
+        return type(default)(value)
 
     return read
 

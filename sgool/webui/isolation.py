@@ -25,7 +25,7 @@ def isolated(p: Any) -> Iterator[None]:
     """Freeze the model for the run of a batch, and restore everything afterwards."""
     with ExitStack() as stack:
         stack.callback(devices.torch_gc)
-        stack.enter_context(_random_numbers())
+        stack.enter_context(random_numbers())
         kept = {name: getattr(shared.state, name) for name in _STATE}
         # Without a current latent, the page's preview requests cannot draw the first pass's preview over ours.
         stack.enter_context(attributes(shared.state, {**kept, "current_latent": None}))
@@ -80,10 +80,10 @@ def _options(**values: Any) -> AbstractContextManager[None]:
     may change them and the WebUI may save them.
     """
     seen = sd_samplers_cfg_denoiser.shared
-    return attributes(sd_samplers_cfg_denoiser, {"shared": _Overlay(seen, opts=_Overlay(seen.opts, **values))})
+    return attributes(sd_samplers_cfg_denoiser, {"shared": Overlay(seen, opts=Overlay(seen.opts, **values))})
 
 
-class _Overlay:
+class Overlay:
     """Another object with some attributes replaced for reading. Setting an attribute sets it on the other object."""
 
     def __init__(self, other: Any, **values: Any) -> None:
@@ -108,7 +108,8 @@ def _infotext(p: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _random_numbers() -> Iterator[None]:
+def random_numbers() -> Iterator[None]:
+    """Put the states of all random number generators back afterwards."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
     cpu, plain, arrays = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:

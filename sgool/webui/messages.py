@@ -12,6 +12,7 @@ from sgool.settings import SettingError
 from sgool.webui import models
 from sgool.webui.arguments import WEBUI
 from sgool.webui.records import Outcome, Run
+from sgool.zoom import Repaint
 
 LABELS = {name: about.label for name, about in WEBUI.items()} | {"guidance_scale": "CFG Scale"}
 """What the page calls a setting."""
@@ -28,7 +29,8 @@ def tell(p: Any, run: Run, numbers: Sequence[int], sentence: str, *, note: bool 
     p.comment(shown)
     print(shown, file=sys.stderr)
     for number in numbers if note else ():
-        run.notes[number] = without_folder(sentence)
+        told = [*filter(None, [run.notes.get(number)]), without_folder(sentence)]
+        run.notes[number] = " ".join(dict.fromkeys(told))
 
 
 def story(outcome: Outcome) -> str:
@@ -65,6 +67,27 @@ def failure(error: Exception, memory: str = "") -> str:
     if isinstance(error, SgoolError):
         return f"SGOOL left the image as it was: {sentence(error)}"
     return f"SGOOL failed, so this is the image without it: {type(error).__name__}: {brief(error, 200)}"
+
+
+def no_zoom(error: Exception) -> str:
+    """Why an image was not zoomed into."""
+    if out_of_memory(error):
+        return "SGOOL's zoom ran out of memory, so this is the image without it."
+    if isinstance(error, SgoolError):
+        return f"SGOOL does not zoom into the image: {error}"
+    return f"SGOOL's zoom failed, so this is the image without it: {type(error).__name__}: {brief(error, 200)}"
+
+
+def not_painted(repaint: Repaint, memory: str) -> str:
+    """Why a place is as it was. memory: the setting."""
+    error, name = repaint.error, brief(repaint.place.name, 60)
+    assert error is not None
+    if out_of_memory(error):
+        less = ", memory 'low'" if memory != "low" else ""
+        return f"SGOOL ran out of memory at the place {name!r}, which is left as it was; choose fewer updates{less}."
+    if isinstance(error, SgoolError):
+        return f"SGOOL left the place {name!r} as it was: {error}"
+    return f"SGOOL's zoom failed at the place {name!r}: {type(error).__name__}: {brief(error, 200)}"
 
 
 def without_folder(sentence: str) -> str:

@@ -8,13 +8,16 @@ from typing import Any
 
 from modules import shared
 from PIL import Image
+from torch import Tensor
 
 from sgool import pictures
 from sgool.download import Report, Transfer
+from sgool.errors import brief
 from sgool.result import Progress, Result, Snapshot
 from sgool.settings import Settings
 from sgool.webui import interrupts
 from sgool.webui.isolation import attributes
+from sgool.zoom import Place, Repaint, ZoomProgress
 
 
 class BatchProgress(Progress):
@@ -66,6 +69,81 @@ class BatchProgress(Progress):
     def _advance(self, steps: int) -> None:
         """To so many steps of this image; never back, also where its run begins again."""
         reached = self.begun + min(steps, self.of_an_image)
+        shared.state.sampling_step = max(shared.state.sampling_step, reached)
+
+
+class ZoomBar(ZoomProgress, Progress):
+    """What is told of an image's zoom, with the callbacks of the zoom and of the updates inside a place.
+
+    label: "" or which image it is. As a context: the WebUI's bar is afterwards as it was. Meanwhile it counts the
+    batch's first pass and all its places as one job, which falls once, since the first pass is over.
+    """
+
+    _NAMES = ("job", "textinfo", "job_no", "sampling_step", "sampling_steps", "current_image_sampling_step")
+
+    def __init__(self, p: Any, settings: Settings, label: str) -> None:
+        self.label = label
+        self.settings = settings
+        passes = 2 * settings.zoom_iterations + 2 if settings.zoom_iterations else 0
+        self.of_painting = max(1, round(settings.zoom_strength * p.steps))
+        self.of_a_place = self.of_painting + passes * settings.steps
+        self.places = settings.zoom_places
+        self.first_pass, self.index, self.batch_size = p.steps, p.batch_index, p.batch_size
+
+    def __enter__(self) -> ZoomBar:
+        state = shared.state
+        self._kept = attributes(state, {name: getattr(state, name) for name in self._NAMES})
+        self._kept.__enter__()
+        state.job_no = max(0, state.job_no - 1)
+        self._begin(0, self.places)
+        tell(f"SGOOL {self.label}zoom")
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._kept.__exit__(*error)
+
+    def begin(self, number: int, count: int, place: Place) -> None:
+        """A place is painted, `number` of `count` from 0. Raises Stop when asked to."""
+        interrupts.check()
+        self._begin(number, count)
+        self.text = f"SGOOL {self.label}zoom {number + 1}/{count}: {brief(place.name, 60)}"
+        tell(self.text)
+
+    def count(self, step: int) -> None:
+        """So many steps of painting the place again are done."""
+        self._advance(min(step, self.of_painting))
+
+    def step(self, done: int, total: int) -> None:
+        """After every step of an update's sampler, `done` of `total` in this pass. Raises Stop when asked to."""
+        interrupts.check()
+        self._advance(self.of_painting + int((self.passes + done / total) * self.settings.steps))
+        if done == total:
+            self.passes += 1
+
+    def image(self, result: Result, newest: Snapshot) -> None:
+        """After every image of a place: the score of the place as it was painted, and of the best one since."""
+        best = f", best {result.best.score:.3f}" if newest.iteration else ""
+        painted = f"painted {result.scores[0]:.3f}{best}"
+        tell(f"{self.text}, update {newest.iteration}/{self.settings.zoom_iterations}, {painted}")
+        interrupts.check()
+
+    def end(self, repaint: Repaint, image: Tensor) -> None:
+        """A place is done; the preview shows the whole image as it is now."""
+        opts = shared.opts
+        if opts.live_previews_enable and opts.show_progress_every_n_steps != -1:
+            shared.state.assign_current_image(Image.fromarray(pictures.to_uint8(image)))
+
+    def _begin(self, number: int, count: int) -> None:
+        """The place `number` of `count` begins. Where fewer are found than were asked for, the bar is shorter."""
+        self.passes = 0
+        of_an_image = count * self.of_a_place
+        self.begun = self.first_pass + self.index * of_an_image + number * self.of_a_place
+        shared.state.sampling_steps = self.first_pass + self.batch_size * of_an_image
+        shared.state.sampling_step = self.begun
+
+    def _advance(self, steps: int) -> None:
+        """To so many steps of this place; never back."""
+        reached = self.begun + min(steps, self.of_a_place)
         shared.state.sampling_step = max(shared.state.sampling_step, reached)
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from sgool.pictures import to_uint8
 from sgool.region import Region
 from sgool.result import Result
 from sgool.settings import Settings
+from sgool.zoom import Repaint, Verdict
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,115 @@ class Scores:
         return max(0, len(self.losses) - 1)
 
 
+@dataclass(frozen=True)
+class ZoomedPlace:
+    """What has come of one place; see `sgool.zoom.Repaint`. picture_before, picture_after: uint8 [h, w, 3], or None.
+
+    told: all of it in words.
+    """
+
+    name: str
+    text: str
+    region: Region
+    verdict: Verdict
+    before: float | None
+    after: float | None
+    picture_before: np.ndarray | None
+    picture_after: np.ndarray | None
+    told: str
+
+    @classmethod
+    def of(cls, repaint: Repaint) -> ZoomedPlace:
+        place = repaint.place
+        return cls(
+            name=place.name,
+            text=place.text,
+            region=place.region,
+            verdict=repaint.verdict,
+            before=repaint.before,
+            after=repaint.after,
+            picture_before=None if repaint.crop_before is None else to_uint8(repaint.crop_before),
+            picture_after=None if repaint.crop_after is None else to_uint8(repaint.crop_after),
+            told=str(repaint),
+        )
+
+
+@dataclass(frozen=True)
+class ZoomOutcome:
+    """What a zoom has made of one image. before, after: uint8 [H, W, 3]; saliency: [H, W], float16, of after."""
+
+    before: np.ndarray
+    after: np.ndarray
+    saliency: Tensor
+    places: tuple[ZoomedPlace, ...]
+
+    @property
+    def kept(self) -> int:
+        return sum(place.verdict is Verdict.KEPT for place in self.places)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image's part in a run: what SGOOL made of it as a whole, and what the zoom made of that. One may be None."""
+
+    outcome: Outcome | None = None
+    zoom: ZoomOutcome | None = None
+
+    @property
+    def before(self) -> np.ndarray:
+        """uint8 [H, W, 3]: the WebUI's own image. With hires fix, which upscales in between, it is that before zoom."""
+        if self.zoom is None or (self.outcome is not None and self.outcome.before.shape == self.zoom.after.shape):
+            assert self.outcome is not None
+            return self.outcome.before
+        return self.zoom.before
+
+    @property
+    def after(self) -> np.ndarray:
+        """uint8 [H, W, 3]: what came out."""
+        shown = self.zoom or self.outcome
+        assert shown is not None
+        return shown.after
+
+    @property
+    def saliency(self) -> Tensor:
+        """[H, W]: where people look in the image after."""
+        shown = self.zoom or self.outcome
+        assert shown is not None
+        return shown.saliency
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The places of a zoom, else the regions that SGOOL looked at."""
+        if self.zoom is not None:
+            return tuple(place.region for place in self.zoom.places)
+        assert self.outcome is not None
+        return self.outcome.regions
+
+
 @dataclass
 class Run:
     """What is known of one generation.
 
-    owner: gives its processing object, while that lives. noise: of the batch at hand. outcomes, notes: by the image's
-    number. files: the number of the image that each saved file belongs to. interrupted: whether the user has stopped
-    the run.
+    owner: gives its processing object, while that lives. whole: whether SGOOL improves its images as a whole. mask: a
+    picture, white where the zoom may paint, as the API gave it. noise: of the batch at hand. outcomes, zooms, notes: by
+    the image's number. files: the number of the image that each saved file belongs to. interrupted: whether the user
+    has stopped the run; stopped: the numbers of the images that were in work when the user stopped it, or skipped them.
     """
 
     settings: Settings
     owner: Callable[[], Any]
+    whole: bool = True
+    mask: Any = None
     noise: Tensor | None = None
     outcomes: dict[int, Outcome] = field(default_factory=dict)
+    zooms: dict[int, ZoomOutcome] = field(default_factory=dict)
     notes: dict[int, str] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
     interrupted: bool = False
+    stopped: set[int] = field(default_factory=set)
+
+    @property
+    def entries(self) -> dict[int, Entry]:
+        """By the image's number, in order: all that something has come of."""
+        numbers = sorted({*self.outcomes, *self.zooms})
+        return {number: Entry(self.outcomes.get(number), self.zooms.get(number)) for number in numbers}

@@ -45,23 +45,36 @@ class SgoolScript(scripts.Script):
             return
         try:
             settings = parse(args, getattr(p, OVERRIDES, None), loaded_model(p))
+            if settings is None:
+                return
+            from sgool.webui import masks
+
+            mask = masks.given(args, settings)
         except SgoolError as error:
             from sgool.webui.messages import sentence
 
             self._refuse(p, f"SGOOL is not used: {sentence(error)}")
             return
-        if settings is None:
-            return
-        if getattr(p, "firstpass_image", None) is not None:
+        upscaled = getattr(p, "firstpass_image", None) is not None
+        if upscaled and not settings.zoom:
             self._refuse(p, "SGOOL leaves an image that is only upscaled as it is.")
             return
         from sgool.webui import models
-        from sgool.webui.batch import nothing_to_do
+        from sgool.webui.batch import improves, nothing_to_do
         from sgool.webui.messages import failure, sentence
         from sgool.webui.records import Run
 
         if self.is_img2img:
             settings = settings.changed(start="image")
+        notes: dict[int, str] = {}
+        if settings.zoom and settings.zoom_by == "mask" and mask is None and not masks.is_inpainting(p):
+            lacking = "SGOOL's zoom on a mask needs a mask: paint one in img2img, Inpaint."
+            settings = settings.changed(zoom=False)
+            if not improves(settings) or upscaled:
+                self._refuse(p, lacking)
+                return
+            self._note(p, lacking)
+            notes = dict.fromkeys(range(len(p.all_seeds)), lacking)
         if told := nothing_to_do(settings):
             self._refuse(p, told)
             return
@@ -78,14 +91,14 @@ class SgoolScript(scripts.Script):
                 p, f"SGOOL is not used: {sentence(error)}" if isinstance(error, SgoolError) else failure(error)
             )
             return
-        run = Run(settings, weakref.ref(p))
+        run = Run(settings, weakref.ref(p), whole=improves(settings) and not upscaled, mask=mask, notes=notes)
         setattr(p, _RUN, run)
         infotext.write(p, run)
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """Keep the seed's noise. With hires fix this sampler's result is where SGOOL comes in."""
         run = _run(p)
-        if run is None or getattr(p, "is_hr_pass", False):
+        if run is None or not run.whole or getattr(p, "is_hr_pass", False):
             return
         run.noise = kwargs["noise"].detach().clone()
         if getattr(p, "enable_hr", False):
@@ -93,11 +106,22 @@ class SgoolScript(scripts.Script):
 
     def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
         run = _run(p)
-        if run is None or getattr(p, "enable_hr", False) or getattr(ps.samples, "already_decoded", False):
+        if run is None or not run.whole or getattr(p, "enable_hr", False):
+            return
+        if getattr(ps.samples, "already_decoded", False):
             return
         from sgool.webui.batch import improve
 
         ps.samples = improve(p, run, ps.samples)
+
+    def postprocess_image(self, p: Any, pp: Any, *args: Any) -> None:
+        """The image is finished, after hires fix: zoom into it."""
+        run = _run(p)
+        if run is None or not run.settings.zoom:
+            return
+        from sgool.webui.zoom import zoom
+
+        pp.image = zoom(p, run, pp.image)
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
         run = _run(p)
@@ -117,8 +141,12 @@ class SgoolScript(scripts.Script):
         """Below the gallery, in the infotext and in the console."""
         from sgool.webui.messages import without_folder
 
-        p.comment(sentence)
+        self._note(p, sentence)
         p.extra_generation_params[infotext.NOTE] = without_folder(sentence)
+
+    def _note(self, p: Any, sentence: str) -> None:
+        """Below the gallery and in the console."""
+        p.comment(sentence)
         print(sentence, file=sys.stderr)
 
 

@@ -20,6 +20,9 @@ def add_axes() -> None:
             there = {option.label for option in grid.axis_options}
             options = [_axis(grid, "enabled", "On", str, ("False", "True"), _truth)]
             for name, about in WEBUI.items():
+                if isinstance(DEFAULTS[name], bool):  # bool("False") is true
+                    options.append(_axis(grid, name, about.label, str, ("False", "True"), _truth))
+                    continue
                 options.append(_axis(grid, name, about.label, type(DEFAULTS[name]), about.choices or about.suggestions))
             grid.axis_options.extend(option for option in options if option.label not in there)
 

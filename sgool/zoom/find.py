@@ -58,6 +58,8 @@ def find_places(picture: Picture, critics: Critics, settings: Settings) -> list[
     """The places of a picture, in the order in which they are painted; see `sgool.zoom.zoom_in`."""
     limit = settings.zoom_largest * min(picture.image.shape[-2:])
     every = FINDERS[settings.zoom_by](picture, critics, settings)
+    if picture.within is not None:
+        every = [each for each in every if (crop(picture.within[None, None], each.region) > 0.5).any()]
     small = [each for each in every if max(each.region.height, each.region.width) <= limit]
     if settings.zoom_order == "weakest-first":
         known = [replace(each, text=each.text or likest(picture, each.region, critics.guide)) for each in small]

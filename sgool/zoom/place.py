@@ -15,12 +15,14 @@ from sgool.region import Region
 @dataclass(frozen=True)
 class Picture:
     """What is zoomed into. image: [1, 3, H, W] in [0, 1]; prompt: what it was made from; mask: [H, W] in [0, 1], or
-    None: where it may be painted again, if the user says so.
+    None: where it may be painted again, if the user says so. within: [H, W] in [0, 1], or None: places that do not
+    touch it are no places, whatever finds them.
     """
 
     image: Tensor
     prompt: str
     mask: Tensor | None = None
+    within: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from payloads import BASE, SGOOL, differ, make, outcome
+from payloads import BASE, HIRES, SGOOL, differ, make, outcome
+from test_zoom import ZOOM, kept
 from webui_server import WebUI, interpreter
 
 DETECTOR = """
@@ -56,11 +57,50 @@ def test_both_take_effect_and_sgool_stays_off_in_the_inner_passes(both, selected
     assert differ(adetailer, plain), "After Detailer has painted nothing"
     lines = len(both.output())
     together = made(SGOOL=ours, ADetailer=theirs)
-    assert both.output()[lines:].count("SGOOL: score") == 1
+    assert both.output()[lines:].count("SGOOL: your image") == 1
     found = outcome(together)
     assert found == outcome(sgool)
     assert found.better
     assert "ADetailer model: untrained.pt" in together.texts[0]
     assert differ(together, sgool)
     assert differ(together, adetailer)
+    assert made().encoded == plain.encoded
+
+
+FINDER = {"ad_model": "untrained.pt", "ad_confidence": 0.01, "ad_mask_k": 2}
+
+
+def test_the_same_pass_gives_the_same_pixels_and_takes_as_long(both):
+    """With the same picture, mask, blur, padding, prompt, seed and strength, handed to both as After Detailer has them.
+
+    The ratio of the times is printed; `docs/adetailer.md` says what it was.
+    """
+    both.options(ad_only_selected_scripts=True)
+    ratios = []
+    for payload in (BASE, {**BASE, "sampler_name": "Euler a"}, {**HIRES, "hr_upscaler": "Latent"}):
+        scripts = {"ADetailer": {"args": [True, False, FINDER]}, "SGOOL probe": {"args": ["compare"]}}
+        make(both, {**payload, "alwayson_scripts": scripts})
+        passes = both.get("/sgool-probe/compared")
+        assert len(passes) == 2
+        for each in passes:
+            print(each)
+            assert each["difference"] == 0 and each["painted"] > 100
+            ratios.append(min(each["ours"]) / min(each["theirs"]))
+    print("ours / theirs:", [round(ratio, 3) for ratio in ratios])
+    assert 0.4 < sorted(ratios)[len(ratios) // 2] < 1.3
+
+
+def test_both_in_one_generation_each_does_its_own(both):
+    ours = {"args": [{**ZOOM, "zoom_places": 1}]}
+    theirs = {"args": [True, False, FINDER]}
+
+    def made(**scripts):
+        return make(both, {**BASE, "alwayson_scripts": scripts})
+
+    plain = made()
+    together = made(SGOOL=ours, ADetailer=theirs)
+    assert kept(together) == (1, 1) and "ADetailer model: untrained.pt" in together.texts[0]
+    assert "SGOOL note" not in together.texts[0]
+    for one in (made(SGOOL=ours), made(ADetailer=theirs)):
+        assert differ(one, plain) and differ(one, together)
     assert made().encoded == plain.encoded

@@ -18,6 +18,7 @@ OURS = Path(__file__).parents[2] / "sgool" / "webui"
 PLACES = {
     "shared.State": "shared.state",
     "shared.Options": "shared.opts",
+    "shared.TotalTQDM": "shared_total_tqdm.TotalTQDM",
     "sd_samplers_cfg_denoiser.CFGDenoiser": "denoiser",
     "sd_samplers.DDIM": "sd_samplers_timesteps.CompVisSampler",
 }
@@ -32,6 +33,13 @@ OWN = {
     "processing.StableDiffusionProcessing.mask",
     "processing.StableDiffusionProcessing.nmask",
     "processing.StableDiffusionProcessing.refiner_checkpoint_info",
+    # Only those of img2img have these, and only once they paint over something.
+    "processing.StableDiffusionProcessing.mask_for_overlay",
+    "processing.StableDiffusionProcessing.init_images",
+    "processing.StableDiffusionProcessing.image_mask",
+    "processing.finish",
+    "processing.params_txt",
+    "extra_networks.loaded",
     "script_callbacks.registered",
     "scripts.ScriptRunner.called",
 }

@@ -247,4 +247,4 @@ def test_sgool_stays_off_inside_after_detailers_passes(server):
     lines = len(server.output())
     answer = make(server, {**BASE, "alwayson_scripts": scripts})
     assert ran(answer)
-    assert server.output()[lines:].count("SGOOL: score") == 1
+    assert server.output()[lines:].count("SGOOL: your image") == 1

@@ -2,6 +2,11 @@ import contextlib
 
 import torch
 
+
+class NansException(Exception):
+    pass
+
+
 cpu = device = torch.device("cpu")
 dtype_vae = torch.float32
 unet_needs_upcast = False

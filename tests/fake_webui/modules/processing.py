@@ -1,7 +1,14 @@
 """One generation, with the hooks where the WebUI has them."""
 
+import numpy as np
 import torch
-from modules import devices, prompt_parser, rng, scripts, sd_samplers, shared
+from modules import devices, extra_networks, images, prompt_parser, rng, scripts, sd_hijack, sd_samplers, shared
+from modules.sd_hijack import model_hijack
+from modules.shared import cmd_opts, opts, state
+from PIL import Image, ImageFilter, ImageOps
+
+params_txt = []
+"""Every infotext that was written to that file."""
 
 
 def decode_latent_batch(model, batch, target_device=None, check_for_nans=False):
@@ -16,17 +23,50 @@ class StableDiffusionProcessing:
     refiner_checkpoint_info = None
     do_not_save_samples = False
 
-    def __init__(self, prompt="", negative_prompt="", seed=1, steps=4, cfg_scale=4.0, batch_size=1, n_iter=1):
-        self.prompt, self.negative_prompt, self.seed = prompt, negative_prompt, seed
-        self.steps, self.cfg_scale = steps, cfg_scale
-        self.batch_size, self.n_iter = batch_size, n_iter
-        self.extra_generation_params = {}
+    paste_to = overlay_images = mask_for_overlay = None
+    init_images = image_mask = None
+
+    def __init__(
+        self,
+        sd_model=None,
+        outpath_samples="outputs",
+        outpath_grids="outputs",
+        prompt="",
+        negative_prompt="",
+        seed=1,
+        subseed=-1,
+        subseed_strength=0,
+        seed_resize_from_h=-1,
+        seed_resize_from_w=-1,
+        sampler_name="DDIM",
+        scheduler="Automatic",
+        batch_size=1,
+        n_iter=1,
+        steps=4,
+        cfg_scale=4.0,
+        width=64,
+        height=64,
+        restore_faces=None,
+        tiling=None,
+        do_not_save_samples=False,
+        do_not_save_grid=False,
+        extra_generation_params=None,
+        eta=None,
+        do_not_reload_embeddings=False,
+        disable_extra_networks=False,
+    ):
+        given = {name: value for name, value in locals().items() if name not in ("self", "sd_model")}
+        vars(self).update(given)
+        self.extra_generation_params = extra_generation_params or {}
         self.comments = {}
-        self.outpath_samples = "outputs"
         self.iteration = 0
         self.scripts = None
         self.script_args = ()
         self.sampler = None
+        self.extra_network_data = None
+
+    def init(self, all_prompts, all_seeds, all_subseeds):
+        pass
 
     @property
     def sd_model(self):
@@ -106,12 +146,53 @@ class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
     init_latent = None
     image_conditioning = None
 
+    def __init__(
+        self,
+        *,
+        denoising_strength=0.5,
+        init_images=None,
+        mask=None,
+        mask_blur=0,
+        inpainting_fill=0,
+        inpaint_full_res=True,
+        inpaint_full_res_padding=0,
+        **options,
+    ):
+        super().__init__(**options)
+        self.denoising_strength, self.init_images, self.image_mask = denoising_strength, init_images, mask
+        self.mask_blur, self.inpainting_fill = mask_blur, inpainting_fill
+        self.inpaint_full_res, self.inpaint_full_res_padding = inpaint_full_res, inpaint_full_res_padding
+
+    def init(self, all_prompts, all_seeds, all_subseeds):
+        if not self.init_images:
+            return
+        (image,) = self.init_images
+        if opts.save_init_img:
+            images.save_image(image, "inits", None)
+        mask = self.image_mask.filter(ImageFilter.BoxBlur(self.mask_blur and int(2.5 * self.mask_blur + 0.5)))
+        self.mask_for_overlay = mask
+        left, top, right, bottom = mask.getbbox()
+        pad = self.inpaint_full_res_padding
+        left, top = max(left - pad, 0), max(top - pad, 0)
+        right, bottom = min(right + pad, mask.width), min(bottom + pad, mask.height)
+        self.paste_to = (left, top, right - left, bottom - top)
+        masked = Image.new("RGBa", image.size)
+        masked.paste(image.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask))
+        self.overlay_images = [masked.convert("RGBA")]
+        crop = image.crop((left, top, right, bottom)).resize((self.width, self.height))
+        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None] / 255
+        self.init_latent = shared.sd_model.backend[0].encode(pixels).float()
+        small = mask.crop((left, top, right, bottom)).resize((self.width // 8, self.height // 8))
+        self.nmask = torch.from_numpy(np.around(np.array(small) / 255)).float()[None].repeat(4, 1, 1)
+        self.mask = 1 - self.nmask
+
     def sample(self, conditioning, unconditional_conditioning, seeds, subseeds, subseed_strength, prompts):
         self.sampler = sd_samplers.create_sampler("DDIM", self.sd_model)
         x = self.rng.next()
-        self.scripts.process_before_every_sampling(
-            p=self, x=self.init_latent, noise=x, c=conditioning, uc=unconditional_conditioning
-        )
+        if self.scripts is not None:
+            self.scripts.process_before_every_sampling(
+                p=self, x=self.init_latent, noise=x, c=conditioning, uc=unconditional_conditioning
+            )
         samples = self.sampler.sample_img2img(self, self.init_latent, x, conditioning, unconditional_conditioning)
         if self.mask is not None:
             samples = samples * self.nmask + self.init_latent * self.mask
@@ -154,36 +235,73 @@ def create_infotext(
 
 def process_images(p):
     """A Processed with infotexts as dicts. p.latents: of every batch; p.saved: whether each image went to disk."""
+    return process_images_inner(p)
+
+
+def process_images_inner(p):
+    sd_hijack.model_hijack.apply_circular(bool(p.tiling))
+    model_hijack.clear_comments()
     count = p.batch_size * p.n_iter
     p.all_prompts, p.all_seeds = [p.prompt] * count, [p.seed + i for i in range(count)]
+    p.all_negative_prompts, p.all_subseeds = [p.negative_prompt] * count, [p.subseed + i for i in range(count)]
     p.latents, p.saved = [], []
     pictures, texts = [], []
-    p.scripts.process(p)
-    shared.state.job_count = p.n_iter
+    if p.scripts is not None:
+        p.scripts.process(p)
+    if state.job_count in (0, -1):
+        state.job_count = p.n_iter
     with torch.no_grad():
+        p.init(p.all_prompts, p.all_seeds, p.all_subseeds)
         for n in range(p.n_iter):
             p.iteration = n
-            shared.state.skipped = False
-            if shared.state.interrupted or shared.state.stopping_generation:
+            state.skipped = False
+            if state.interrupted or state.stopping_generation:
                 break
             batch = slice(n * p.batch_size, (n + 1) * p.batch_size)
             p.prompts, p.seeds = p.all_prompts[batch], p.all_seeds[batch]
-            p.rng = rng.ImageRNG((4, 8, 8), p.seeds)
+            p.rng = rng.ImageRNG((4, p.height // 8, p.width // 8), p.seeds)
+            p.prompts, p.extra_network_data = extra_networks.parse_prompts(p.prompts)
+            if not p.disable_extra_networks:
+                extra_networks.activate(p, p.extra_network_data)
             p.setup_conds()
+            model_hijack.comments.append("of this pass")
+            if n == 0 and not cmd_opts.no_prompt_history:
+                params_txt.append(p.prompts)
             with devices.autocast():
                 samples = p.sample(p.c, p.uc, p.seeds, None, 0, p.prompts)
-            ps = scripts.PostSampleArgs(samples)
-            p.scripts.post_sample(p, ps)
-            samples = ps.samples
+            if p.scripts is not None:
+                ps = scripts.PostSampleArgs(samples)
+                p.scripts.post_sample(p, ps)
+                samples = ps.samples
             p.latents.append(samples)
             if not getattr(samples, "already_decoded", False):
                 samples = decode_latent_batch(p.sd_model, samples, target_device=devices.cpu, check_for_nans=True)
-            shared.state.nextjob()
+            state.nextjob()
+            p.prompts = p.all_prompts[batch]
             p.saved += [p.save_samples()] * len(samples)
             for i, sample in enumerate(samples):
                 p.batch_index = i
-                pictures.append(sample)
+                pictures.append(finish(p, sample))
                 texts.append(create_infotext(p, p.prompts, p.seeds, None, None, index=i))
     processed = Processed(p, pictures, texts)
-    p.scripts.postprocess(p, processed)
+    if p.scripts is not None:
+        p.scripts.postprocess(p, processed)
     return processed
+
+
+def finish(p, sample):
+    """The image as the decoder gave it, and a picture where a script has changed it or it is pasted into another."""
+    pixels = torch.clamp((sample.float() + 1) / 2, 0, 1)
+    decoded = image = Image.fromarray((255.0 * np.moveaxis(pixels.numpy(), 0, 2)).astype(np.uint8))
+    if p.scripts is not None:
+        pp = scripts.PostprocessImageArgs(image)
+        p.scripts.postprocess_image(p, pp)
+        image = pp.image
+    if p.paste_to is not None and shared.opts.overlay_inpaint:
+        overlay = p.overlay_images[0]
+        left, top, width, height = p.paste_to
+        whole = Image.new("RGBA", overlay.size)
+        whole.paste(image.resize((width, height)), (left, top))
+        whole.alpha_composite(overlay)
+        image = whole.convert("RGB")
+    return sample if image is decoded else image

@@ -9,6 +9,11 @@ class PostSampleArgs:
         self.samples = samples
 
 
+class PostprocessImageArgs:
+    def __init__(self, image):
+        self.image = image
+
+
 class Script:
     is_img2img = False
     tabname = "txt2img"
@@ -32,6 +37,9 @@ class Script:
     def post_sample(self, p, ps, *args):
         pass
 
+    def postprocess_image(self, p, pp, *args):
+        pass
+
     def postprocess(self, p, processed, *args):
         pass
 
@@ -51,6 +59,9 @@ class ScriptRunner:
 
     def post_sample(self, p, ps):
         self._each("post_sample", p, ps)
+
+    def postprocess_image(self, p, pp):
+        self._each("postprocess_image", p, pp)
 
     def postprocess(self, p, processed):
         self._each("postprocess", p, processed)

@@ -1,7 +1,7 @@
 """One sampler, DDIM."""
 
 import k_diffusion.sampling
-from modules import sd_samplers_common, shared
+from modules import sd_samplers_common
 from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 
 
@@ -32,7 +32,7 @@ class DDIM:
 
     def _walk(self, p, x, count, c, uc):
         self.initialize(p)
-        shared.state.sampling_steps, shared.state.sampling_step = count, 0
+        sd_samplers_common.state.sampling_steps, sd_samplers_common.state.sampling_step = count, 0
         abars = self.model.alphas_cumprod
         for i in reversed(range(count)):
             t = i * (1000 // p.steps) + 1
@@ -50,7 +50,8 @@ class DDIM:
             except sd_samplers_common.InterruptedException:
                 return x
             x = (x - (1 - abars[t]).sqrt() * eps) / abars[t].sqrt() * after.sqrt() + (1 - after).sqrt() * eps
-            shared.state.sampling_step += 1
+            sd_samplers_common.state.sampling_step = count - i
+            sd_samplers_common.shared.total_tqdm.update()
         return x
 
 

@@ -1,4 +1,5 @@
-from modules import shared
+from modules import shared  # noqa: F401
+from modules.shared import state
 
 
 class InterruptedException(BaseException):
@@ -6,7 +7,7 @@ class InterruptedException(BaseException):
 
 
 def store_latent(decoded):
-    shared.state.current_latent = decoded
+    state.current_latent = decoded
 
 
 def setup_img2img_steps(p, steps=None):

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 sd_model = None
-cmd_opts = SimpleNamespace(lowvram=False)
+cmd_opts = SimpleNamespace(lowvram=False, no_prompt_history=False)
 
 
 class OptionInfo:
@@ -24,6 +24,8 @@ class Options:
             "save_incomplete_images": False,
             "enable_pnginfo": True,
             "img2img_fix_steps": False,
+            "save_init_img": True,
+            "overlay_inpaint": False,  # the extension has to see to it
         }
         vars(self)["data_labels"] = {}
 
@@ -66,5 +68,11 @@ class State:
         self.sampling_step = 0
 
 
+class TotalTQDM:
+    def update(self):
+        pass
+
+
 opts = Options()
 state = State()
+total_tqdm = TotalTQDM()

@@ -8,7 +8,7 @@ events: list[list[Any]] = []
 """For the last generation: [hook, names of its keyword arguments, facts about p and the samples]."""
 
 attributes: set[str] = set()
-"""The attributes of p after sampling."""
+"""The attributes of p after sampling, and those that it has at the end."""
 
 
 class Recorder:
@@ -26,6 +26,7 @@ class Recorder:
         _note("post_sample", p, {}, "decoded" if decoded else list(ps.samples.shape))
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
+        attributes.update(dir(p))
         _note("postprocess", p, {}, len(processed.images))
 
 

@@ -5,6 +5,7 @@ Only the tests link it.
 
 from __future__ import annotations
 
+import copy
 import gc
 import hashlib
 import importlib
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import sgool_recorder
 import torch
 from modules import (
@@ -115,11 +117,55 @@ def last() -> list[dict[str, Any]]:
     """For each image of the last run in txt2img, what the infotext does not say."""
     from sgool.webui import gallery
 
-    outcomes = gallery.runs[next(reversed(gallery.runs))]
+    entries = gallery.runs[next(reversed(gallery.runs))]
+    outcomes = [entry.outcome for entry in entries if entry.outcome]
     kept = [
         {"before": each.score_before, "scores": each.result.scores, "losses": each.result.losses} for each in outcomes
     ]
     return [{**each, "first": first} for each, first in zip(kept, firsts[-len(kept) :], strict=True)]
+
+
+outer: list[Any] = []
+"""The processing object of the user's generation."""
+
+passes: list[dict[str, Any]] = []
+"""Of After Detailer's passes in a generation with the argument "compare", beside SGOOL's own over the same: the largest
+difference of a channel, how many pixels were painted, and the seconds of both."""
+
+
+def _compare(p2: Any) -> Any:
+    """In place of the WebUI's process_images within After Detailer: its pass, and ours with what it was given."""
+    from sgool.webui.inpaint import Area, Inpainter
+
+    p, image = outer[-1], p2.init_images[0].copy()
+    number = p.iteration * p.batch_size + p.batch_index
+    area = Area(p2.image_mask.copy(), p2.mask_blur, p2.inpaint_full_res_padding)
+    seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
+    for _ in range(3):
+        theirs = copy.copy(p2)
+        theirs.init_images = [image.copy()]
+        theirs.cached_c, theirs.cached_uc = [None, None], [None, None]
+        torch.manual_seed(p2.seed)  # the VAE's encoder draws from torch's numbers; ours are always the same
+        begun = time.perf_counter()
+        processed = processing.process_images(theirs)
+        seconds["theirs"].append(time.perf_counter() - begun)
+        painter = Inpainter(p, number, p2.denoising_strength, lambda step: None)
+        begun = time.perf_counter()
+        ours = painter.paint(image, area, p2.prompt, p2.seed - p.all_seeds[number])
+        seconds["ours"].append(time.perf_counter() - begun)
+    arrays = [np.asarray(each, np.int16) for each in (image, processed.images[0], ours)]
+    passes.append(
+        {
+            "difference": int(np.abs(arrays[1] - arrays[2]).max()),
+            "painted": int((arrays[0] != arrays[1]).any(-1).sum()),
+            **seconds,
+        }
+    )
+    return processed
+
+
+def compared() -> list[dict[str, Any]]:
+    return passes
 
 
 def reload() -> dict[str, Any]:
@@ -209,6 +255,7 @@ def _add(_demo: Any, app: Any) -> None:
     app.add_api_route("/sgool-probe/last", last, methods=["GET"])
     app.add_api_route("/sgool-probe/hooks", hooks, methods=["GET"])
     app.add_api_route("/sgool-probe/extensions", extension_metadata, methods=["GET"])
+    app.add_api_route("/sgool-probe/compared", compared, methods=["GET"])
     app.add_api_route("/sgool-probe/order/{tab}/{hook}", order, methods=["GET"])
     app.add_api_route("/sgool-probe/arm", arm, methods=["POST"])
     app.add_api_route("/sgool-probe/starting", starting, methods=["GET"])
@@ -225,7 +272,9 @@ for route in (arm, random_model, describe_all):
 
 
 class Probe(sgool_recorder.Recorder, scripts.Script):
-    """With the argument "inner", this script paints the image again in a run of its own, like After Detailer."""
+    """With the argument "inner", this script paints the image again in a run of its own, like After Detailer; with
+    "compare", After Detailer's own passes are compared with SGOOL's.
+    """
 
     def title(self) -> str:
         return "SGOOL probe"
@@ -235,6 +284,16 @@ class Probe(sgool_recorder.Recorder, scripts.Script):
 
     def ui(self, is_img2img: bool) -> list[Any]:
         return [gr.Textbox(value="", label="SGOOL probe", visible=False)]
+
+    def process(self, p: Any, *args: Any) -> None:
+        super().process(p, *args)
+        if getattr(p, "_ad_inner", False) or hasattr(p, "sgool_probe"):  # After Detailer calls it with a copy of p, too
+            return
+        p.sgool_probe = True
+        outer[:], passes[:] = [p], []
+        for data in scripts.scripts_data:
+            if data.module.__name__.startswith("!adetailer"):
+                data.module.process_images = _compare if args[:1] == ("compare",) else processing.process_images
 
     def postprocess_image(self, p: Any, pp: Any, what: str) -> None:
         if what != "inner" or getattr(p, "_ad_inner", False):

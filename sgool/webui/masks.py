@@ -1,0 +1,110 @@
+"""The user's masks: where a zoom may paint."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from sgool.settings import SettingError, Settings
+
+FIELD = "zoom_mask"
+"""Of the API's dict: a PNG or JPEG file in base64, white where the zoom may paint."""
+
+LARGEST = 32 * 2**20
+"""Bytes of such a file."""
+
+MOST_PIXELS = 2**26
+
+_KINDS = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
+"""Files that are taken, by how they begin."""
+
+
+def given(args: Sequence[Any], settings: Settings) -> Image.Image | None:
+    """The mask that an API request hands over, "L", or None. Raises SettingError where it does not fit."""
+    text = args[0].get(FIELD) if args and isinstance(args[0], Mapping) else None
+    if text is None:
+        return None
+    if not (settings.zoom and settings.zoom_by == "mask"):
+        raise SettingError(FIELD, "goes with zoom true and zoom_by mask")
+    return _decoded(text)
+
+
+def _decoded(text: Any) -> Image.Image:
+    if not isinstance(text, str):
+        raise SettingError(FIELD, "must be a PNG or JPEG file in base64")
+    if len(text) > LARGEST * 4 // 3 + 100:
+        raise SettingError(FIELD, f"is larger than {LARGEST // 2**20} MB")
+    try:
+        data = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except (binascii.Error, ValueError):
+        raise SettingError(FIELD, "is not base64") from None
+    kind = next((name for start, name in _KINDS.items() if data.startswith(start)), None)
+    if kind is None:
+        raise SettingError(FIELD, "is neither a PNG nor a JPEG file")
+    try:
+        with Image.open(io.BytesIO(data), formats=[kind]) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise SettingError(FIELD, f"has {picture.width}x{picture.height} pixels, which are too many")
+            return picture.convert("L")
+    except SettingError:
+        raise
+    except Exception as error:  # a broken file may raise anything
+        raise SettingError(FIELD, "is a picture that cannot be read") from error
+
+
+def is_inpainting(p: Any) -> bool:
+    """Whether the user has painted a mask in img2img."""
+    return getattr(p, "image_mask", None) is not None
+
+
+def of_request(p: Any, mask: Image.Image | None, size: tuple[int, int]) -> Tensor | None:
+    """The mask of an API request as [H, W] in [0, 1]; of the whole picture where p paints only a part of it.
+
+    size: width and height of the picture at hand. What is of another size is handed on as it is, to be refused.
+    """
+    if mask is None:
+        return None
+    part = getattr(p, "paste_to", None)
+    overlays = getattr(p, "overlay_images", None)
+    if part is not None and overlays and mask.size == overlays[0].size:
+        mask = _part(mask, part, size)
+    return _tensor(mask)
+
+
+def of_user(p: Any, size: tuple[int, int]) -> Tensor | None:
+    """Where the user inpaints: [H, W] in [0, 1], soft at its edge, of the picture at hand; None for other images.
+
+    With "only masked" the picture at hand is the part that was painted. size: its width and height.
+    """
+    if not is_inpainting(p):
+        return None
+    drawn, part = getattr(p, "mask_for_overlay", None), getattr(p, "paste_to", None)
+    if drawn is not None:
+        drawn = drawn.convert("L")
+        return _tensor(_part(drawn, part, size) if part is not None else _resized(drawn, size))
+    latent = getattr(p, "nmask", None)  # what is left where an extension takes the overlay over
+    if latent is None:
+        return None
+    return F.interpolate(latent[None, :1].float(), size[::-1], mode="bilinear")[0, 0].cpu()
+
+
+def _part(mask: Image.Image, part: tuple[int, int, int, int], size: tuple[int, int]) -> Image.Image:
+    left, top, width, height = part
+    return _resized(mask.crop((left, top, left + width, top + height)), size)
+
+
+def _resized(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
+
+
+def _tensor(mask: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(mask, np.float32)) / 255
