@@ -104,7 +104,8 @@ def test_what_the_judge_refuses_stays_as_it_was(webui, monkeypatch):
     assert differs.any() and not (differs & ~inside(LEFT)).any()
     assert processed.infotexts[0]["SGOOL zoom kept"] == "1 of 2"
     assert processed.infotexts[0]["SGOOL zoom places"] == (
-        "a red car: 0.610 -> 0.740, kept; a red car: 0.500 -> 0.600, not better, left as it was"
+        "a red car: 0.610 -> 0.740, kept; "
+        "a red car: 0.500 -> 0.600, better by itself but not in the image, left as it was"
     )
 
 

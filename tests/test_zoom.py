@@ -89,7 +89,7 @@ def test_only_what_the_judge_prefers_is_kept_and_nothing_else_changes(image):
 def test_a_better_place_that_spoils_the_image_is_refused(image):
     done = zoom(image, PLACES[:1], filled((1, 0, 0)), Judge(Colors(), "green"))
     assert done.repaints[0].after > done.repaints[0].before
-    assert done.repaints[0].verdict is Verdict.REFUSED
+    assert done.repaints[0].verdict is Verdict.SPOILS
     assert done.image is image
 
 

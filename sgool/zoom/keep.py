@@ -95,5 +95,8 @@ class _Work:
         if self.judge is None or begun.before is None:
             return kept
         after = self.judge.of_place(painted, place)
-        better = after > begun.before and self.judge.of_image(painted) > self.judge.of_image(self.image)
-        return replace(kept, after=after, verdict=Verdict.KEPT if better else Verdict.REFUSED)
+        kept = replace(kept, after=after)
+        if not after > begun.before:
+            return replace(kept, verdict=Verdict.REFUSED)
+        whole = self.judge.of_image(painted) > self.judge.of_image(self.image)
+        return kept if whole else replace(kept, verdict=Verdict.SPOILS)

@@ -44,6 +44,7 @@ class Verdict(Enum):
 
     KEPT = "kept"
     REFUSED = "not better, left as it was"
+    SPOILS = "better by itself but not in the image, left as it was"
     GOOD = "already good, left"
     STOPPED = "not reached"
     FAILED = "failed, left as it was"
