@@ -105,4 +105,4 @@ def test_an_unknown_name_is_told_before_the_first_pass_with_its_field(webui, fol
     looks = Looks()
     p, _ = webui.make({"guide": "clip:ViT-B-32/no-such-weights"}, last=[looks])
     (sentence,) = p.comments
-    assert looks.seen[0] == [sentence] and "guide" in sentence and "laion2b_e16" in sentence
+    assert looks.seen[0] == [sentence] and "Guide" in sentence and "laion2b_e16" in sentence

@@ -667,3 +667,25 @@ def test_a_place_is_cut_out_of_what_the_places_before_it_left(webui, painted):
         zooming.WebuiPaint = paint
     assert not torch.equal(*seen)
     assert (np.array(painted[1].init_images[0]) == (seen[1][0].movedim(0, 2).numpy() * 255).round()).all()
+
+
+def test_controlnet_has_no_part_in_a_place(webui):
+    """As ControlNet does, which takes its hold off the UNet only after the last image."""
+    p, _ = webui.make()
+    unet, calls = p.sd_model.model.diffusion_model, []
+    plain = unet.forward
+
+    def hinted(*args, **options):
+        calls.append(1)
+        return plain(*args, **options)
+
+    unet._original_forward, unet.forward = plain, hinted
+    try:
+        webui.make()
+        alone = len(calls)
+        _, processed = webui.make(DETAIL)
+        assert unet.forward is hinted
+    finally:
+        del unet.forward, unet._original_forward
+    assert processed.infotexts[0]["SGOOL zoom kept"] == "2 of 2"
+    assert len(calls) == 2 * alone > 0

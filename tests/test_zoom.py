@@ -20,7 +20,7 @@ from sgool.zoom import Picture, Place, Verdict, ZoomProgress, zoom
 from sgool.zoom.find import find_places
 from sgool.zoom.keep import Judge
 from sgool.zoom.paint import Painter, feather, pasted
-from sgool.zoom.texts import painting_prompt, place_name, subjects
+from sgool.zoom.texts import painting_prompt, place_name, subjects, things
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,18 @@ from sgool.zoom.texts import painting_prompt, place_name, subjects
 )
 def test_each_phrase_becomes_a_text_of_its_own(prompt, expected):
     assert subjects(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a cat and two dogs, at night, in the style of Monet, oil painting", ["a cat", "two dogs"]),
+        ("portrait of a woman, soft light", ["portrait of a woman"]),
+        ("1girl, blue hair", ["1girl", "blue hair"]),
+    ],
+)
+def test_style_is_not_looked_for(prompt, expected):
+    assert things(prompt) == expected
 
 
 def test_a_place_is_named_without_where_it_is():

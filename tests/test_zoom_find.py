@@ -249,3 +249,14 @@ def test_critics_hold_a_face_finder_only_where_faces_are_looked_for(tmp_path: Pa
     assert loaded.faces is not None and str(tmp_path) in loaded.faces.note
     assert load_critics(replace(wanted, faces=False), tmp_path).faces is None
     assert loaded.to(torch.device("cpu")) is loaded
+
+
+def test_no_phrase_is_given_to_two_places_before_all_are_used(own: Critics) -> None:
+    """Both places are red, the left one more so."""
+    image = painted((300, 300), red=(20, 20, 60))
+    image[:, 0, 200:260, 200:260] = 0.7
+    mask = torch.zeros(300, 300)
+    mask[20:80, 20:80] = mask[200:260, 200:260] = 1
+    picture = Picture(image, "a red cap and a blue hat", mask)
+    places = find_places(picture, own, settings(zoom_by="mask", zoom_order="left-to-right", zoom_smallest=0.1))
+    assert [place.text for place in places] == ["a red cap", "a blue hat"]

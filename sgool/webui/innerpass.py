@@ -42,6 +42,7 @@ def inner_pass(p: Any, inner: Any, count: Callable[[int], None]) -> Iterator[Non
         stack.enter_context(attributes(shared.state, {"current_latent": shared.state.current_latent}))
         stack.enter_context(attributes(model_hijack, {name: getattr(model_hijack, name) for name in _HIJACK}))
         stack.callback(model_hijack.apply_circular, bool(p.tiling))
+        stack.enter_context(_without_controlnet(p.sd_model))
         stack.callback(_networks_of, p, inner)
         state = _State(shared.state, count)
         quiet = Overlay(shared, opts=Overlay(shared.opts, **_OPTIONS), total_tqdm=_NoBar())
@@ -49,6 +50,17 @@ def inner_pass(p: Any, inner: Any, count: Callable[[int], None]) -> Iterator[Non
         stack.enter_context(attributes(sd_samplers_common, seen))
         seen |= {"opts": quiet.opts, "cmd_opts": Overlay(shared.cmd_opts, no_prompt_history=True)}
         stack.enter_context(attributes(processing, seen))
+        yield
+
+
+@contextmanager
+def _without_controlnet(model: Any) -> Iterator[None]:
+    """ControlNet leaves the UNet only after the last image, and its hints are those of the whole picture."""
+    unet = getattr(getattr(model, "model", None), "diffusion_model", None)
+    if unet is None or "_original_forward" not in vars(unet):
+        yield
+        return
+    with attributes(unet, {"forward": unet._original_forward}):
         yield
 
 

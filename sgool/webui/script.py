@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import sys
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modules import scripts
 
 from sgool.errors import SgoolError
 from sgool.presets import unused
 from sgool.result import Stop
+from sgool.settings import Settings
 from sgool.webui import infotext
 from sgool.webui.arguments import WEBUI, parse
+
+if TYPE_CHECKING:
+    from sgool.webui.records import Run
 
 _RUN = "sgool_run"
 OVERRIDES = "sgool_overrides"
 """Attributes of the processing object: the run (only while SGOOL is on), and what an XYZ plot sets."""
+
+
+class Refused(Exception):
+    """Why an image is left as it is, in one sentence."""
 
 
 class SgoolScript(scripts.Script):
@@ -55,45 +63,41 @@ class SgoolScript(scripts.Script):
 
             self._refuse(p, f"SGOOL is not used: {sentence(error)}")
             return
-        upscaled = getattr(p, "firstpass_image", None) is not None
-        if upscaled and not settings.zoom:
-            self._refuse(p, "SGOOL leaves an image that is only upscaled as it is.")
+        try:
+            run = self._begin(p, settings.changed(start="image") if self.is_img2img else settings, mask)
+        except Refused as told:
+            self._refuse(p, str(told))
             return
-        from sgool.webui import models
+        setattr(p, _RUN, run)
+        infotext.write(p, run)
+
+    def _begin(self, p: Any, settings: Settings, mask: Any) -> Run:
+        """The run of these settings, with its networks here. mask: of the API, or None. Raises Refused."""
+        from sgool.webui import masks
         from sgool.webui.batch import improves, nothing_to_do
-        from sgool.webui.messages import failure, sentence
         from sgool.webui.records import Run
 
-        if self.is_img2img:
-            settings = settings.changed(start="image")
+        upscaled = getattr(p, "firstpass_image", None) is not None
+        if upscaled and not settings.zoom:
+            raise Refused("SGOOL leaves an image that is only upscaled as it is.")
         notes: dict[int, str] = {}
         if settings.zoom and settings.zoom_by == "mask" and mask is None and not masks.is_inpainting(p):
             lacking = "SGOOL's zoom on a mask needs a mask: paint one in img2img, Inpaint."
             settings = settings.changed(zoom=False)
             if not improves(settings) or upscaled:
-                self._refuse(p, lacking)
-                return
+                raise Refused(lacking)
             self._note(p, lacking)
             notes = dict.fromkeys(range(len(p.all_seeds)), lacking)
         if told := nothing_to_do(settings):
-            self._refuse(p, told)
-            return
+            raise Refused(told)
+        if not any(prompt.strip() for prompt in p.all_prompts):
+            raise Refused("SGOOL needs a prompt that says what the image should show.")
         if idle := unused(settings, loaded_model(p)):
             where = f"method {settings.method}" + (" and a start from the image" if settings.start == "image" else "")
             p.comment(f"SGOOL: with {where} these do nothing: {', '.join(WEBUI[name].label for name in idle)}.")
-        try:
-            models.prepare(settings)  # before the first pass, which may take minutes
-        except Stop:
-            self._refuse(p, "SGOOL was stopped while it downloaded its networks; what has arrived is kept.")
-            return
-        except Exception as error:
-            self._refuse(
-                p, f"SGOOL is not used: {sentence(error)}" if isinstance(error, SgoolError) else failure(error)
-            )
-            return
-        run = Run(settings, weakref.ref(p), whole=improves(settings) and not upscaled, mask=mask, notes=notes)
-        setattr(p, _RUN, run)
-        infotext.write(p, run)
+        if told := _fetched(settings):  # before the first pass, which may take minutes
+            raise Refused(told)
+        return Run(settings, weakref.ref(p), whole=improves(settings) and not upscaled, mask=mask, notes=notes)
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """Keep the seed's noise. With hires fix this sampler's result is where SGOOL comes in."""
@@ -148,6 +152,22 @@ class SgoolScript(scripts.Script):
         """Below the gallery and in the console."""
         p.comment(sentence)
         print(sentence, file=sys.stderr)
+
+
+def _fetched(settings: Settings) -> str:
+    """Download what these settings need; why that could not be, or ""."""
+    from sgool.webui import models
+    from sgool.webui.messages import failure, sentence
+
+    try:
+        models.prepare(settings)
+    except Stop:
+        return "SGOOL was stopped while it downloaded its networks; what has arrived is kept."
+    except SgoolError as error:
+        return f"SGOOL is not used: {sentence(error)}"
+    except Exception as error:
+        return failure(error)
+    return ""
 
 
 def loaded_model(p: Any) -> str:

@@ -12,14 +12,14 @@ from torch import Tensor
 from sgool.errors import SgoolError
 from sgool.generate import Critics
 from sgool.guidance.critic import Critic
-from sgool.guidance.loss import crop
+from sgool.guidance.loss import assign, crop
 from sgool.guidance.prompt import clean_prompt
 from sgool.region import Region
 from sgool.saliency.faces import FaceFinder
 from sgool.saliency.regions import alike, find_regions, grown
 from sgool.settings import Settings
 from sgool.zoom.place import Picture, Place
-from sgool.zoom.texts import painting_prompt, place_name, subjects
+from sgool.zoom.texts import painting_prompt, place_name, things
 
 FOUND = 16
 """So many places are looked for, before those of the right size are chosen."""
@@ -62,7 +62,8 @@ def find_places(picture: Picture, critics: Critics, settings: Settings) -> list[
         every = [each for each in every if (crop(picture.within[None, None], each.region) > 0.5).any()]
     small = [each for each in every if max(each.region.height, each.region.width) <= limit]
     if settings.zoom_order == "weakest-first":
-        known = [replace(each, text=each.text or likest(picture, each.region, critics.guide)) for each in small]
+        texts = likest(picture, [each.region for each in small], critics.guide)
+        known = [replace(each, text=each.text or text) for each, text in zip(small, texts, strict=True)]
         found = sorted(known, key=lambda each: critics.guide.judge(crop(picture.image, each.region), each.text))
     else:
         found = sorted(small, key=lambda each: ORDERS[settings.zoom_order](each.region))
@@ -175,26 +176,33 @@ FINDERS: dict[str, Callable[[Picture, Critics, Settings], list[Candidate]]] = {
 
 def phrases_of(prompt: str) -> list[str]:
     """What the places of a prompt may show; at least the prompt itself."""
-    return subjects(prompt) or [clean_prompt(prompt)]
+    return things(prompt) or [clean_prompt(prompt)]
 
 
 @torch.no_grad()
-def likest(picture: Picture, region: Region, critic: Critic) -> str:
-    """The phrase of the prompt that the critic finds likest in a region."""
+def likest(picture: Picture, regions: Sequence[Region], critic: Critic) -> list[str]:
+    """The phrase of the prompt that each region shows, as the critic sees it.
+
+    The most similar pair is matched first, and no phrase is used again before all are used: a place that shows nothing
+    clear gets the phrase that is still missing.
+    """
+    if not regions:
+        return []
     phrases = phrases_of(picture.prompt)
-    scores = critic.table(critic.encode_image(critic.resize(crop(picture.image, region))), phrases)[0]
-    return phrases[int(scores.argmax())]
+    crops = torch.cat([critic.resize(crop(picture.image, region)) for region in regions])
+    scores = critic.table(critic.encode_image(crops), phrases)
+    numbers = assign(scores.repeat(1, ceil(len(regions) / len(phrases))))
+    return [phrases[number % len(phrases)] for number in numbers]
 
 
 def name_places(picture: Picture, found: Sequence[Candidate], critic: Critic, region_prompts: str = "") -> list[Place]:
     """The candidates with what each should show: its own of the region prompts (separated by `[SEP]`), or the text
-    that its finder knows, or the phrase of the prompt that the critic finds likest in it.
+    that its finder knows, or a phrase of the prompt (see `likest`).
     """
     given = {i: text.strip() for i, text in enumerate(region_prompts.split("[SEP]")) if clean_prompt(text)}
-    texts = [
-        clean_prompt(given.get(number, "")) or each.text or likest(picture, each.region, critic)
-        for number, each in enumerate(found)
-    ]
+    known = [clean_prompt(given.get(number, "")) or each.text for number, each in enumerate(found)]
+    free = iter(likest(picture, [each.region for each, text in zip(found, known, strict=True) if not text], critic))
+    texts = [text or next(free) for text in known]
     return [
         Place(
             each.region,

@@ -17,7 +17,7 @@ from sgool.samplers import Trajectory, get_sampler, make_schedule
 from sgool.settings import Settings
 from sgool.zoom.place import Place
 
-FEATHER = 1 / 20
+FEATHER = 1 / 10
 """How wide the seam is, as a share of a place's shorter side."""
 
 

@@ -11,6 +11,8 @@ _CLAUSE = re.compile(r"[,;.]\s+|[,;.]$")
 _TAIL = re.compile(
     r"\s(?:on|in|at|under|over|near|beside|behind|before|against|inside|outside|among|by)\s.*$", re.IGNORECASE
 )
+_STARTS = re.compile(r"(?:on|in|at|under|over|near|by|with|of|from)\s", re.IGNORECASE)
+_THING = re.compile(r"\b(?:an?|the|one|two|three|four|five|some|several|many|his|her|their|my)\s", re.IGNORECASE)
 _SIZES = re.compile(r"\b(?:very\s+)?(?:small|tiny|little|miniature|distant|far away|faraway)\b\s*", re.IGNORECASE)
 
 
@@ -29,6 +31,15 @@ def subjects(prompt: str) -> list[str]:
             whole = part + tail[0] if tail and not _TAIL.search(part) else part
             found.append(" ".join(_SIZES.sub("", whole).split()) or whole)
     return list(dict.fromkeys(found))
+
+
+def things(prompt: str) -> list[str]:
+    """Those of `subjects` that name things, told by their articles, and not style, light or quality ("at night", "oil
+    painting"). All of them where none has an article, as in a prompt of tags.
+    """
+    every = subjects(prompt)
+    named = [text for text in every if _THING.search(text) and not _STARTS.match(text)]
+    return named or every
 
 
 def place_name(text: str) -> str:

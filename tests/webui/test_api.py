@@ -12,6 +12,7 @@ from payloads import BASE, HIRES, IMG2IMG, INPAINT, SGOOL, differ, difference, m
 from webui_server import Refused
 
 from sgool import __version__
+from sgool.presets import resolve
 from sgool.saliency import DETECTORS
 from sgool.settings import DEFAULTS
 from sgool.webui.arguments import WEBUI
@@ -28,9 +29,10 @@ def better(server):
 
 
 def positional(values):
-    """The same arguments in the order of the controls."""
+    """The same arguments in the order of the controls. What is not given are the model's defaults, as by name."""
     values = dict(values)
-    return [values.pop("enabled"), *(values.get(name, DEFAULTS[name]) for name in WEBUI)]
+    enabled, settings = values.pop("enabled"), resolve(values, model="sgool-tiny")
+    return [enabled, *(getattr(settings, name) for name in WEBUI)]
 
 
 def test_the_image_is_optimized_and_says_so(plain, better):
