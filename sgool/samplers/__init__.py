@@ -1,9 +1,9 @@
-"""Reversible diffusion samplers. Each is a coefficient table for one operation with an exact inverse and adjoint."""
+"""Diffusion samplers, reversible or with stored latents. Each is a coefficient table for one operation."""
 
 from __future__ import annotations
 
 from sgool.errors import SgoolError
-from sgool.samplers import bdia, belm, ddim, edict
+from sgool.samplers import bdia, belm, ddim, edict, euler, lcm, tcd
 from sgool.samplers.network import Branch, Network
 from sgool.samplers.sampler import Sampler
 from sgool.samplers.schedule import Schedule, make_schedule
@@ -14,6 +14,11 @@ SAMPLERS: dict[str, Sampler] = {
     "o-belm": belm.sampler(),
     "edict": edict.sampler(),
     "ddim": ddim.sampler(),
+    "ddim-trailing": ddim.trailing(),
+    "euler": euler.sampler(),
+    "euler-a": euler.ancestral(),
+    "lcm": lcm.sampler(),
+    "tcd": tcd.sampler(),
 }
 
 
