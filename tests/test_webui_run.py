@@ -220,7 +220,7 @@ def test_bad_arguments_are_said_and_the_image_comes(webui):
     ("wrong", "told"),
     [
         ({"max_regions": 0}, "SGOOL is not used: Regions (max_regions) must be at least 1, not 0."),
-        ({"steps": 1}, "SGOOL is not used: Steps must be at least 2, not 1."),
+        ({"steps": 1}, "SGOOL is not used: Steps must be at least 2 with the sampler auto, not 1."),
         ({"guide": "nobody"}, "SGOOL is not used: Guide is not valid: there is no critic 'nobody'; the critics are"),
         ({"guide": "clip:ViT-Z-99/openai"}, "SGOOL is not used: Guide is not valid: open_clip has no CLIP model"),
         ({"no_such": 1}, "SGOOL is not used: 'no_such' is no field;"),

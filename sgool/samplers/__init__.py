@@ -6,8 +6,8 @@ from sgool.errors import SgoolError
 from sgool.samplers import bdia, belm, ddim, edict, euler, lcm, tcd
 from sgool.samplers.network import Branch, Network
 from sgool.samplers.sampler import Sampler
-from sgool.samplers.schedule import Schedule, make_schedule
-from sgool.samplers.trajectory import Final, Trajectory
+from sgool.samplers.schedule import Schedule, make_schedule, steps_range
+from sgool.samplers.trajectory import WAYS_BACK, Final, Trajectory
 
 SAMPLERS: dict[str, Sampler] = {
     "bdia": bdia.sampler(),
@@ -31,6 +31,7 @@ def get_sampler(name: str) -> Sampler:
 
 __all__ = [
     "SAMPLERS",
+    "WAYS_BACK",
     "Branch",
     "Final",
     "Network",
@@ -39,4 +40,5 @@ __all__ = [
     "Trajectory",
     "get_sampler",
     "make_schedule",
+    "steps_range",
 ]

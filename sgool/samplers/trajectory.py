@@ -42,8 +42,8 @@ class Trajectory:
     gives the sampler's whole state: two latents for BDIA, O-BELM and EDICT, one for DDIM. `run` takes either kind.
 
     noises: unit Gaussian noise [B or 1, 4, h, w] between the steps, as many as `sampler.noises` says. They stay the
-    same in every `run`. way_back: what the gradient goes through, "full": the whole prediction; "prompt": the prompt's half
-    alone, which needs all latents stored. Raises SgoolError unless 0 <= start_node < T, and for other noises.
+    same in every `run`. way_back: what the gradient goes through. "full": the whole prediction. "prompt": the prompt's
+    half alone, with all latents stored. Raises SgoolError unless 0 <= start_node < T, and for other noises.
     """
 
     def __init__(
