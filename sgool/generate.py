@@ -18,17 +18,21 @@ from sgool.guidance.loss import DOODL, SaliencyLoss, Whole
 from sgool.guidance.prompt import clean_prompt
 from sgool.needs import Needs
 from sgool.optimize import Plan, Problem, Regions, Start, optimize
+from sgool.presets import invertible
 from sgool.region import Region
 from sgool.result import Ending, Progress, Result, Stop
 from sgool.saliency import LoadedDetector, load_detector
 from sgool.saliency.faces import FaceFinder
 from sgool.saliency.regions import find_regions
-from sgool.samplers import Sampler, Trajectory, bdia, get_sampler, make_schedule
+from sgool.samplers import Sampler, Trajectory, bdia, get_sampler
 from sgool.settings import SettingError, Settings
 from sgool.update import DoodlUpdate, Prior, SgoolUpdate, Update
 
 CANDIDATE_STRIDE = 1_000_003
 """Between the seeds of the candidates, so that those of neighboring seeds differ."""
+
+NOISE_STRIDE = 1_000_000_007
+"""Between the seeds of the noises that a sampler adds between its steps."""
 
 SMALLEST = 8
 """The shortest side of a latent; its image has 64 pixels. A smaller one has no room for regions and cutouts."""
@@ -100,6 +104,12 @@ def check_start(settings: Settings, image: bool) -> None:
     """Raises SgoolError where the start is an image and there is none, or the other way round."""
     if (settings.start == "image") != image:
         raise SettingError("start", "image and an initial image go together: give both or neither")
+    if image and not invertible(settings):
+        raise SettingError(
+            "sampler",
+            f"{settings.sampler} draws noise between its steps, so it cannot carry an image back: start from an image "
+            "with o-belm or ddim",
+        )
 
 
 def load_critics(wanted: Needs, models_dir: str | os.PathLike[str], device: torch.device | str = "cpu") -> Critics:
@@ -172,11 +182,21 @@ def _attempt(
 
 
 def make_trajectory(backend: Backend, request: Request, settings: Settings) -> Trajectory:
-    """The sampler of the settings on the backend's network, from where the strength says."""
+    """The sampler of the settings on the backend's network, from where the strength says.
+
+    Noises between the steps come from the request's seed, and are the same for all candidates.
+    """
     network = backend.network(request.prompt, request.negative_prompt, settings.guidance_scale)
-    schedule = make_schedule(backend.alphas_cumprod, settings.steps)
     sampler = make_sampler(settings)
-    return Trajectory(sampler, schedule, network, sampler.start_node(schedule, settings.strength))
+    schedule = sampler.schedule(backend.alphas_cumprod, settings.steps)
+    noises = kept_noises(backend, request.seed, sampler.noises(schedule))
+    start = sampler.start_node(schedule, settings.strength)
+    return Trajectory(sampler, schedule, network, start, noises, settings.way_back)
+
+
+def kept_noises(backend: Backend, seed: int, count: int) -> list[Tensor]:
+    """So many noises between the steps of a seed's run, each [1, 4, h, w]."""
+    return [backend.noise((seed + NOISE_STRIDE * number) % SEEDS) for number in range(1, count + 1)]
 
 
 def make_sampler(settings: Settings) -> Sampler:

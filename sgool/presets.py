@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sgool.checks import check_kind, shown
+from sgool.samplers import SAMPLERS
 from sgool.settings import DEFAULTS, SettingError, Settings, check_names
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -31,7 +32,7 @@ _UPDATE = ("rule", "learning_rate", "warmup", "regularization")
 IGNORED: dict[str, tuple[str, ...]] = {
     "sgool": (),
     "doodl": (*_LOSS, *_UPDATE),  # it has a loss and an update of its own
-    "none": ("iterations", *_LOSS, *_UPDATE, "patience"),
+    "none": ("iterations", *_LOSS, *_UPDATE, "patience", "way_back"),
 }
 """What changes no image of a method. (The other settings of regions still show in the picture of the saliency.)"""
 
@@ -86,6 +87,7 @@ def only_zooms(settings: Settings) -> bool:
 def resolve(given: Mapping[str, Any], *, preset: str = "", model: str = "") -> Settings:
     """The settings of a run: what the user gave, over the preset, the method, the model and the general defaults.
 
+    From an image, a model's own sampler gives way to "auto" where it has no inverse.
     model: a key of `MODELS`, or any other name for a model without defaults of its own. Raises SettingError for an
     unknown name and for a value that does not fit.
     """
@@ -96,4 +98,12 @@ def resolve(given: Mapping[str, Any], *, preset: str = "", model: str = "") -> S
     method = given.get("method", DEFAULTS["method"])
     # Checked by itself first: the message is then about what the user wrote.
     own = METHODS[Settings(method=method).method]
-    return Settings.of({**MODELS.get(model, {}), **own, **PRESETS.get(preset, {}), **given})
+    settings = Settings.of({**MODELS.get(model, {}), **own, **PRESETS.get(preset, {}), **given})
+    if settings.start == "image" and "sampler" not in given and not invertible(settings):
+        return settings.changed(sampler="auto", steps=max(2, settings.steps))
+    return settings
+
+
+def invertible(settings: Settings) -> bool:
+    """Whether the sampler of the settings can carry an image back."""
+    return settings.sampler == "auto" or SAMPLERS[settings.sampler].invertible

@@ -21,7 +21,7 @@ from sgool.checks import shown as short
 from sgool.errors import SgoolError
 from sgool.guidance import CRITICS, check_critic
 from sgool.saliency import DETECTORS
-from sgool.samplers import SAMPLERS
+from sgool.samplers import SAMPLERS, WAYS_BACK, steps_range
 
 CLIPS = ("clip:ViT-L-14/openai", "clip:ViT-L-14/datacomp_xl_s13b_b90k", "clip:ViT-H-14/laion2b_s32b_b79k")
 """Larger ones than the critics' own, by size: 0.9, 0.9 and 3.9 GB."""
@@ -80,14 +80,20 @@ class Settings:
     sampler: str = setting(
         "auto",
         "Sampler",
-        "a sampler that also runs backwards; auto: bdia from a seed (ddim with method none), o-belm from an image; "
-        "ddim needs more memory",
+        "auto: bdia from a seed (ddim with method none), o-belm from an image; edict too runs backwards exactly; for "
+        "models of few steps: lcm, tcd, euler and ddim-trailing (Lightning, Hyper), euler-a (Turbo)",
         group="Expert",
         choices=(*SAMPLERS, "auto"),
     )
     # With more steps, the schedule's whole numbers of timesteps no longer reach the noise.
     steps: int = setting(
-        20, "Steps", "steps of SGOOL's own sampler", group="Sampling", low=2, high=250, slider=(2, 100, 1)
+        20,
+        "Steps",
+        "steps of SGOOL's own sampler; bdia, o-belm, edict and ddim take at least 2, lcm and tcd at most 50",
+        group="Sampling",
+        low=1,
+        high=250,
+        slider=(1, 100, 1),
     )
     iterations: int = setting(
         12,
@@ -353,10 +359,21 @@ class Settings:
         "off: every repaint is kept",
         group="Zoom details",
     )
+    way_back: str = setting(
+        "full",
+        "Way back",
+        "what the gradient goes through; prompt: the prompt's half of the guidance alone, which costs a third less",
+        group="Expert",
+        choices=WAYS_BACK,
+    )
 
     def __post_init__(self) -> None:
         for name, about in ABOUT.items():
             object.__setattr__(self, name, _checked(name, about, getattr(self, name)))
+        fewest, most = steps_range("leading" if self.sampler == "auto" else SAMPLERS[self.sampler].spacing)
+        if not fewest <= self.steps <= most:
+            bound = f"at least {fewest}" if self.steps < fewest else f"at most {most}"
+            raise SettingError("steps", f"must be {bound} with the sampler {self.sampler}, not {self.steps}")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:

@@ -186,7 +186,7 @@ def test_what_does_nothing_does_not_stand_in_the_result(tmp_path):
 
 
 BAD = [
-    (["demo", "--sampler", "euler"], "sgool: --sampler must be one of bdia"),
+    (["demo", "--sampler", "heun"], "sgool: --sampler must be one of bdia"),
     (["demo", "--saliency", "eyes"], "sgool: --saliency must be one of"),
     (["demo", "--method", "magic"], "sgool: --method must be one of"),
     (["demo", "--prompt", "  "], "prompt is empty"),
@@ -195,7 +195,7 @@ BAD = [
     (["demo", "--seed", "-1"], "seed must lie between 0 and"),
     (["demo", "--seed", str(2**63)], "seed must lie between 0 and"),
     (["generate"], "required: --prompt"),
-    (["demo", "--steps", "1"], "sgool: --steps must be at least 2"),
+    (["demo", "--steps", "1"], "sgool: --steps must be at least 2 with the sampler auto"),
     (["demo", "--steps", "251"], "sgool: --steps must be at most 250"),
     (["demo", "--steps", "many"], "invalid int value"),
     (["demo", "--iterations", "-1"], "sgool: --iterations must be at least 0"),

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from sgool import tiny
-from sgool.generate import CANDIDATE_STRIDE, Request, generate, load_critics, make_trajectory, make_update
+from sgool.checkpointing import MEMORY
+from sgool.generate import CANDIDATE_STRIDE, NOISE_STRIDE, Request, generate, load_critics, make_trajectory, make_update
 from sgool.guidance.clip import load_clip_folder
 from sgool.guidance.critic import Critic, spherical_distance
 from sgool.guidance.loss import crop
 from sgool.needs import Needs, needs
 from sgool.presets import resolve
-from sgool.result import Progress
+from sgool.result import Ending, Progress
 from sgool.saliency import LoadedDetector
 from sgool.samplers import get_sampler
+from sgool.settings import SettingError
 
 PROMPT = "a small penguin and a pizza on a green background"
 
@@ -300,3 +302,79 @@ def test_progress_hears_every_operation_of_every_pass(backend, critics, image):
     to_the_middle, on = [(1, 6), (2, 6), (3, 6)], [(1, 3), (2, 3), (3, 3)]
     # From the image: there, on, back and on. From two seeds: to the middle and on for each, then back and on.
     assert heard == ([(1, 2), (2, 2)] * 4 if image else 2 * (to_the_middle + on) + 2 * on)
+
+
+class Rows:
+    """Counts the calls of a UNet, and the latents in them."""
+
+    def __init__(self, unet, monkeypatch):
+        self.calls = self.rows = 0
+        forward = unet.forward
+
+        def counted(x, *args, **kwargs):
+            self.calls += 1
+            self.rows += len(x)
+            return forward(x, *args, **kwargs)
+
+        monkeypatch.setattr(unet, "forward", counted)
+
+
+@pytest.mark.parametrize("memory", ["fast", "low"])
+@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 3), ("bdia", 3), ("lcm", 2), ("euler-a", 1)])
+def test_at_guidance_scale_1_the_negative_prompt_is_not_evaluated(
+    backend, critics, monkeypatch, sampler, steps, memory
+):
+    own = small(sampler=sampler, steps=steps, guidance_scale=1.0, iterations=2, memory=memory)
+    monkeypatch.setattr(backend, "memory", MEMORY[memory])
+    seen = Rows(backend.unet, monkeypatch)
+    result = generate(backend, critics, Request(PROMPT, "a whale"), own)
+    assert seen.calls == seen.rows == result.unet_evals == 5 * steps  # three images, and two ways back
+    assert result.forward_equivalents == 7 * steps and len(result.losses) == 3
+
+
+@pytest.mark.parametrize("memory", ["fast", "low"])
+@pytest.mark.parametrize("sampler", ["bdia", "ddim", "euler", "tcd"])
+def test_the_way_back_through_the_prompt_costs_a_third_less(backend, critics, monkeypatch, sampler, memory):
+    """At T steps an image costs 2T, and an update 6T; 4T without the negative half on the way back."""
+    monkeypatch.setattr(backend, "memory", MEMORY[memory])
+
+    def cost(**changes):
+        with monkeypatch.context() as patch:
+            seen = Rows(backend.unet, patch)
+            own = small(sampler=sampler, steps=4, memory=memory, **changes)
+            result = generate(backend, critics, Request(PROMPT), own)
+        assert seen.rows == result.unet_evals
+        return result
+
+    once, full, prompt = cost(iterations=0), cost(iterations=1), cost(iterations=1, way_back="prompt")
+    assert once.forward_equivalents == 2 * 4
+    assert full.forward_equivalents - once.forward_equivalents == 6 * 4
+    assert prompt.forward_equivalents - once.forward_equivalents == 4 * 4
+    assert prompt.unet_gradients == 4 and full.losses[0] == pytest.approx(prompt.losses[0], abs=1e-4)
+    assert abs(full.losses[1] - prompt.losses[1]) > 1e-6
+
+
+@pytest.mark.parametrize("sampler", ["ddim-trailing", "euler", "euler-a", "lcm", "tcd"])
+def test_samplers_of_few_steps_make_the_same_image_of_the_same_seed(backend, critics, sampler):
+    own = small(sampler=sampler, steps=3, guidance_scale=1.0, iterations=1)
+    one, again, other = (generate(backend, critics, Request(PROMPT, seed=seed), own) for seed in (1, 1, 2))
+    assert one.ending is Ending.DONE and one.sampler == sampler and not one.failed
+    assert one.scores == again.scores and torch.equal(one.best.image, again.best.image)
+    assert one.scores[0] != other.scores[0]
+
+
+@pytest.mark.parametrize("sampler", ["euler-a", "lcm", "tcd"])
+def test_the_noises_between_the_steps_are_the_runs_seeds(backend, sampler):
+    """None of them is the starting noise of a candidate, and all candidates have the same ones."""
+    asked = []
+    recording = Backend(backend, noise=lambda seed: asked.append(seed) or backend.noise(seed))
+    make_trajectory(recording, Request(PROMPT, seed=5), small(sampler=sampler, steps=4))
+    assert asked == [5 + NOISE_STRIDE * number for number in (1, 2, 3)]
+    assert not {5 + CANDIDATE_STRIDE * number for number in range(1000)} & set(asked)
+
+
+@pytest.mark.parametrize("sampler", ["euler-a", "lcm", "tcd"])
+def test_an_image_cannot_be_carried_back_by_a_sampler_that_draws_noise(backend, critics, sampler):
+    own = small(sampler=sampler, start="image")
+    with pytest.raises(SettingError, match=f"^sampler {sampler} draws noise .* with o-belm or ddim.$"):
+        generate(backend, critics, Request(PROMPT, init_latent=backend.noise(1)), own)

@@ -25,6 +25,7 @@ OTHER = {
     "warmup": 0,
     "regularization": 0.0,
     "patience": 1,
+    "way_back": "prompt",
 }
 """Values unlike the defaults."""
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
-from toys import SD, SHEARS, brute, error, guided, latent, toys
+from toys import RANDOM, SD, SHEARS, begun, brute, error, guided, latent, toys
 
 from sgool.errors import SgoolError
 from sgool.samplers import SAMPLERS, Branch, Network, Schedule, Trajectory, bdia, edict, get_sampler, make_schedule
@@ -23,7 +25,9 @@ class Method(NamedTuple):
     gamma: float | None = None
 
 
-def textbook(method: Method, schedule: Schedule, eps, latents: list[Tensor], start: int = 0) -> Tensor:
+def textbook(
+    method: Method, schedule: Schedule, eps, latents: list[Tensor], start: int = 0, noises: Sequence[Tensor] = ()
+) -> Tensor:
     """Each method as in its paper, step by step and differentiable. latents: one latent, or a pair."""
     name, p, gamma = method
     a, sigma, t = schedule.a, schedule.sigma, schedule.timesteps
@@ -32,6 +36,25 @@ def textbook(method: Method, schedule: Schedule, eps, latents: list[Tensor], sta
     def ddim(x: Tensor, i: int, to: int, e: Tensor) -> Tensor:
         return a[to] * (x - sigma[i] * e) / a[i] + sigma[to] * e
 
+    if name in RANDOM:
+        (x,) = latents
+        for i in range(start, schedule.steps):
+            last, e = i == schedule.steps - 1, eps(x, t[i])
+            z = 0.0 if last else noises[i]
+            x0 = (x - sigma[i] * e) / a[i]
+            if name == "lcm":
+                s = 10 * t[i]
+                x0 = 0.25 / (s * s + 0.25) * x + s / (s * s + 0.25) ** 0.5 * x0
+                x = x0 if last else a[i + 1] * x0 + sigma[i + 1] * z
+            elif name == "euler-a":
+                up = (nu[i + 1] ** 2 * (nu[i] ** 2 - nu[i + 1] ** 2) / nu[i] ** 2) ** 0.5
+                down = (nu[i + 1] ** 2 - up**2) ** 0.5
+                x = a[i + 1] * (x / a[i] + (down - nu[i]) * e + up * z)
+            else:
+                between, to = SD[0 if last else math.floor(0.7 * t[i + 1])], SD[0 if last else t[i + 1]]
+                x = between.sqrt() * x0 + (1 - between).sqrt() * e
+                x = (to / between).sqrt() * x + (1 - to / between).sqrt() * z
+        return x
     if name == "edict":
         x, y = latents if len(latents) == 2 else latents * 2
         for i in range(start, schedule.steps):
@@ -48,7 +71,7 @@ def textbook(method: Method, schedule: Schedule, eps, latents: list[Tensor], sta
     for i in range(start + len(trail) - 1, schedule.steps):
         now = trail[-1]
         e = eps(now, t[i])
-        if name == "ddim" or len(trail) == 1:
+        if name in ("ddim", "ddim-trailing", "euler") or len(trail) == 1:
             trail.append(ddim(now, i, i + 1, e))
         elif name == "bdia":
             g = gamma or max(0.2, 1e16 ** (-1 / schedule.steps))
@@ -79,8 +102,14 @@ def test_bad_arguments_raise_sgool_error() -> None:
             make_schedule(SD, steps)
     with pytest.raises(SgoolError, match="fall strictly"):
         make_schedule(SD.flip(0), 10)
-    with pytest.raises(SgoolError, match="bdia, o-belm, edict, ddim"):
-        get_sampler("euler")
+    with pytest.raises(SgoolError, match="bdia, o-belm, edict, ddim, ddim-trailing, euler, euler-a, lcm, tcd"):
+        get_sampler("heun")
+    with pytest.raises(SgoolError, match="one of leading, trailing, distilled"):
+        make_schedule(SD, 4, "karras")
+    with pytest.raises(SgoolError, match="needs 3 noises for these steps, not 0"):
+        Trajectory(get_sampler("lcm"), get_sampler("lcm").schedule(SD, 4), guided())
+    with pytest.raises(SgoolError, match="one of full, prompt"):
+        begun(get_sampler("lcm"), 4, guided(), way_back="half")
     with pytest.raises(SgoolError, match="gamma"):
         bdia.sampler(gamma=0.0)
     with pytest.raises(SgoolError, match="mixing"):
@@ -98,16 +127,17 @@ def test_bad_arguments_raise_sgool_error() -> None:
 @pytest.mark.parametrize("start", [0, 3])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_run_and_adjoint_agree_with_the_textbook_under_autograd(name: str, start: int, steps: int) -> None:
-    network, schedule = guided(), make_schedule(SD, steps)
-    trajectory = Trajectory(get_sampler(name), schedule, network, start)
+    # The tolerance is for float32, in which the last bit of the float64 state can change an element of the input.
+    network = guided(dtype=torch.float32 if name in (*SHEARS, "ddim") else torch.float64)
+    trajectory = begun(get_sampler(name), steps, network, start)
     noise, cotangent = latent(batch=2), latent(2, batch=2)
     variable = noise.clone().requires_grad_()
-    expected = textbook(Method(name), schedule, brute(network), [variable], start)
+    noises = [latent(100 + number) for number in range(steps - 1)]
+    expected = textbook(Method(name), trajectory.schedule, brute(network), [variable], start, noises)
     (gradient,) = torch.autograd.grad(expected, variable, cotangent)
 
     final = trajectory.run(trajectory.initial(noise))
     state, gradients = trajectory.adjoint(final, cotangent)
-    # The last bit of the float64 state can change an element of the float32 input by one float32 rounding.
     assert error(trajectory.image(final), expected.detach()) < 1e-5
     assert len(state) == len(gradients) == 1
     assert error(state[0], noise) < 1e-9
@@ -178,7 +208,7 @@ def test_an_inverted_image_is_reproduced(name: str, strength: float, dtype: torc
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_evaluations_and_progress(name: str) -> None:
     network, sampler = guided(), get_sampler(name)
-    trajectory = Trajectory(sampler, make_schedule(SD, 10), network)
+    trajectory = begun(sampler, 10, network)
     calls: list[tuple[int, int]] = []
     final = trajectory.run(trajectory.initial(latent()), on_step=lambda done, total: calls.append((done, total)))
     each = 2 * (20 if name == "edict" else 10)  # Two branches.

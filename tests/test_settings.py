@@ -17,6 +17,10 @@ NUMBERS = [name for name, value in DEFAULTS.items() if type(value) in (int, floa
 FLOATS = [name for name, value in DEFAULTS.items() if type(value) is float]
 
 
+BESIDE = {("steps", 1): {"sampler": "lcm"}}
+"""What a bound needs beside it."""
+
+
 def wrong_values() -> list[tuple[str, Any]]:
     """For every setting a value of each other kind, and the nearest values beyond its bounds."""
     kinds = {int: 3, float: 0.5, str: "text", bool: True, type(None): None, list: [1], dict: {}, bytes: b"sgool"}
@@ -71,8 +75,22 @@ def test_bounds_themselves_are_taken(name: str) -> None:
     about, kind = ABOUT[name], type(DEFAULTS[name])
     low = about.low if about.low is not None else math.nextafter(about.above, math.inf)
     for bound in (low, about.high):
-        value = getattr(Settings(**{name: kind(bound)}), name)
+        value = getattr(Settings(**{**BESIDE.get((name, bound), {}), name: kind(bound)}), name)
         assert value == bound and type(value) is kind
+
+
+@pytest.mark.parametrize("sampler", ABOUT["sampler"].choices)
+def test_a_sampler_says_how_few_and_how_many_steps_it_takes(sampler: str) -> None:
+    """Before any model is loaded, and by the name of the setting."""
+    fewest, most = (2, 250) if sampler in ("auto", "bdia", "o-belm", "edict", "ddim") else (1, 250)
+    most = 50 if sampler in ("lcm", "tcd") else most
+    assert Settings(sampler=sampler, steps=fewest).steps == fewest and Settings(sampler=sampler, steps=most)
+    if fewest == 2:
+        with pytest.raises(SettingError, match=f"^steps must be at least 2 with the sampler {sampler}, not 1.$"):
+            Settings(sampler=sampler, steps=1)
+    if most == 50:
+        with pytest.raises(SettingError, match=f"^steps must be at most 50 with the sampler {sampler}, not 51.$"):
+            Settings(sampler=sampler, steps=51)
 
 
 @pytest.mark.parametrize("name", FLOATS)
@@ -97,7 +115,7 @@ def test_every_choice_and_suggestion_is_taken(name: str) -> None:
 def test_a_slider_moves_within_the_bounds_and_can_stand_on_the_default(name: str) -> None:
     low, high, step = ABOUT[name].slider
     for value in (low, high):
-        Settings(**{name: type(DEFAULTS[name])(value)})
+        Settings(**{**BESIDE.get((name, value), {}), name: type(DEFAULTS[name])(value)})
     count = (DEFAULTS[name] - low) / step
     assert low <= DEFAULTS[name] <= high and count == pytest.approx(round(count))
 
@@ -161,6 +179,15 @@ class TestOrder:
         assert (settings.steps, settings.iterations, settings.cutouts) == (10, 5, 4)
         assert (settings.sampler, settings.strength) == ("edict", 1.0)  # the method's, of which the preset says nothing
         assert resolve({}, preset="Paper", model="tiny").steps == 50
+
+    def test_from_an_image_a_models_sampler_without_an_inverse_gives_way(self, monkeypatch) -> None:
+        monkeypatch.setitem(MODELS, "few", {"sampler": "lcm", "steps": 1})
+        assert (resolve({}, model="few").sampler, resolve({}, model="few").steps) == ("lcm", 1)
+        settings = resolve({"start": "image"}, model="few")
+        assert (settings.sampler, settings.steps) == ("auto", 2)
+        assert resolve({"start": "image", "sampler": "lcm"}, model="few").sampler == "lcm"  # a run will refuse it
+        monkeypatch.setitem(MODELS, "few", {"sampler": "ddim-trailing", "steps": 1})
+        assert resolve({"start": "image"}, model="few").steps == 1
 
     def test_the_user_over_all(self) -> None:
         settings = resolve({"method": "doodl", "steps": 33, "guidance_scale": 2}, preset="Quick", model="tiny")

@@ -220,7 +220,7 @@ def test_bad_arguments_are_said_and_the_image_comes(webui):
     ("wrong", "told"),
     [
         ({"max_regions": 0}, "SGOOL is not used: Regions (max_regions) must be at least 1, not 0."),
-        ({"steps": 1}, "SGOOL is not used: Steps must be at least 2, not 1."),
+        ({"steps": 1}, "SGOOL is not used: Steps must be at least 2 with the sampler auto, not 1."),
         ({"guide": "nobody"}, "SGOOL is not used: Guide is not valid: there is no critic 'nobody'; the critics are"),
         ({"guide": "clip:ViT-Z-99/openai"}, "SGOOL is not used: Guide is not valid: open_clip has no CLIP model"),
         ({"no_such": 1}, "SGOOL is not used: 'no_such' is no field;"),
@@ -386,3 +386,35 @@ def test_the_script_is_always_there():
 def _outcomes():
     """Of the last run."""
     return [entry.outcome for entry in gallery.runs[next(reversed(gallery.runs))]]
+
+
+@pytest.fixture
+def rows(backend, monkeypatch):
+    """How many latents the UNet was given, call by call."""
+    seen, forward = [], backend.unet.forward
+    monkeypatch.setattr(backend.unet, "forward", lambda x, *args: seen.append(len(x)) or forward(x, *args))
+    return seen
+
+
+@pytest.mark.parametrize("memory", ["fast", "low"])
+@pytest.mark.parametrize(
+    ("prompt", "scale", "each"),
+    [("a red car", 1.0, 1), ("a red car AND a small frog", 1.0, 3), ("a red car", 4.0, 2)],
+)
+def test_at_cfg_scale_1_a_run_leaves_the_negative_prompt_out(webui, rows, memory, prompt, scale, each):
+    """The WebUI's own sampler does not. Prompts whose weights do not add up to 1 leave a part to the negative one."""
+    values = {"sampler": "ddim", "steps": 4, "learning_rate": 0.0, "start": "seed", "memory": memory, "strength": 1.0}
+    webui.make(values, prompt=prompt, negative_prompt="snow", cfg_scale=scale, steps=4)
+    (run,) = _outcomes()
+    assert sum(rows) == 4 * max(2, each) + 3 * 4 * each  # the first pass; an image, the way back, an image
+    assert run.result.scores[0] == pytest.approx(run.score_before, abs=1e-4)
+
+
+@pytest.mark.parametrize("memory", ["fast", "low"])
+@pytest.mark.parametrize(("prompt", "prompts"), [("a red car", 1), ("a red car AND a small frog", 2)])
+def test_the_way_back_can_leave_the_negative_prompt_out(webui, rows, memory, prompt, prompts):
+    values = {"sampler": "ddim", "steps": 4, "start": "seed", "memory": memory, "strength": 1.0, "way_back": "prompt"}
+    webui.make(values, prompt=prompt, negative_prompt="snow", steps=4)
+    (run,) = _outcomes()
+    assert sum(rows) == 4 * 3 * (prompts + 1) + 4 * prompts
+    assert len(run.result.scores) == 2 and run.result.scores[0] != run.result.scores[1]

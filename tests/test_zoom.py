@@ -280,3 +280,19 @@ def test_a_decoder_that_breaks_is_an_error(tiny, monkeypatch):
     painter = Painter(backend, critics, Request("unused"), resolve({"zoom": True, "steps": 2}, model="tiny"))
     done = zoom(picture, [place], painter, None)
     assert done.image is picture and "NaN" in done.ended
+
+
+@pytest.mark.parametrize("sampler", ["lcm", "euler", "edict"])
+def test_a_model_of_few_steps_paints_with_its_own_sampler(tiny, sampler):
+    """And a painted place is improved by a sampler that has an inverse."""
+    backend, critics = tiny
+    own = {"sampler": sampler, "steps": 4, "guidance_scale": 1.0, "zoom_strength": 0.5, "zoom": True}
+    settings = resolve({**own, "zoom_iterations": 1}, model="tiny")
+    place = Place(Region(30, 30, 64, 64, 1.0), "a frog", "a frog", "a frog on a red background")
+    picture = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(2))
+    images = []
+    for each in (settings, settings.changed(sampler="ddim"), settings.changed(zoom_iterations=0)):
+        painter = Painter(backend, critics, Request("unused", seed=7), each)
+        images.append(painter(picture, place, 0))
+    assert painter.unet_evals == 2 and torch.isfinite(images[0]).all()
+    assert torch.equal(images[0], images[1]) == (sampler == "ddim") and not torch.equal(images[2], picture)

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from sgool.guidance.critic import Critic
-from sgool.samplers import Branch, Network
+from sgool.samplers import Branch, Network, Sampler, Trajectory
 
 SHEARS = ["bdia", "o-belm", "edict"]
+RANDOM = ["euler-a", "lcm", "tcd"]
+"""The samplers that draw noise between their steps."""
 SD = (torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).neg().add(1).cumprod(0)
 """Stable Diffusion's alphabar."""
 
@@ -45,6 +47,13 @@ def guided(scale: float = 7.5, dtype: torch.dtype = torch.float32, prediction: s
 
 def latent(seed: int = 1, batch: int = 1) -> Tensor:
     return torch.randn(batch, 4, 6, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def begun(sampler: Sampler, steps: int, network: Network, start: int = 0, way_back: str = "full") -> Trajectory:
+    """The sampler's trajectory on its own timesteps, with noises of its own between the steps."""
+    schedule = sampler.schedule(SD, steps)
+    noises = [latent(100 + number) for number in range(sampler.noises(schedule))]
+    return Trajectory(sampler, schedule, network, start, noises, way_back)
 
 
 def error(actual: Tensor, expected: Tensor) -> float:

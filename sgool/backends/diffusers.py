@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ class DiffusersBackend:
         if type(guidance_scale) not in (int, float) or not abs(guidance_scale) < math.inf:
             raise SgoolError(f"The guidance scale must be a finite number, not {shown(guidance_scale)}.")
         positive = self._encode_text(prompts)
+        alone = Branch(1.0, lambda x, t: self._predict(x, t, positive))
         if guidance_scale == 1:
-            branches = [Branch(1.0, lambda x, t: self._predict(x, t, positive))]
+            branches = [alone]
         else:
             negative = self._encode_text([negative_prompt]).expand_as(positive)
             both = torch.cat([negative, positive])
@@ -96,11 +98,11 @@ class DiffusersBackend:
                 without, with_prompt = self._predict(torch.cat([x, x]), t, both).chunk(2)
                 return without + guidance_scale * (with_prompt - without)
 
-            branches = [Branch(1.0, guided, evals=2)]
+            branches = [Branch(1.0, guided, evals=2, back=(alone,))]
             if self.memory.sequential:
                 branches = [
-                    Branch(1 - guidance_scale, lambda x, t: self._predict(x, t, negative)),
-                    Branch(guidance_scale, lambda x, t: self._predict(x, t, positive)),
+                    Branch(1 - guidance_scale, lambda x, t: self._predict(x, t, negative), back=()),
+                    replace(alone, weight=guidance_scale, back=(alone,)),
                 ]
         return Network(branches, self.alphas_cumprod, self.prediction, self.dtype)
 

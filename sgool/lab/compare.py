@@ -30,7 +30,6 @@ from sgool.lab import world
 from sgool.lab.zooms import ZOOMS, Made, Painted, zoomed
 from sgool.needs import needs
 from sgool.presets import resolve
-from sgool.samplers import make_schedule
 from sgool.settings import Settings
 from sgool.weights import default_models_dir
 
@@ -68,13 +67,14 @@ class Trial:
     places: tuple[Painted, ...] = ()
 
 
-def updates_within(budget: int, run: int, candidates: int, share: float) -> tuple[int, int]:
+def updates_within(budget: int, run: int, candidates: int, share: float, passes: int = 3) -> tuple[int, int]:
     """(candidates, updates) that a budget of forward equivalents allows; `run` evaluations make one image.
 
     Each candidate is one run, and there are as many as leave room for an update. An update is the improved share of a
-    run with gradients (two equivalents each, see `Result.forward_equivalents`), then the same share without.
+    run with gradients (two equivalents each, see `Result.forward_equivalents`), then the same share without: three
+    passes, or two where only the prompt's half of the guidance goes back.
     """
-    update = round(3 * share * run)
+    update = round(passes * share * run)
     candidates = max(1, min(candidates, (budget - update) // run))
     return candidates, max(0, (budget - candidates * run) // update)
 
@@ -122,10 +122,12 @@ def _within(method: str, budget: int, backend: DiffusersBackend) -> Settings:
     run = settings.steps * network * make_sampler(settings).evals_per_step
     if method == "best-of-N":
         return settings.changed(candidates=max(1, min(budget // run, MOST)))
-    schedule = make_schedule(backend.alphas_cumprod, settings.steps)
-    node = make_sampler(settings).start_node(schedule, settings.strength)
+    sampler = make_sampler(settings)
+    schedule = sampler.schedule(backend.alphas_cumprod, settings.steps)
+    node = sampler.start_node(schedule, settings.strength)
     share = (settings.steps - node) / settings.steps
-    candidates, iterations = updates_within(budget, run, settings.candidates, share)
+    passes = 2 if settings.way_back == "prompt" and network == 2 else 3
+    candidates, iterations = updates_within(budget, run, settings.candidates, share, passes)
     return settings.changed(candidates=candidates, iterations=min(iterations, MOST))
 
 

@@ -1,19 +1,24 @@
-"""Reversible diffusion samplers. Each is a coefficient table for one operation with an exact inverse and adjoint."""
+"""Diffusion samplers, reversible or with stored latents. Each is a coefficient table for one operation."""
 
 from __future__ import annotations
 
 from sgool.errors import SgoolError
-from sgool.samplers import bdia, belm, ddim, edict
+from sgool.samplers import bdia, belm, ddim, edict, euler, lcm, tcd
 from sgool.samplers.network import Branch, Network
 from sgool.samplers.sampler import Sampler
-from sgool.samplers.schedule import Schedule, make_schedule
-from sgool.samplers.trajectory import Final, Trajectory
+from sgool.samplers.schedule import Schedule, make_schedule, steps_range
+from sgool.samplers.trajectory import WAYS_BACK, Final, Trajectory
 
 SAMPLERS: dict[str, Sampler] = {
     "bdia": bdia.sampler(),
     "o-belm": belm.sampler(),
     "edict": edict.sampler(),
     "ddim": ddim.sampler(),
+    "ddim-trailing": ddim.trailing(),
+    "euler": euler.sampler(),
+    "euler-a": euler.ancestral(),
+    "lcm": lcm.sampler(),
+    "tcd": tcd.sampler(),
 }
 
 
@@ -26,6 +31,7 @@ def get_sampler(name: str) -> Sampler:
 
 __all__ = [
     "SAMPLERS",
+    "WAYS_BACK",
     "Branch",
     "Final",
     "Network",
@@ -34,4 +40,5 @@ __all__ = [
     "Trajectory",
     "get_sampler",
     "make_schedule",
+    "steps_range",
 ]

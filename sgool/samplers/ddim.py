@@ -1,26 +1,23 @@
-"""DDIM (Song, Meng, Ermon, arXiv 2010.02502, eq. 12 with eta = 0): the reference sampler.
-
-DDIM is not a shear on a pair of latents, so it has no exact inverse. Here the state has one entry per node, and each
-step is a shear that overwrites the next entry. The state therefore stores all latents (50 latents of 4 x 64 x 64 take
-6.5 MB), and the adjoint reads them backwards.
-"""
+"""DDIM (Song, Meng, Ermon, arXiv 2010.02502, eq. 12 with eta = 0): the reference sampler. It has no exact inverse."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from sgool.samplers.network import Network
-from sgool.samplers.sampler import Sampler
 from sgool.samplers.schedule import Schedule
-from sgool.samplers.shear import Shear
+from sgool.samplers.stored import Step, Stored
 
 
 def step(schedule: Schedule, i: int, to: int) -> tuple[float, float]:
     """(A, C) of the DDIM step x_to = A * x_i + C * eps(x_i, t_i), in either direction."""
     return schedule.a[to] / schedule.a[i], schedule.a[to] * (schedule.nu(to) - schedule.nu(i))
+
+
+def _single(schedule: Schedule, i: int) -> tuple[float, float, float]:
+    return (*step(schedule, i, i + 1), 0.0)
 
 
 def invert_step(x: Tensor, i: int, schedule: Schedule, network: Network, iterations: int = 8) -> Tensor:
@@ -44,20 +41,12 @@ def invert_step(x: Tensor, i: int, schedule: Schedule, network: Network, iterati
 
 
 @dataclass(frozen=True)
-class Ddim(Sampler):
+class Ddim(Stored):
+    """A sampler of DDIM's steps, on any timesteps and with either end."""
+
     name: str = "ddim"
-    order: int = 1
-    exact_inverse: ClassVar[bool] = False
-
-    def operations(self, schedule: Schedule, start: int, whole: bool = False) -> list[Shear]:
-        nodes = range(start, schedule.steps)
-        return [Shear(i + 1 - start, i - start, 0.0, *step(schedule, i, i + 1), i) for i in nodes]
-
-    def weights(self, schedule: Schedule, start: int) -> tuple[float, ...]:
-        return (1.0,) + (0.0,) * (schedule.steps - start)
-
-    def image_index(self, schedule: Schedule, start: int) -> int:
-        return schedule.steps - start
+    step: Step = _single
+    spacing: str = "leading"
 
     def closing(self, image: Tensor, schedule: Schedule, network: Network, start: int) -> list[Tensor]:
         latents = [image]
@@ -66,6 +55,11 @@ class Ddim(Sampler):
         return latents
 
 
-def sampler() -> Sampler:
+def sampler() -> Ddim:
     """Plain DDIM, first order. Its inversion (`invert_step` at every step) is only approximate."""
     return Ddim()
+
+
+def trailing() -> Ddim:
+    """DDIM on trailing timesteps, which models distilled to few steps want (Hyper-SD, PCM)."""
+    return Ddim("ddim-trailing", spacing="trailing")

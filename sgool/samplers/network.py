@@ -18,11 +18,14 @@ class Branch:
 
     function: latent [B, 4, h, w] in the network's dtype and integer timestep -> prediction of the same shape.
     evals: network evaluations per call (2 where the host batches its own guidance).
+    back: the branches that carry the gradient where only the prompt's half does (`Network.prompt_vjp`); () for a
+    negative prompt, None for a branch that carries its own.
     """
 
     weight: float
     function: Callable[[Tensor, int], Tensor]
     evals: int = 1
+    back: tuple[Branch, ...] | None = None
 
 
 class Network:
@@ -34,7 +37,8 @@ class Network:
 
     alphas_cumprod: [N]. prediction: the meaning of the weighted sum, "epsilon" or "v_prediction" (arXiv 2202.00512).
     dtype: the branches get the latent in this dtype. autocast: makes the context in which the branches run.
-    evals_forward and evals_backward count evaluations without a graph (by `__call__`) and with one (by `vjp`).
+    evals_forward and evals_backward count evaluations without a graph (by `__call__`) and with one (by `vjp` and
+    `prompt_vjp`).
 
     The samplers recover earlier latents only as exactly as the network repeats eps. `__call__` and `vjp` cast the same
     float64 latent to the same network input. A deterministic network therefore gives both the same eps, even in half
@@ -88,6 +92,19 @@ class Network:
             pulled += branch.weight * scale * gradient
         by_x, by_output = self._conversion(t)
         return by_x * x + by_output * total, by_x * cotangent + by_output * pulled
+
+    def prompt_vjp(self, x: Tensor, t: int, cotangent: Tensor) -> Tensor:
+        """J^T cotangent, float64, where guidance counts as a constant: J is that of the prompt's prediction alone.
+
+        The branches' `back` say what that is. The negative prompt is not evaluated. Raises SgoolError like `vjp`.
+        """
+        scale = cotangent.square().mean().sqrt().item() or 1.0
+        pulled = torch.zeros_like(x)
+        for branch in self.branches:
+            for each in (branch,) if branch.back is None else branch.back:
+                pulled += each.weight * scale * self._pull(each, x, t, cotangent / scale)[1]
+        by_x, by_output = self._conversion(t)
+        return by_x * cotangent + by_output * pulled
 
     def _pull(self, branch: Branch, x: Tensor, t: int, unit: Tensor) -> tuple[Tensor, Tensor]:
         leaf = x.to(self.dtype).detach().requires_grad_()

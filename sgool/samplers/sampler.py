@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sgool.errors import SgoolError
 from sgool.samplers.network import Network
-from sgool.samplers.schedule import Schedule
+from sgool.samplers.schedule import Schedule, make_schedule
 from sgool.samplers.shear import Shear
 
 
@@ -17,8 +17,11 @@ class Sampler(ABC):
     """A sampler: its name, order of accuracy in the step size, evaluations of eps per step, and shears.
 
     A trajectory begins at node `start`, either with one latent (from noise) or with a whole state (from an inverted
-    image). exact_inverse: whether sampling from an inverted image reproduces the image up to rounding. shortest: the
-    fewest steps of an inversion.
+    image). exact_inverse: whether sampling from an inverted image reproduces the image up to rounding. invertible:
+    whether there is an inverse at all. shortest: the fewest steps of an inversion.
+
+    spacing, clean: its timesteps and its last node, see `make_schedule`. sigma_start: whether it begins with sigma_0
+    times the seed's noise, else with that noise.
     """
 
     name: str
@@ -26,6 +29,21 @@ class Sampler(ABC):
     evals_per_step: ClassVar[int] = 1
     exact_inverse: ClassVar[bool] = True
     shortest: ClassVar[int] = 1
+    spacing: str = "leading"
+    clean: bool = False
+    sigma_start: bool = False
+
+    @property
+    def invertible(self) -> bool:
+        return True
+
+    def schedule(self, alphas_cumprod: Tensor, steps: int) -> Schedule:
+        """The schedule of so many steps that this sampler wants. Raises SgoolError like `make_schedule`."""
+        return make_schedule(alphas_cumprod, steps, self.spacing, self.clean)
+
+    def noises(self, schedule: Schedule) -> int:
+        """How many kept noises it needs: none, or one between any two steps."""
+        return 0
 
     @abstractmethod
     def operations(self, schedule: Schedule, start: int, whole: bool = False) -> list[Shear]:

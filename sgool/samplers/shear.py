@@ -47,10 +47,16 @@ def run(
     network: Network,
     schedule: Schedule,
     on_step: OnStep | None = None,
+    inputs: list[Tensor] | None = None,
 ) -> list[DoubleDouble]:
-    """The state after all operations. Each operation with a node evaluates eps once."""
+    """The state after all operations. Each operation with a node evaluates eps once.
+
+    inputs: gets the latent s[j] that each operation reads, for `pull`.
+    """
     s = list(state)
     for done, op in enumerate(ops, 1):
+        if inputs is not None:
+            inputs.append(s[op.j].high)
         shift = _shift(op, s, _eps(op, s, network, schedule))
         s[op.k] = add(multiply(s[op.k], op.alpha), shift) if op.alpha else exact(shift)
         if on_step:
@@ -98,6 +104,29 @@ def adjoint(
         if on_step:
             on_step(done, len(ops))
     return s, g
+
+
+def pull(
+    ops: Sequence[Shear],
+    inputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    network: Network,
+    schedule: Schedule,
+    on_step: OnStep | None = None,
+) -> list[Tensor]:
+    """Like `adjoint`, but through the prompt's half alone (`Network.prompt_vjp`), at the stored `inputs` of `run`.
+
+    Nothing has to be recovered, so the negative half is not evaluated. Returns the cotangents at the start.
+    """
+    g = list(cotangents)
+    for done, (op, x) in enumerate(zip(reversed(ops), reversed(inputs), strict=True), 1):
+        g[op.j] = g[op.j] + op.beta * g[op.k]
+        if op.node is not None:
+            g[op.j] = g[op.j] + op.c * network.prompt_vjp(x, schedule.timesteps[op.node], g[op.k])
+        g[op.k] = op.alpha * g[op.k]
+        if on_step:
+            on_step(done, len(ops))
+    return g
 
 
 def _eps(op: Shear, s: Sequence[DoubleDouble], network: Network, schedule: Schedule) -> Tensor | None:

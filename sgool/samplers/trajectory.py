@@ -14,18 +14,25 @@ from sgool.samplers.double_double import DoubleDouble, exact
 from sgool.samplers.network import Network
 from sgool.samplers.sampler import Sampler
 from sgool.samplers.schedule import Schedule
-from sgool.samplers.shear import OnStep, adjoint, rewind, run
+from sgool.samplers.shear import OnStep, adjoint, pull, rewind, run
+from sgool.samplers.stored import Stored
 
 DRIFT = 1e-4
 """The largest allowed error of the recovered starting state, relative to the root mean square of the true one."""
 
+WAYS_BACK = ("full", "prompt")
+
 
 @dataclass(frozen=True)
 class Final:
-    """The result of `run`, which `adjoint` needs: the state at node T as double-doubles, and the starting state."""
+    """The result of `run`, which `adjoint` needs: the state at node T as double-doubles, and the starting state.
+
+    inputs: what each operation read, where the gradient goes back through the prompt's half alone.
+    """
 
     latents: list[DoubleDouble]
     start: list[Tensor]
+    inputs: list[Tensor] | None = None
 
 
 class Trajectory:
@@ -33,16 +40,33 @@ class Trajectory:
 
     A starting state is a list of float64 latents [B, 4, h, w]. `initial` and `from_noise` give one latent. `invert`
     gives the sampler's whole state: two latents for BDIA, O-BELM and EDICT, one for DDIM. `run` takes either kind.
-    Raises SgoolError unless 0 <= start_node < T.
+
+    noises: unit Gaussian noise [B or 1, 4, h, w] between the steps, as many as `sampler.noises` says. They stay the
+    same in every `run`. way_back: what the gradient goes through. "full": the whole prediction. "prompt": the prompt's
+    half alone, with all latents stored. Raises SgoolError unless 0 <= start_node < T, and for other noises.
     """
 
-    def __init__(self, sampler: Sampler, schedule: Schedule, network: Network, start_node: int = 0) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        schedule: Schedule,
+        network: Network,
+        start_node: int = 0,
+        noises: Sequence[Tensor] = (),
+        way_back: str = "full",
+    ) -> None:
         if not 0 <= start_node < schedule.steps:
             raise SgoolError(f"The start node must lie between 0 and {schedule.steps - 1}, not {start_node}.")
+        if len(noises) != (needed := sampler.noises(schedule)):
+            raise SgoolError(f"The sampler {sampler.name} needs {needed} noises for these steps, not {len(noises)}.")
+        if way_back not in WAYS_BACK:
+            raise SgoolError(f"The way back must be one of {', '.join(WAYS_BACK)}, not {way_back!r}.")
         self.sampler = sampler
         self.schedule = schedule
         self.network = network
         self.start_node = start_node
+        self.way_back = way_back
+        self._noises = [_latent(noise) for noise in noises]
         self._weights = sampler.weights(schedule, start_node)
         self._image = sampler.image_index(schedule, start_node)
 
@@ -51,14 +75,18 @@ class Trajectory:
         return [_latent(latent)]
 
     def from_noise(self, noise: Tensor, on_step: OnStep | None = None) -> list[Tensor]:
-        """The starting state from unit Gaussian noise. Plain DDIM samples from node 0 to the start node.
+        """The starting state from unit Gaussian noise. Plain DDIM samples from node 0 to the start node, or a sampler
+        with stored latents does itself.
 
         No gradient goes through these first steps, so they need no reversible sampler.
         """
-        x = _latent(noise)
+        sampler = self.sampler if isinstance(self.sampler, Stored) else ddim.sampler()
+        x = _latent(noise) * (self.schedule.sigma[0] if sampler.sigma_start else 1.0)
         for i in range(self.start_node):
-            keep, c = ddim.step(self.schedule, i, i + 1)
+            keep, c, added = sampler.step(self.schedule, i)
             x = keep * x + c * self.network(x, self.schedule.timesteps[i])
+            if added:
+                x = x + added * self._noises[i]
             if on_step:
                 on_step(i + 1, self.schedule.steps)
         return [x]
@@ -68,8 +96,8 @@ class Trajectory:
 
         With `sampler.exact_inverse` the reproduction is exact up to rounding. DDIM solves each step by fixed-point
         iteration and is only approximate. The state is close to the prior only if the sampler damps little (O-BELM,
-        BDIA with gamma = 1, EDICT with p = 0.93). Raises SgoolError if the start node is fewer than `sampler.shortest`
-        steps before node T.
+        BDIA with gamma = 1, EDICT with p = 0.93). Raises SgoolError for a sampler that draws noise between its steps,
+        and if the start node is fewer than `sampler.shortest` steps before node T.
         """
         if self.schedule.steps - self.start_node < self.sampler.shortest:
             raise SgoolError(f"{self.sampler.name} needs at least {self.sampler.shortest} steps to invert an image.")
@@ -82,9 +110,11 @@ class Trajectory:
     def run(self, state: Sequence[Tensor], on_step: OnStep | None = None) -> Final:
         """Sample from the starting state to node T. on_step(done, total) is called after every operation."""
         whole = list(state) if len(state) > 1 else [weight * state[0] for weight in self._weights]
+        whole += self._noises[self.start_node :]
         ops = self.sampler.operations(self.schedule, self.start_node, len(state) > 1)
-        words = run(ops, [exact(x) for x in whole], self.network, self.schedule, on_step)
-        return Final(words, list(state))
+        inputs: list[Tensor] | None = [] if self.way_back == "prompt" else None
+        words = run(ops, [exact(x) for x in whole], self.network, self.schedule, on_step, inputs)
+        return Final(words, list(state), inputs)
 
     def image(self, final: Final) -> Tensor:
         """The latent at node T, float64."""
@@ -103,11 +133,13 @@ class Trajectory:
         cotangents[self._image] = cotangent.detach().double()
         whole = len(final.start) > 1
         ops = self.sampler.operations(self.schedule, self.start_node, whole)
+        if final.inputs is not None:
+            gradients = pull(ops, final.inputs, cotangents, self.network, self.schedule, on_step)
+            return final.start, gradients if whole else [self._gathered(gradients)]
         words, gradients = adjoint(ops, final.latents, cotangents, self.network, self.schedule, on_step)
         state = [word.high for word in words]
         if not whole:
-            total = torch.stack([weight * g for weight, g in zip(self._weights, gradients, strict=True)]).sum(0)
-            state, gradients = self._single(state), [total]
+            state, gradients = self._single(state), [self._gathered(gradients)]
         for recovered, true in zip(state, final.start, strict=True):
             if not (recovered - true).abs().max() <= DRIFT * true.square().mean().sqrt():
                 raise NotRepeatable(
@@ -115,6 +147,11 @@ class Trajectory:
                     "sampler 'ddim', which stores its latents."
                 )
         return state, gradients
+
+    def _gathered(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The gradient of the one latent that the state began with; kept noises are constants."""
+        used = gradients[: len(self._weights)]
+        return torch.stack([weight * g for weight, g in zip(self._weights, used, strict=True)]).sum(0)
 
     def _single(self, state: list[Tensor]) -> list[Tensor]:
         return [state[self._weights.index(1.0)]]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sgool.checkpointing import Memory
 from sgool.errors import SgoolError
 from sgool.result import Stop
 from sgool.samplers import Branch, Network
+from sgool.webui.isolation import options
 
 
 class WebuiBackend:
@@ -42,6 +44,7 @@ class WebuiBackend:
         """The WebUI's CFG denoiser, with prompt scheduling, AND, emphasis and loaded LoRA as in the first pass.
 
         The denoiser returns eps, whatever the model predicts. With memory "low", each prompt is a branch of its own.
+        Where the negative prompt has no weight, as at guidance scale 1, it is not evaluated (the WebUI itself does).
         """
         sampler = sd_samplers.create_sampler("DDIM", self.model)
         sampler.initialize(self.p)
@@ -59,31 +62,39 @@ class WebuiBackend:
 
             def predict(x: Tensor, t: int) -> Tensor:
                 denoiser.step = self._step(t)
+                own = options(s_min_uncond_all=True, batch_cond_uncond=False) if alone else nullcontext()
                 try:
-                    return denoiser(
-                        x,
-                        x.new_full((1,), t),
-                        uncond=uncond,
-                        cond=cond,
-                        cond_scale=scale,
-                        s_min_uncond=float("inf") if alone else 0.0,
-                        image_cond=image_cond,
-                    )
+                    with own:
+                        return denoiser(
+                            x,
+                            x.new_full((1,), t),
+                            uncond=uncond,
+                            cond=cond,
+                            cond_scale=scale,
+                            s_min_uncond=float("inf") if alone else 0.0,
+                            image_cond=image_cond,
+                        )
                 except sd_samplers_common.InterruptedException:
                     raise Stop from None
 
             return Branch(weight, predict, evals=1 if alone else 1 + len(prompts))
 
-        if self.memory.sequential:
-            # With the "negative guidance minimum sigma" above every sigma (see `isolation.sparing`), the denoiser
-            # evaluates its prompt alone.
-            single = prompt_parser.ComposableScheduledPromptConditioning
-            weights = [guidance_scale * each.weight for each in prompts]
-            branches = [branch(1 - sum(weights), [single(negative)], 1.0, alone=True)]
-            for weight, each in zip(weights, prompts, strict=True):
-                branches.append(branch(weight, [single(each.schedules)], 1.0, alone=True))
+        def single(weight: float, schedules: Any) -> Branch:
+            # With the "negative guidance minimum sigma" above every sigma, the denoiser evaluates its prompt alone.
+            return branch(weight, [prompt_parser.ComposableScheduledPromptConditioning(schedules)], 1.0, alone=True)
+
+        wanted = [each for each in prompts if each.weight > 0]
+        total = sum(each.weight for each in wanted)
+        back = tuple(single(each.weight / total, each.schedules) for each in wanted) or None
+        rest = 1 - guidance_scale * sum(each.weight for each in prompts)
+        if abs(rest) < 1e-9 or self.memory.sequential:
+            branches = [single(guidance_scale * each.weight, each.schedules) for each in prompts]
+            if abs(rest) >= 1e-9:
+                branches = [single(rest, negative), *branches]
+                if back:
+                    branches = [replace(each, back=()) for each in branches[:-1]] + [replace(branches[-1], back=back)]
         else:
-            branches = [branch(1.0, prompts, guidance_scale, alone=False)]
+            branches = [replace(branch(1.0, prompts, guidance_scale, alone=False), back=back)]
         return Network(branches, self.alphas_cumprod, "epsilon", torch.float32, _network_precision)
 
     def noise(self, seed: int) -> Tensor:

@@ -34,7 +34,7 @@ def isolated(p: Any) -> Iterator[None]:
         stack.enter_context(attributes(k_diffusion.sampling, {"torch": k_diffusion.sampling.torch}))
         # The denoiser's previews would keep the graph in memory, or decode while it is recorded.
         stack.enter_context(attributes(sd_samplers_common, {"store_latent": lambda decoded: None}))
-        stack.enter_context(_options(skip_early_cond=0.0))
+        stack.enter_context(options(skip_early_cond=0.0))
         if "hypertile" in sys.modules:
             # With random tiles the network would differ at every evaluation, and no step could be inverted.
             stack.enter_context(attributes(sys.modules["hypertile"], {"RNG_INSTANCE": _FirstTile()}))
@@ -49,7 +49,7 @@ def sparing(p: Any, memory: Memory) -> Iterator[None]:
         stack.callback(devices.torch_gc)
         if memory.sequential:
             # One prompt at a time. With batched prompts, the denoiser would not trim an inpainting model's conditions.
-            stack.enter_context(_options(s_min_uncond_all=True, batch_cond_uncond=False))
+            stack.enter_context(options(s_min_uncond_all=True, batch_cond_uncond=False))
         if memory.network:
             stack.callback(checkpoint(blocks(p.sd_model.model.diffusion_model)))
         if memory.decoder:
@@ -75,7 +75,7 @@ def attributes(owner: Any, values: dict[str, Any]) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def _options(**values: Any) -> AbstractContextManager[None]:
+def options(**values: Any) -> AbstractContextManager[None]:
     """Settings for the denoiser alone. The user's settings stay untouched: a run takes minutes, and meanwhile the user
     may change them and the WebUI may save them.
     """

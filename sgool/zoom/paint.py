@@ -9,11 +9,11 @@ from torch import Tensor
 from sgool.backends import ImageBackend
 from sgool.checks import SEEDS
 from sgool.errors import SgoolError
-from sgool.generate import Critics, Request, generate
+from sgool.generate import Critics, Request, generate, kept_noises
 from sgool.guidance.loss import crop
 from sgool.region import Region
 from sgool.result import Progress
-from sgool.samplers import Trajectory, get_sampler, make_schedule
+from sgool.samplers import SAMPLERS, Trajectory, get_sampler
 from sgool.settings import Settings
 from sgool.zoom.place import Place
 
@@ -61,11 +61,14 @@ class Painter:
     def _paint(self, latent: Tensor, place: Place, seed: int) -> Tensor:
         settings = self.settings
         network = self.backend.network(place.prompt, self.request.negative_prompt, settings.guidance_scale)
-        schedule = make_schedule(self.backend.alphas_cumprod, settings.steps)
-        sampler = get_sampler("ddim")
+        # The shears run backwards, which is not needed here, and DDIM is the plainest sampler on their timesteps.
+        few = settings.sampler != "auto" and SAMPLERS[settings.sampler].spacing != "leading"
+        sampler = get_sampler(settings.sampler if few else "ddim")
+        schedule = sampler.schedule(self.backend.alphas_cumprod, settings.steps)
         node = sampler.start_node(schedule, settings.zoom_strength)
         noise = self.backend.noise(seed)
-        trajectory = Trajectory(sampler, schedule, network, node)
+        noises = kept_noises(self.backend, seed, sampler.noises(schedule))
+        trajectory = Trajectory(sampler, schedule, network, node, noises)
         noisy = schedule.a[node] * latent + schedule.sigma[node] * noise
         painted = trajectory.image(trajectory.run(trajectory.initial(noisy), self.progress.step))
         self.unet_evals += network.evals_forward
@@ -73,7 +76,14 @@ class Painter:
         if not settings.zoom_iterations:
             return painted
         request = Request(place.prompt, self.request.negative_prompt, seed, painted)
-        own = settings.changed(start="image", candidates=1, method="sgool", iterations=settings.zoom_iterations)
+        own = settings.changed(
+            start="image",
+            candidates=1,
+            method="sgool",
+            iterations=settings.zoom_iterations,
+            sampler=settings.sampler if sampler.invertible else "auto",
+            steps=settings.steps if sampler.invertible else max(2, settings.steps),
+        )
         with torch.enable_grad():
             result = generate(self.backend, self.critics, request, own, self.progress)
         self.unet_evals += result.unet_evals

@@ -46,6 +46,23 @@ def test_our_first_image_is_the_webuis(server, base):
     assert run["losses"][1] != run["losses"][0]
 
 
+def test_at_cfg_scale_1_our_first_image_is_the_webuis_without_the_negative_prompt(server, base):
+    """The WebUI evaluates it all the same, with no weight."""
+    make(server, {**base, "cfg_scale": 1.0, "negative_prompt": "snow"}, SAME_STEPS)
+    run = last(server)
+    assert run["first"] < 0.03
+    assert run["losses"][1] != run["losses"][0]
+
+
+def test_the_gradient_goes_back_through_the_prompt_alone(server, base):
+    """The first image is the same, and it is changed by another update."""
+    losses = []
+    for way in ("full", "prompt"):
+        assert not outcome(make(server, base, {**SAME_STEPS, "way_back": way})).note
+        losses.append(last(server)["losses"])
+    assert losses[1][0] == pytest.approx(losses[0][0], abs=1e-4) and losses[1][1] != losses[0][1]
+
+
 def test_memory_settings_change_only_the_memory(server, base):
     """The loss after an update is the same, so the gradient is the same too."""
     make(server, base)
