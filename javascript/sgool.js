@@ -70,13 +70,13 @@ view of the page's own last run. All text is set as text, never as HTML. */
         if (!iterations && (set.candidates === 1 || fromImage)) return 0;
         const way = set.strength * told.evaluations[set.sampler];
         const begin = fromImage ? 2 * way : set.candidates * (1 - set.strength + way);
-        return (begin + iterations * told.update * way) * set.steps / imageSteps;
+        return (begin + iterations * told.update[set.way_back] * way) * set.steps / imageSteps;
     }
 
     function zoomImages(told, set, imageSteps) {
         if (!set.zoom) return 0;
         const way = set.strength * told.evaluations[set.sampler];
-        const updates = (2 + set.zoom_iterations * told.update) * way * set.steps / imageSteps;
+        const updates = (2 + set.zoom_iterations * told.update[set.way_back]) * way * set.steps / imageSteps;
         return set.zoom_places * (set.zoom_strength + (set.zoom_iterations ? updates : 0));
     }
 

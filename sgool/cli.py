@@ -107,7 +107,8 @@ def _add_generate(command: argparse.ArgumentParser, demo: bool) -> None:
     image.add_argument(
         "--model",
         default="tiny",
-        help="tiny (the embedded model, the default), a diffusers folder, a checkpoint file or a hub name (owner/name)",
+        help="tiny (the embedded model, the default), tiny-lcm (its sibling for 4 steps), a diffusers folder, a "
+        "checkpoint file or a hub name (owner/name)",
     )
     image.add_argument("--init-image", metavar="FILE", type=path, help="start from this image (--start image)")
     image.add_argument(
@@ -152,11 +153,12 @@ def run_generate(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    from sgool.tiny.export import export
+    from sgool.tiny.export import export, export_few_step
 
     try:
         args.folder.mkdir(parents=True, exist_ok=True)
         print(export(args.folder))
+        print(export_few_step(args.folder))
     except OSError as error:
         raise SgoolError(f"The folder {args.folder} cannot be written to: {error.strerror or error}.") from error
     return 0

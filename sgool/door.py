@@ -167,6 +167,7 @@ def _checked(prompt: str, negative_prompt: str, seed: int, image: Any, progress:
 def _pixels(image: Image | Tensor, what: str = "initial image") -> Tensor:
     import numpy as np
     from PIL import Image as pil
+    from PIL import ImageOps as pil_ops
 
     if isinstance(image, Tensor):
         check_tensor(image, 3, "An image tensor")
@@ -177,7 +178,7 @@ def _pixels(image: Image | Tensor, what: str = "initial image") -> Tensor:
     if not isinstance(image, pil.Image):
         raise SgoolError(f"The {what} must be a PIL image or a tensor, not a {type(image).__name__}.")
     try:
-        rgb = image.convert("RGB")
+        rgb = pil_ops.exif_transpose(image).convert("RGB")
     except Exception as error:  # a file that is cut short is read only now, and a closed one not at all
         raise SgoolError(f"The {what} cannot be read: {brief(error)}") from error
     return torch.from_numpy(np.asarray(rgb, np.float32) / 255).permute(2, 0, 1)[None]

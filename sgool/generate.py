@@ -136,12 +136,12 @@ def generate(
     Where a network turns out not to repeat its predictions, a run from a seed begins again with DDIM and stored
     latents. Raises SgoolError for a request that does not fit; see `sgool.optimize.optimize` for failures on the way.
     """
+    check_kind(request, Request, "The request must be a Request")
+    request.check(settings)
     if not hasattr(backend, "network"):
         raise SgoolError(f"The backend must be a Backend, as DiffusersBackend is, not {shown(backend)}.")
-    check_kind(request, Request, "The request must be a Request")
     check_kind(critics, Critics, "The critics must be Critics, as load_critics makes them")
     check_progress(progress)
-    request.check(settings)
     attempt = partial(_attempt, backend, critics, request, progress)
     result = attempt(settings)
     if not isinstance(result.error, NotRepeatable) or request.init_latent is not None:

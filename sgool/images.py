@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from collections.abc import Callable
@@ -50,6 +51,22 @@ def read_image(path: Path, what: str = "initial image") -> Tensor:
     image = torch.from_numpy(np.ascontiguousarray(upright)).permute(2, 0, 1)[None]
     check_shape(image, what)
     return image
+
+
+def read_mask(path: Path) -> Tensor:
+    """A mask file as float32 [H, W] in [0, 1]: how white it is, and what is transparent is black.
+
+    Raises SgoolError like `read_image`.
+    """
+    white = read_image(path, "mask").mean(1)[0]
+    with contextlib.suppress(Exception):  # without Pillow, transparency is not looked at
+        from PIL import Image, ImageOps
+
+        with Image.open(path) as picture:
+            if "A" in picture.getbands():
+                alpha = ImageOps.exif_transpose(picture).getchannel("A")
+                white = white * torch.from_numpy(np.asarray(alpha, np.float32).copy()) / 255
+    return white
 
 
 def check_shape(image: Tensor, what: str = "initial image") -> None:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sgool import outputs, pictures
+from sgool import outputs, pictures, tiny
 from sgool.backends.diffusers import DiffusersBackend, find_model, load_backend
 from sgool.checks import as_folder, check_seed, usable_device, usable_dtype
 from sgool.errors import SgoolError
 from sgool.flags import flag
 from sgool.generate import Critics, Request, check_prompts, check_start, generate, load_critics
 from sgool.guidance.prompt import clean_prompt
-from sgool.images import read_image
+from sgool.images import read_image, read_mask
 from sgool.needs import fetch, needs
 from sgool.presets import ZOOMS, ignored, only_zooms, resolve
 from sgool.result import TRIED, Progress, Result, Snapshot, Stop
@@ -68,14 +68,14 @@ def run(job: Job, guard: Guard | None = None) -> tuple[dict[str, Any], Result]:
     find_model(job.model)
     with outputs.claimed(job.out, FILES):
         image = None if job.init_image is None else read_image(job.init_image)
-        mask = None if job.mask is None else read_image(job.mask, "mask").mean(1)[0]
+        mask = None if job.mask is None else read_mask(job.mask)
         device, dtype = machine(job.device, job.dtype)
         for note in notes(job, settings):
             print(f"sgool: {note}", file=sys.stderr)
         wanted, folder = needs(settings), as_folder(job.models_dir or default_models_dir())
         fetch(wanted, folder)
         print("Loading the models ...", file=sys.stderr)
-        if job.model == "tiny":
+        if job.model in tiny.NAMES:
             torch.set_num_threads(1)  # its layers are so small that a second thread only waits for the first
         backend = load_backend(job.model, device=device, dtype=dtype, memory=settings.memory)
         critics = load_critics(wanted, folder, device)
@@ -119,7 +119,7 @@ def notes(job: Job, settings: Settings) -> Iterator[str]:
         where = f"--method {settings.method}" + (" and --start image" if settings.start == "image" else "")
         where += " and no --zoom" if set(idle) & set(ZOOMS) else ""
         yield f"With {where} these do nothing: {', '.join(map(flag, idle))}."
-    if job.model == "tiny" and (unknown := unknown_words(clean_prompt(job.prompt))):
+    if job.model in tiny.NAMES and (unknown := unknown_words(clean_prompt(job.prompt))):
         more = " ..." if len(unknown) > 8 else ""
         known = "; ".join(map(", ".join, (SUBJECTS, COLORS, OTHERS)))
         yield f"The embedded model does not know {', '.join(unknown[:8])}{more}. Its only words are {known}."
@@ -144,25 +144,18 @@ class Closer(ZoomProgress, Progress):
         self.guard = guard
         self.zoomed: Zoomed | None = None
         self.score = 0.0
-        self.failure = ""
 
     def look(self, picture: Picture) -> None:
-        """Zoom into a picture. What comes of it is in `zoomed`; None where it failed, and `failure` says why."""
+        """Zoom into a picture. What comes of it is in `zoomed`."""
         self.painter.progress = self
         with tqdm(total=0, desc="SGOOL zoom", unit="place", file=sys.stderr) as self.bar:
-            try:
-                self.zoomed = zoom_in(picture, self.painter.critics, self.painter.settings, self.painter, self)
-            except SgoolError as error:
-                self.failure = f"Zoom left the image as it was. {error}"
-                return
+            self.zoomed = zoom_in(picture, self.painter.critics, self.painter.settings, self.painter, self)
         self.score = self.painter.critics.selector.judge(self.zoomed.image, picture.prompt)
 
     @property
     def ended(self) -> str:
         """What did not go as asked, for people."""
-        faces = self.painter.critics.faces
-        note = faces.note if faces else ""
-        return " ".join(filter(None, (note, self.failure if self.zoomed is None else self.zoomed.ended)))
+        return self.zoomed.ended if self.zoomed else ""
 
     def begin(self, number: int, count: int, place: Place) -> None:
         self.bar.total = count

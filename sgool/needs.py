@@ -55,7 +55,7 @@ def needs(settings: Settings) -> Needs:
 
     Without saliency in the loss only the map is drawn, by a detector without weights.
     """
-    salient = settings.method == "sgool" and settings.saliency_weight > 0
+    salient = settings.method == "sgool" and settings.saliency_weight > 0 and settings.iterations > 0
     salient = salient or (settings.zoom and settings.zoom_by == "attention")
     faces = settings.zoom and settings.zoom_by == "faces"
     return Needs(settings.guide, settings.selector, settings.saliency if salient else "spectral", faces)

@@ -36,23 +36,26 @@ IGNORED: dict[str, tuple[str, ...]] = {
 }
 """What changes no image of a method. (The other settings of regions still show in the picture of the saliency.)"""
 
-MODELS: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "steps": 10,
-        "guidance_scale": 4.0,
-        "saliency": "spectral",
-        "threshold": 0.25,
-        "min_size": 0.45,
-        "refresh": 1,  # the detector costs nothing here
-        "guide": "embedded",
-        "selector": "embedded",
-        "memory": "fast",
-        "zoom_good": 0.83,
-    },
+_TINY: dict[str, Any] = {
+    "steps": 10,
+    "guidance_scale": 4.0,
+    "saliency": "spectral",
+    "threshold": 0.25,
+    "min_size": 0.45,
+    "refresh": 1,  # the detector costs nothing here
+    "guide": "embedded",
+    "selector": "embedded",
+    "memory": "fast",
+    "zoom_good": 0.83,
 }
-"""What a model sets. `tiny` is the embedded model."""
 
-MODELS["sgool-tiny"] = MODELS["tiny"]  # its name as a checkpoint of the WebUI, see `sgool.tiny.export`
+MODELS: dict[str, dict[str, Any]] = {
+    "tiny": _TINY,
+    "tiny-lcm": {**_TINY, "sampler": "euler", "steps": 4, "guidance_scale": 1.0, "strength": 1.0},
+}
+"""What a model sets: `tiny` is the embedded model, `tiny-lcm` its sibling for few steps."""
+
+MODELS |= {f"sgool-{name}": values for name, values in MODELS.items()}  # as checkpoints, see `sgool.tiny.export`
 
 
 ZOOMS = tuple(name for name in DEFAULTS if name.startswith("zoom_"))

@@ -114,6 +114,7 @@ def test_every_flag_reaches_the_job(monkeypatch):
         "seed": 7,
         "model": "some/model",
         "init_image": Path("in.png"),
+        "mask": Path("mask.png"),
         "out": Path("out"),
         "device": "cpu",
         "dtype": "bfloat16",
@@ -121,7 +122,9 @@ def test_every_flag_reaches_the_job(monkeypatch):
     }
     values = {name: about.choices[-1] if about.choices else DEFAULTS[name] for name, about in ABOUT.items()}
     monkeypatch.setattr("sgool.job.run", stop)
-    assert main(["generate", *(f"{flag(name)}={value}" for name, value in {**own, **values}.items())]) == 2
+    switches = [flag(name if value else f"no_{name}") for name, value in values.items() if isinstance(value, bool)]
+    given = {name: value for name, value in {**own, **values}.items() if not isinstance(value, bool)}
+    assert main(["generate", *switches, *(f"{flag(name)}={value}" for name, value in given.items())]) == 2
     assert main(["generate", "--prompt", "a car"]) == 2
     assert seen == [Job(**own, values=values), Job("a car", Path("sgool-output"))]
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from sgool.__main__ import main
 from sgool.errors import SgoolError
-from sgool.images import fit, read_image
+from sgool.images import fit, read_image, read_mask
 
 ORIENTATION = 0x0112
 
@@ -124,3 +124,13 @@ def test_fit_scales_the_shorter_side_and_crops_to_whole_blocks():
     for shape in ((3, 400), (0, 5), (401, 100)):
         with pytest.raises(SgoolError, match="initial image has"):
             fit(torch.zeros(1, 3, *shape), (128, 128))
+
+
+def test_a_mask_is_white_where_it_is_opaque(tmp_path):
+    shown = np.full((4, 6, 4), 255, np.uint8)
+    shown[:, :2, 3] = 0
+    shown[:, 2:4, :3] = 0
+    cv2.imwrite(str(tmp_path / "mask.png"), shown)
+    assert torch.equal(read_mask(tmp_path / "mask.png"), torch.tensor([[0.0, 0, 0, 0, 1, 1]]).expand(4, 6))
+    cv2.imwrite(str(tmp_path / "gray.png"), shown[..., 0])
+    assert torch.equal(read_mask(tmp_path / "gray.png"), torch.tensor([[1.0, 1, 0, 0, 1, 1]]).expand(4, 6))

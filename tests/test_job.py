@@ -374,11 +374,12 @@ def test_ctrl_c_while_zooming_keeps_what_is_done(tmp_path, monkeypatch):
     assert "Zoom ended early" in figures["ended"] and (tmp_path / "zoom.png").exists()
 
 
-def test_a_zoom_that_cannot_begin_leaves_the_image(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [SgoolError("The map is broken."), RuntimeError("CUDA out of memory")])
+def test_a_zoom_that_cannot_begin_leaves_the_image(tmp_path, monkeypatch, error):
     def fails(*args):
-        raise SgoolError("The saliency map is broken.")
+        raise error
 
-    monkeypatch.setattr(job, "zoom_in", fails)
+    monkeypatch.setattr("sgool.zoom.find_places", fails)
     figures, result = run(Job(PROMPT, tmp_path, values={"method": "none", "steps": 2, "zoom": True}))
-    assert figures["ended"] == "Zoom left the image as it was. The saliency map is broken." and "places" not in figures
+    assert figures["ended"] == f"Zoom left the image as it was. {error}" and figures["places"] == []
     assert figures["score_after"] == result.best.score

@@ -88,7 +88,7 @@ def test_places_are_painted_again_and_nothing_outside_them_changes_by_one_bit(we
     text = processed.infotexts[0]
     assert text["SGOOL zoom kept"] == "2 of 2" and text["SGOOL Zoom"] == "True" and text["SGOOL Iterations"] == "0"
     assert text["SGOOL Keep only better repaints"] == "False"
-    assert text["SGOOL zoom places"] == "a red car: kept; a red car: kept"
+    assert text["SGOOL zoom outcome"] == "a red car: kept; a red car: kept"
     assert "SGOOL score before" not in text
     assert capsys.readouterr().out.count("SGOOL: zoom, a red car: kept") == 2
     assert not p.comments
@@ -103,7 +103,7 @@ def test_what_the_judge_refuses_stays_as_it_was(webui, monkeypatch):
     differs = changed(processed.images[0], plain.images[0])
     assert differs.any() and not (differs & ~inside(LEFT)).any()
     assert processed.infotexts[0]["SGOOL zoom kept"] == "1 of 2"
-    assert processed.infotexts[0]["SGOOL zoom places"] == (
+    assert processed.infotexts[0]["SGOOL zoom outcome"] == (
         "a red car: 0.610 -> 0.740, kept; "
         "a red car: 0.500 -> 0.600, better by itself but not in the image, left as it was"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ from sgool.presets import resolve
 from sgool.region import Region
 from sgool.result import Stop
 from sgool.weights import default_models_dir
-from sgool.zoom import Picture, Place, Verdict, ZoomProgress, zoom
+from sgool.zoom import Picture, Place, Verdict, ZoomProgress, zoom, zoom_in
 from sgool.zoom.find import find_places
 from sgool.zoom.keep import Judge
 from sgool.zoom.paint import Painter, feather, pasted
@@ -44,7 +46,9 @@ def test_each_phrase_becomes_a_text_of_its_own(prompt, expected):
     [
         ("a cat and two dogs, at night, in the style of Monet, oil painting", ["a cat", "two dogs"]),
         ("portrait of a woman, soft light", ["portrait of a woman"]),
-        ("1girl, blue hair", ["1girl", "blue hair"]),
+        ("1girl, blue hair", ["1girl, blue hair"]),
+        ("a black and white photo of a man in a park", ["a black and white photo of a man in a park"]),
+        ("a red and white house, the best quality", ["a red and white house"]),
     ],
 )
 def test_style_is_not_looked_for(prompt, expected):
@@ -52,15 +56,17 @@ def test_style_is_not_looked_for(prompt, expected):
 
 
 def test_a_place_is_named_without_where_it_is():
+    assert len(place_name("a very " + 100 * "long " + "thing")) <= 60
     assert place_name("a frog on a hill") == "a frog"
     assert place_name("a cat") == "a cat"
 
 
 def test_a_place_is_painted_with_its_text_and_what_belongs_to_no_place():
     prompt = "a cat and a dog in a park, oil painting, soft light"
-    texts = ["a dog in a park", "a cat in a park"]
-    assert painting_prompt(texts[0], prompt, texts) == "a dog in a park, oil painting, soft light"
-    assert painting_prompt("a cat", "a cat, a dog, ink", ["a cat"]) == "a cat, a dog, ink"
+    assert painting_prompt("a dog in a park", prompt) == "a dog in a park, oil painting, soft light"
+    assert painting_prompt("a cat", "a cat, a dog, ink") == "a cat, ink"
+    assert painting_prompt("1girl, solo", "1girl, solo") == "1girl, solo"
+    assert painting_prompt("a red cap", "1girl, solo") == "a red cap, 1girl, solo"
 
 
 LEFT, RIGHT = Region(0, 0, 8, 8, 0.7), Region(8, 24, 8, 8, 0.3)
@@ -157,7 +163,7 @@ def test_what_was_kept_stays_when_the_zoom_is_stopped(image):
 
 def test_no_place_is_told(image):
     done = zoom(image, [], filled((1, 0, 0)), Judge(Colors(), "red"))
-    assert done.image is image and done.ended == "Zoom found nothing that is small enough to gain."
+    assert done.image is image and done.ended == "Zoom found no place to paint again."
 
 
 @pytest.mark.parametrize("region", [LEFT, RIGHT, Region(3, 5, 9, 20, 1.0), Region(0, 0, 16, 32, 1.0)])
@@ -296,3 +302,30 @@ def test_a_model_of_few_steps_paints_with_its_own_sampler(tiny, sampler):
         images.append(painter(picture, place, 0))
     assert painter.unet_evals == 2 and torch.isfinite(images[0]).all()
     assert torch.equal(images[0], images[1]) == (sampler == "ddim") and not torch.equal(images[2], picture)
+
+
+def test_nothing_outside_the_mask_changes(image):
+    """Two parts: one of a single pixel, and one that is wider than any place that zoom finds by itself."""
+    mask = torch.zeros(16, 32)
+    mask[3, 3] = 1
+    mask[2:14, 12:28] = 1
+    mask[2, 12:28] = 0.25
+    settings = resolve({"zoom": True, "zoom_by": "mask", "zoom_judge": False})
+    critics = SimpleNamespace(guide=Colors(), selector=Colors(), faces=None)
+    done = zoom_in(Picture(image, "red", mask), critics, settings, filled((1, 0, 0)))
+    assert done.kept == 2
+    changed = (done.image != image).any(1)[0]
+    assert torch.equal(changed, mask > 0)
+    solid = done.image[0, :, 4:12, 16:24]
+    assert torch.equal(solid, torch.tensor([1.0, 0, 0])[:, None, None].expand_as(solid))
+
+
+def test_a_failure_before_the_first_place_leaves_the_image(image):
+    class Fails:
+        faces = None
+
+        def detector(self, image):
+            raise RuntimeError("out of memory")
+
+    done = zoom_in(Picture(image, "red"), Fails(), resolve({"zoom": True}), filled((1, 0, 0)))
+    assert done.image is image and done.ended == "Zoom left the image as it was. out of memory"

@@ -26,6 +26,7 @@ from sgool.checks import (
 )
 from sgool.errors import SgoolError, brief
 from sgool.samplers import Branch, Network
+from sgool.tiny import few_step
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,7 @@ class DiffusersBackend:
     """
 
     def __init__(self, pipeline: Any, memory: str = "fast") -> None:
-        check_pipeline(pipeline, f"This {type(pipeline).__name__}")
-        _check_place(pipeline)
+        self.check(pipeline)
         self.memory = MEMORY[check_memory(memory)]
         self.tokenizer = pipeline.tokenizer
         self.text_encoder = pipeline.text_encoder
@@ -60,6 +60,11 @@ class DiffusersBackend:
     @property
     def size(self) -> tuple[int, int]:
         return self.latent_size[0] * self.factor, self.latent_size[1] * self.factor
+
+    def check(self, pipeline: Any) -> None:
+        """Raises SgoolError for a pipeline that is no Stable Diffusion 1.x or 2.x, or is not where it can be used."""
+        check_pipeline(pipeline, f"This {type(pipeline).__name__}")
+        _check_place(pipeline)
 
     def prepare(self) -> Callable[[], None]:
         """Freeze the networks and have them recompute what `memory` says; returns what undoes all of it."""
@@ -197,11 +202,12 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     """Where a model is, or would be; the hub is not asked. Raises SgoolError for what can be no model."""
     check_kind(model, (str, os.PathLike), "A model is named by a text or a path")
     model = os.fspath(model)
-    path = tiny.MODEL if model == "tiny" else Path(model).expanduser()
+    path = tiny.MODEL if model in tiny.NAMES else Path(model).expanduser()
     on_hub = model.count("/") == 1 and not model.startswith((".", "/", "~")) and all(model.split("/"))
     if not path.exists() and not on_hub:
         raise SgoolError(
-            f"There is no model {model!r}: give tiny, a folder, a checkpoint file or a hub name (owner/name)."
+            f"There is no model {model!r}: give {', '.join(tiny.NAMES)}, a folder, a checkpoint file or a hub name "
+            "(owner/name)."
         )
     return path
 
@@ -215,9 +221,10 @@ def load_backend(
 ) -> DiffusersBackend:
     """A backend ready to run, its UNet in `dtype`, its other networks in float32.
 
-    model: `tiny` (embedded), a diffusers folder, a single checkpoint file, or a model of the hub by its name
-    (`owner/name`), which diffusers downloads. A checkpoint's configuration is taken from a diffusers folder of the same
-    name beside it (`x/` for `x.safetensors`); without one, diffusers downloads Stable Diffusion's own.
+    model: `tiny` (embedded), `tiny-lcm` (its sibling for few steps), a diffusers folder, a single checkpoint file, or a
+    model of the hub by its name (`owner/name`), which diffusers downloads. A checkpoint's configuration is taken from a
+    diffusers folder of the same name beside it (`x/` for `x.safetensors`); without one, diffusers downloads Stable
+    Diffusion's own.
 
     Raises SgoolError when there is no such model or it cannot be loaded, and for a wrong device, dtype or memory.
     """
@@ -244,6 +251,8 @@ def load_backend(
     except Exception as error:  # diffusers, the hub, safetensors and pickle each raise their own
         raise SgoolError(f"The model {str(model)!r} could not be loaded: {brief(error)}") from error
     check_pipeline(pipeline, f"The model {str(model)!r}")
+    if model == "tiny-lcm":
+        few_step.add(pipeline.unet)
     pipeline.text_encoder.to(device, torch.float32)
     pipeline.vae.to(device, torch.float32)
     pipeline.unet.to(device, dtype)

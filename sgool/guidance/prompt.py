@@ -29,7 +29,7 @@ def clean_prompt(text: str) -> str:
     while replaced:
         text, replaced = _INNERMOST.subn(_plain, text)
     text = re.sub(r"[()\[\]]", " ", text)  # unbalanced brackets
-    parts = [_WEIGHT.sub("", part) for part in re.split(r"\b(?:AND|BREAK)\b", text)]
+    parts = [_WEIGHT.sub("", part.rstrip(" ,")) for part in re.split(r"\b(?:AND|BREAK)\b", text)]
     words = [" ".join(piece.split()) for piece in ",".join(parts).split(",")]
     text = ", ".join(word for word in words if word)
     for escape, code in _ESCAPES.items():

@@ -120,6 +120,9 @@ class RandomBackend(DiffusersBackend):
         super().__init__(parts, memory)
         self.prepare()
 
+    def check(self, pipeline: Any) -> None:
+        """Any networks will do, SDXL's too, and on the device "meta"."""
+
     def _encode_text(self, prompts: Sequence[str]) -> Tensor:
         return self.condition.repeat(len(prompts), 1, 1)
 

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sgool.tiny import MODEL
+from sgool.tiny import MODEL, few_step
 
 GROUPS = 32
 """Groups of every GroupNorm in LDM."""
@@ -99,6 +99,20 @@ def export(folder: Path, model: Path = MODEL) -> Path:
     for key, value in _weights(model / "text_encoder").items():
         weights["cond_stage_model.transformer.text_model." + key.removeprefix("text_model.")] = value
     save_file({key: value.contiguous() for key, value in weights.items()}, checkpoint, {"format": "pt"})
+    return checkpoint
+
+
+def export_few_step(folder: Path) -> Path:
+    """Write the few-step sibling beside the model that `export` has written there, and return its path."""
+    model = folder / "sgool-tiny.safetensors"
+    checkpoint = folder / "sgool-tiny-lcm.safetensors"
+    config = _json(MODEL / "unet" / "config.json")
+    unet = few_step.merged(_weights(MODEL / "unet"), load_file(few_step.FILE))
+    weights = load_file(model)
+    weights |= {"model.diffusion_model." + _unet_key(key, config): value.half() for key, value in unet.items()}
+    save_file(weights, checkpoint, {"format": "pt"})
+    shutil.copy(model.with_suffix(".yaml"), checkpoint.with_suffix(".yaml"))
+    shutil.copytree(model.with_suffix(""), checkpoint.with_suffix(""), dirs_exist_ok=True)
     return checkpoint
 
 

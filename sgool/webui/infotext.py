@@ -37,7 +37,7 @@ came out, and which iteration made that (none where the WebUI's own image did)."
 
 _ZOOM: dict[str, Callable[[ZoomOutcome], str | None]] = {
     "SGOOL zoom kept": lambda zoom: f"{zoom.kept} of {len(zoom.places)}",
-    "SGOOL zoom places": lambda zoom: "; ".join(place.told for place in zoom.places) or None,
+    "SGOOL zoom outcome": lambda zoom: "; ".join(place.told for place in zoom.places) or None,
 }
 """Of each image: how many places were painted again and kept, and what became of each."""
 

@@ -82,7 +82,11 @@ class Zoom:
 
     def _settle(self, result: Zoomed, critics: Critics) -> Image.Image:
         """Remember what has come of it, tell it, and give the image."""
+        if result.error is not None:
+            raise result.error
         repaints = result.repaints
+        if result.note:
+            self.tell(result.note)
         for repaint in repaints:
             print(f"SGOOL: {self._label()}zoom, {repaint}")
         for repaint in repaints:
@@ -153,7 +157,7 @@ class Zoom:
 class WebuiPaint:
     """Paints a place with the WebUI's inpainting, and then improves it as the settings say; see `sgool.zoom.Paint`.
 
-    Nothing outside the place changes by one bit, nor outside the user's mask where they inpaint.
+    Nothing outside the place changes by one bit.
     """
 
     def __init__(self, work: Zoom, bar: ZoomBar, refiner: Refiner) -> None:
@@ -172,10 +176,7 @@ class WebuiPaint:
         region = place.region
         rows, columns = slice(region.top, region.top + region.height), slice(region.left, region.left + region.width)
         result = image.clone()
-        patch = painted.to(image)[..., rows, columns]
-        if self.work.mask is not None:
-            patch = torch.lerp(image[..., rows, columns], patch, self.work.mask[rows, columns].to(image))
-        result[..., rows, columns] = patch
+        result[..., rows, columns] = painted.to(image)[..., rows, columns]
         return result
 
 

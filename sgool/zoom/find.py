@@ -46,25 +46,29 @@ ORDERS: dict[str, Callable[[Region], float]] = {
 @dataclass(frozen=True)
 class Candidate:
     """A part of an image that may become a place. text: what it should show, and name: what people call it, where the
-    finder knows; "" otherwise.
+    finder knows; "" otherwise. asked: whether the user has named it, however large it is.
     """
 
     region: Region
     text: str = ""
     name: str = ""
+    asked: bool = False
 
 
 def find_places(picture: Picture, critics: Critics, settings: Settings) -> list[Place]:
     """The places of a picture, in the order in which they are painted; see `sgool.zoom.zoom_in`."""
-    limit = settings.zoom_largest * min(picture.image.shape[-2:])
+    limit = max(settings.zoom_largest, settings.zoom_smallest) * min(picture.image.shape[-2:])
     every = FINDERS[settings.zoom_by](picture, critics, settings)
     if picture.within is not None:
         every = [each for each in every if (crop(picture.within[None, None], each.region) > 0.5).any()]
-    small = [each for each in every if max(each.region.height, each.region.width) <= limit]
+    small = [each for each in every if each.asked or max(each.region.height, each.region.width) <= limit]
     if settings.zoom_order == "weakest-first":
         texts = likest(picture, [each.region for each in small], critics.guide)
-        known = [replace(each, text=each.text or text) for each, text in zip(small, texts, strict=True)]
-        found = sorted(known, key=lambda each: critics.guide.judge(crop(picture.image, each.region), each.text))
+        scores = [
+            critics.guide.judge(crop(picture.image, each.region), each.text or text)
+            for each, text in zip(small, texts, strict=True)
+        ]
+        found = [small[number] for number in sorted(range(len(small)), key=scores.__getitem__)]
     else:
         found = sorted(small, key=lambda each: ORDERS[settings.zoom_order](each.region))
     return name_places(picture, found[: settings.zoom_places], critics.guide, settings.region_prompt)
@@ -80,8 +84,22 @@ def by_mask(picture: Picture, critics: Critics, settings: Settings) -> list[Cand
     mask = picture.mask
     if mask is None:
         raise SgoolError("Zoom on a mask needs a mask.")
-    check_mask(mask, tuple(picture.image.shape[-2:]))
-    return regions_of((mask > 0.5).float(), settings)
+    size = (picture.image.shape[-2], picture.image.shape[-1])
+    check_mask(mask, size)
+    smallest = ceil(settings.zoom_smallest * min(size))
+    parts = [grown(part, size, smallest, settings.zoom_padding) for part in parts_of(mask)]
+    return [Candidate(part, asked=True) for part in parts]
+
+
+def parts_of(mask: Tensor) -> list[Region]:
+    """The connected parts of a mask [H, W] above 0.5 as boxes, each with its share of the area."""
+    import cv2
+    import numpy as np
+
+    white = (mask > 0.5).cpu().numpy().astype(np.uint8)
+    _, _, found, _ = cv2.connectedComponentsWithStats(white, connectivity=8)
+    total = int(white.sum())
+    return [Region(top, left, height, width, area / total) for left, top, width, height, area in found[1:].tolist()]
 
 
 def check_mask(mask: Tensor, size: tuple[int, ...]) -> None:
@@ -208,7 +226,7 @@ def name_places(picture: Picture, found: Sequence[Candidate], critic: Critic, re
             each.region,
             each.name or place_name(text),
             text,
-            given.get(number) or painting_prompt(text, picture.prompt, texts),
+            given.get(number) or painting_prompt(text, picture.prompt),
         )
         for number, (each, text) in enumerate(zip(found, texts, strict=True))
     ]

@@ -75,6 +75,7 @@ class _Work:
                 begun = self.repaints[-1] = replace(begun, before=score)
                 if score >= self.judge.good:
                     self.repaints[-1] = replace(begun, verdict=Verdict.GOOD)
+                    self.progress.end(self.repaints[-1], self.image)
                     return
             self.progress.begin(number, count, place)
             painted = self.paint(self.image, place, number)

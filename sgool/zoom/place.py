@@ -76,10 +76,16 @@ class Repaint:
 
 @dataclass(frozen=True)
 class Zoomed:
-    """What a zoom comes to. image: [1, 3, H, W], the very tensor that was given where nothing was kept."""
+    """What a zoom comes to. image: [1, 3, H, W], the very tensor that was given where nothing was kept.
+
+    note: what people should know besides, such as that faces were looked for by an older detector. error: why no place
+    could be looked for at all.
+    """
 
     image: Tensor
     repaints: list[Repaint] = field(default_factory=list)
+    note: str = ""
+    error: Exception | None = None
 
     @property
     def kept(self) -> int:
@@ -89,10 +95,13 @@ class Zoomed:
     @property
     def ended(self) -> str:
         """What did not go as asked, for people; empty when there is nothing to say."""
+        if self.error is not None:
+            return f"Zoom left the image as it was. {brief(self.error)}"
         if not self.repaints:
-            return "Zoom found nothing that is small enough to gain."
+            return " ".join(filter(None, (self.note, "Zoom found no place to paint again.")))
         failed = [f"{each.place.name} ({brief(each.error)})" for each in self.repaints if each.error]
-        told = [f"Zoom failed and left as it was: {', '.join(failed)}."] if failed else []
+        told = [self.note] if self.note else []
+        told += [f"Zoom failed and left as it was: {', '.join(failed)}."] if failed else []
         if any(each.verdict is Verdict.STOPPED for each in self.repaints):
             told.append("Zoom ended early; what it had kept stays.")
         return " ".join(told)

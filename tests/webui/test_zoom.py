@@ -167,8 +167,7 @@ def test_the_files_that_are_saved_are_the_zoomed_images(server):
 LONG = {**ZOOM, "zoom_iterations": 200, "patience": 0, "steps": 4, "cutouts": 2}
 
 
-def test_interrupt_keeps_the_places_done_so_far(server):
-    """The second place is interrupted."""
+def test_an_interrupt_in_the_first_place_keeps_the_image(server):
     plain = make(server, BASE)
     own = {**ZOOM, "zoom_strength": 0.8}
     first = make(server, BASE, {**own, "zoom_places": 1})
