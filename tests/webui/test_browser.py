@@ -541,6 +541,7 @@ def test_a_folder_batch_shows_the_run_of_the_first_file(open_page, tmp_path):
         canvas.drawImage(image, 0, 0, image.naturalWidth, 4, 0, 0, 1, 1);
         return canvas.getImageData(0, 0, 1, 1).data[0];
     }"""
+    expect(page.locator("#img2img_gallery .livePreview")).to_have_count(0, timeout=SLOW)  # of the last file
     assert page.locator("#img2img_gallery img").first.evaluate(top) > 150
     assert page.locator(view).evaluate(top) > 150
 
