@@ -55,7 +55,9 @@ def needs(settings: Settings) -> Needs:
 
     Without saliency in the loss only the map is drawn, by a detector without weights.
     """
-    salient = settings.method == "sgool" and settings.saliency_weight > 0 and settings.iterations > 0
+    improved = settings.method == "sgool" and settings.iterations > 0
+    refined = settings.zoom and settings.zoom_iterations > 0  # by SGOOL's own loss, whatever the method
+    salient = settings.saliency_weight > 0 and (improved or refined)
     salient = salient or (settings.zoom and settings.zoom_by == "attention")
     faces = settings.zoom and settings.zoom_by == "faces"
     return Needs(settings.guide, settings.selector, settings.saliency if salient else "spectral", faces)

@@ -9,6 +9,7 @@ from sgool import tiny
 from sgool.backends.diffusers import load_backend
 from sgool.generate import Request, generate, load_critics
 from sgool.guidance.clip import load_clip_folder
+from sgool.lab.training.few_step import RANK, difference
 from sgool.needs import needs
 from sgool.presets import resolve
 from sgool.tiny import few_step
@@ -47,8 +48,8 @@ def test_the_difference_is_of_low_rank_and_exact_where_it_can_be():
     base = {"wide": torch.randn(96, 200), "kernel": torch.randn(128, 96, 3, 3), "bias": torch.randn(96)}
     change = {"wide": torch.randn(96, 3) @ torch.randn(3, 200), "kernel": torch.zeros(1), "bias": torch.randn(96)}
     tuned = {name: base[name] + change[name] for name in base}
-    found = few_step.difference(base, tuned)
-    assert found["wide.up"].shape == (96, few_step.RANK) and found["bias"].dtype == torch.float16
+    found = difference(base, tuned)
+    assert found["wide.up"].shape == (96, RANK) and found["bias"].dtype == torch.float16
     for name, weight in few_step.merged(base, found).items():
         assert (weight - tuned[name]).abs().max() < 0.02
 

@@ -321,3 +321,12 @@ def test_addresses_of_the_real_files_have_hosts(tmp_path: Path) -> None:
         "huggingface.co",
         "drive.usercontent.google.com",
     }
+
+
+def test_the_detector_is_needed_where_a_loss_or_a_zoom_looks() -> None:
+    plain = {"iterations": 0, "zoom": True, "zoom_by": "faces"}
+    assert needs(Settings.of(plain)).detector == "spectral"
+    for method in ("sgool", "none"):
+        assert needs(Settings.of({**plain, "method": method, "zoom_iterations": 2})).detector == "transalnet-res"
+    assert needs(Settings.of({**plain, "zoom_by": "attention"})).detector == "transalnet-res"
+    assert needs(Settings.of({**plain, "iterations": 1})).detector == "transalnet-res"

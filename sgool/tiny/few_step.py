@@ -13,23 +13,6 @@ from torch import Tensor, nn
 
 FILE = Path(__file__).parent / "few-step.safetensors"
 
-RANK = 32
-
-
-def difference(base: dict[str, Tensor], tuned: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the file holds, float16: the difference of two sets of weights, by singular values."""
-    found: dict[str, Tensor] = {}
-    for name, weight in tuned.items():
-        change = weight.float() - base[name].float()
-        if change.ndim < 2 or min(change.shape[0], change[0].numel()) <= 2 * RANK:
-            found[name] = change.half()
-            continue
-        u, s, v = torch.linalg.svd(change.flatten(1), full_matrices=False)
-        root = s[:RANK].sqrt()
-        found[f"{name}.up"] = (u[:, :RANK] * root).half().contiguous()
-        found[f"{name}.down"] = (root[:, None] * v[:RANK]).half().contiguous()
-    return found
-
 
 @torch.no_grad()
 def add(unet: nn.Module) -> None:

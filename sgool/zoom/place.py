@@ -67,7 +67,7 @@ class Repaint:
     error: Exception | None = None
 
     def __str__(self) -> str:
-        """ "a frog: 0.61 -> 0.74, kept"."""
+        """For people, such as: a frog: 0.61 -> 0.74, kept."""
         scores = "" if self.before is None else f"{self.before:.3f}"
         if self.after is not None:
             scores += f" -> {self.after:.3f}"

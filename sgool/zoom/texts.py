@@ -15,6 +15,7 @@ _THING = re.compile(r"\b(?:an?|the|one|two|three|four|five|some|several|many|his
 _QUALITY = re.compile(r"\b(?:quality|detailed|details|masterpiece|resolution|lighting|style)\b", re.IGNORECASE)
 _COLORS = "black|white|gr[ae]y|red|orange|yellow|green|blue|purple|pink|brown|gold|silver"
 _TWO_COLORS = re.compile(rf"\b({_COLORS})\s+and\s+({_COLORS})\b", re.IGNORECASE)
+_HIDDEN = "\ue010"  # an "and" that splits nothing
 _SIZES = re.compile(r"\b(?:very\s+)?(?:small|tiny|little|miniature|distant|far away|faraway)\b\s*", re.IGNORECASE)
 
 LONGEST = 60
@@ -30,8 +31,8 @@ def subjects(prompt: str) -> list[str]:
     """
     found: list[str] = []
     for clause in _CLAUSE.split(clean_prompt(prompt)):
-        clause = _TWO_COLORS.sub(r"\1 & \2", clause.strip())
-        parts = [part.replace(" & ", " and ") for part in re.split(r"\s+and\s+", clause, flags=re.IGNORECASE) if part]
+        clause = _TWO_COLORS.sub(rf"\1{_HIDDEN}\2", clause.strip())
+        parts = [part.replace(_HIDDEN, " and ") for part in re.split(r"\s+and\s+", clause, flags=re.IGNORECASE) if part]
         tail = _TAIL.search(parts[-1]) if parts else None
         for part in parts:
             whole = part + tail[0] if tail and not _TAIL.search(part) else part

@@ -25,6 +25,9 @@ from sgool.tiny import few_step
 SKIP = 20
 """Timesteps between the two ends of a step: fifty steps of DDIM, from 999 on."""
 
+RANK = 32
+"""Of the difference that is shipped."""
+
 DATA, TIMESTEP_SCALE = 0.5, 10.0
 """Of the boundary condition: what LCM was published with."""
 
@@ -69,6 +72,21 @@ def paint(assets: Path, count: int, seed: int) -> tuple[Tensor, list[str]]:
     return torch.cat(latents), captions
 
 
+def difference(base: dict[str, Tensor], tuned: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the file holds, float16: the difference of two sets of weights, by singular values."""
+    found: dict[str, Tensor] = {}
+    for name, weight in tuned.items():
+        change = weight.float() - base[name].float()
+        if change.ndim < 2 or min(change.shape[0], change[0].numel()) <= 2 * RANK:
+            found[name] = change.half()
+            continue
+        u, s, v = torch.linalg.svd(change.flatten(1), full_matrices=False)
+        root = s[:RANK].sqrt()
+        found[f"{name}.up"] = (u[:, :RANK] * root).half().contiguous()
+        found[f"{name}.down"] = (root[:, None] * v[:RANK]).half().contiguous()
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--assets", type=Path, help="folder of the emoji pictures")
@@ -82,7 +100,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.assemble:
         tuned = torch.load(args.work / "few-step.pt", weights_only=True)["target"]
-        save_file(few_step.difference(load_backend("tiny").unet.state_dict(), tuned), few_step.FILE)
+        save_file(difference(load_backend("tiny").unet.state_dict(), tuned), few_step.FILE)
         return
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
