@@ -76,9 +76,12 @@ def ignored(given: Iterable[str], method: str, start: str = "seed", zoom: bool =
 
 
 def unused(settings: Settings, model: str = "") -> tuple[str, ...]:
-    """Which settings differ from what their method and model set, and do nothing with that method and start."""
+    """Which settings differ from what their method and model set, and do nothing with that method and start.
+
+    Not the zoom's own, whose switch says as much.
+    """
     own = resolve({"method": settings.method}, model=model)
-    changed = [name for name in DEFAULTS if getattr(settings, name) != getattr(own, name)]
+    changed = [name for name in DEFAULTS if name not in ZOOMS and getattr(settings, name) != getattr(own, name)]
     return ignored(changed, settings.method, settings.start, settings.zoom)
 
 

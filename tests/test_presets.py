@@ -7,8 +7,8 @@ import torch
 
 from sgool.errors import SgoolError
 from sgool.generate import Request, generate
-from sgool.presets import IGNORED, METHODS, ignored, resolve
-from sgool.settings import ABOUT
+from sgool.presets import IGNORED, METHODS, ignored, resolve, unused
+from sgool.settings import ABOUT, Settings
 
 PROMPT = "a small penguin and a pizza on a green background"
 
@@ -53,3 +53,8 @@ def test_ignored_keeps_the_order_of_the_settings_and_what_was_not_given_out():
 def test_unknown_names_are_refused():
     with pytest.raises(SgoolError, match="method must be one of"):
         resolve({"method": "magic"})
+
+
+def test_the_zooms_settings_are_no_news_while_it_is_off():
+    """The accordion always sends them, at the general defaults, which the embedded model's own differ from."""
+    assert unused(Settings(), "sgool-tiny") == unused(Settings(zoom_places=5)) == ()
