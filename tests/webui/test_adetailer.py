@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from payloads import BASE, HIRES, SGOOL, differ, make, outcome
-from test_zoom import ZOOM, kept
+from test_places import ZOOM, kept
 from webui_server import WebUI, interpreter
 
 DETECTOR = """
