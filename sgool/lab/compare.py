@@ -77,7 +77,7 @@ class Trial:
     """One image of one method: the judge's score, whether it finds the right caption, and the cost.
 
     right: among all captions and, for one of the embedded world, its near misses, which differ from it in one thing.
-    equivalents: forward equivalents of the UNet. places: what zoom has painted, kept or not.
+    equivalents: forward equivalents of the UNet. seconds: of one core, whatever else the machine does. places: what zoom has painted, kept or not.
     """
 
     score: float
@@ -117,7 +117,7 @@ def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str
         # What both halves of the guidance cost in each step of each place.
         budget -= _network(closer) * round(closer.zoom_strength * closer.steps) * closer.zoom_places
     plain = method == "none" or (zooms and method != "sgool+zoom")
-    begun = time.monotonic()
+    begun = time.process_time()
     settings = resolve(PLAIN[model], model=model) if plain else _within(method.removesuffix("+zoom"), budget, model)
     if zooms:
 
@@ -132,7 +132,7 @@ def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str
     else:
         result = generate(backend, critics, request, settings)
         made = Made(result.best.image, result.forward_equivalents, ())
-    seconds = time.monotonic() - begun
+    seconds = time.process_time() - begun
     scores = texts @ judge.encode_image(made.image)[0]
     return Trial(scores[0].item(), int(scores.argmax()) == 0, made.equivalents, seconds, made.places)
 
