@@ -77,7 +77,8 @@ class Trial:
     """One image of one method: the judge's score, whether it finds the right caption, and the cost.
 
     right: among all captions and, for one of the embedded world, its near misses, which differ from it in one thing.
-    equivalents: forward equivalents of the UNet. seconds: of one core, whatever else the machine does. places: what zoom has painted, kept or not.
+    equivalents: forward equivalents of the UNet. seconds: of one core. places: what zoom has painted, kept
+    or not.
     """
 
     score: float
