@@ -63,7 +63,7 @@ view of the page's own last run. All text is set as text, never as HTML. */
         words.classList.toggle("sgool-slow", count >= told.slow);
     }
 
-    /* As sgool/webui/cost.py counts: the image as a whole, and the places of a zoom. */
+    /* As sgool/cost.py counts: the image as a whole, and the places of a zoom. */
     function wholeImages(told, set, imageSteps) {
         const fromImage = (told.start || set.start) === "image";
         const iterations = set.method === "none" ? 0 : set.iterations;
