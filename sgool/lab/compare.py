@@ -28,6 +28,7 @@ from sgool.errors import SgoolError
 from sgool.generate import Critics, Request, generate, load_critics, make_sampler
 from sgool.guidance.clip import Clip, load_clip_folder
 from sgool.lab import world
+from sgool.lab.same_image import CHANGES, changed
 from sgool.lab.zooms import ZOOMS, Made, Painted, zoomed
 from sgool.needs import needs
 from sgool.presets import resolve
@@ -66,7 +67,7 @@ that is given."""
 METHODS = ("none", "best-of-N", "doodl", "global", "sgool")
 """What is compared by default."""
 
-ALL = (*METHODS, "global-one", "sgool-one", *ZOOMS)
+ALL = (*METHODS, "global-one", "sgool-one", *ZOOMS, *CHANGES)
 
 MOST = 1000
 """The settings allow at most this many candidates and iterations. So many images of a caption are also enough."""
@@ -78,7 +79,7 @@ class Trial:
 
     right: among all captions and, for one of the embedded world, its near misses, which differ from it in one thing.
     equivalents: forward equivalents of the UNet. seconds: of one core. places: what zoom has painted, kept
-    or not.
+    or not. similarity, distance: to the plain image, where a method changes it; see `sgool.lab.same_image.Changed`.
     """
 
     score: float
@@ -86,6 +87,8 @@ class Trial:
     equivalents: int
     seconds: float
     places: tuple[Painted, ...] = ()
+    similarity: float | None = None
+    distance: float | None = None
 
 
 def updates_within(budget: int, run: int, candidates: int, share: float, passes: int = 3) -> tuple[int, int]:
@@ -119,6 +122,15 @@ def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str
         budget -= _network(closer) * round(closer.zoom_strength * closer.steps) * closer.zoom_places
     plain = method == "none" or (zooms and method != "sgool+zoom")
     begun = time.process_time()
+    if method in CHANGES:
+        own = changed(backend, critics, request, resolve(PLAIN[model], model=model), method, budget)
+        scores = texts @ judge.encode_image(own.image)[0]
+        seconds = time.process_time() - begun
+        return Trial(
+            *(scores[0].item(), int(scores.argmax()) == 0, own.equivalents, seconds),
+            similarity=own.similarity,
+            distance=own.distance,
+        )
     settings = resolve(PLAIN[model], model=model) if plain else _within(method.removesuffix("+zoom"), budget, model)
     if zooms:
 
@@ -278,6 +290,7 @@ def summarize(trials: Mapping[str, Sequence[Trial]], mask: np.ndarray, seeds: in
             "forward_equivalents_per_image": float(np.mean([t.equivalents for t in row])),
             "seconds_per_image": float(np.mean([t.seconds for t in row])),
             **_of_places([place for t in row for place in t.places], len(row)),
+            **_of_changes(row),
             "gain_over": gains(scores, name),
             "accuracy_gain_over": gains(found, name),
         }
@@ -306,6 +319,15 @@ def _of_places(places: Sequence[Painted], images: int) -> dict[str, float | None
         "kept_crop_gain": mean([each.crop_gain for each in kept]),
         "refused_crop_gain": mean([each.crop_gain for each in refused]),
     }
+
+
+def _of_changes(row: Sequence[Trial]) -> dict[str, float]:
+    """How far a method has moved the plain image, on average."""
+    moved = [(t.similarity, t.distance) for t in row if t.similarity is not None and t.distance is not None]
+    if not moved:
+        return {}
+    similarity, distance = np.mean(moved, 0)
+    return {"similarity_mean": float(similarity), "distance_mean": float(distance)}
 
 
 def paired(differences: np.ndarray, groups: np.ndarray, samples: int = 5000) -> dict[str, Any]:
@@ -343,6 +365,11 @@ def render_tables(figures: Mapping[str, Any]) -> str:
                 f"{row['forward_equivalents_per_image']:.0f} | {row['seconds_per_image']:.1f} | {score} | {accuracy} |"
             )
         lines += [_told(name, row) for name, row in methods.items() if "painted_per_image" in row]
+        lines += [
+            f"\n{name}: similarity to the plain image {row['similarity_mean']:.3f}, distance {row['distance_mean']:.3f}"
+            for name, row in methods.items()
+            if "similarity_mean" in row
+        ]
     return "\n".join(lines)
 
 
