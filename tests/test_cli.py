@@ -292,8 +292,8 @@ def test_truncated_weights(tmp_path, capsys):
 
 def _at_the_second_start(self, done, total):
     if (done, total) == (1, 3):
-        self.begun = getattr(self, "begun", 0) + 1
-        if self.begun == 2:
+        self.starts = getattr(self, "starts", 0) + 1
+        if self.starts == 2:
             raise KeyboardInterrupt
 
 
