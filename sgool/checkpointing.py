@@ -17,19 +17,24 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 @dataclass(frozen=True)
 class Memory:
-    """decoder, network: whether their blocks are recomputed. sequential: whether guidance runs one prompt at a time."""
+    """decoder, network: whether their blocks are recomputed. sequential: whether guidance runs one prompt at a time.
+
+    pixels: of how many images may be made together without a gradient. One image of any size is always made.
+    """
 
     decoder: bool
     network: bool
     sequential: bool
+    pixels: int
 
 
 MEMORY = {
-    "fast": Memory(decoder=False, network=False, sequential=False),
-    "balanced": Memory(decoder=True, network=False, sequential=False),
-    "low": Memory(decoder=True, network=True, sequential=True),
+    "fast": Memory(decoder=False, network=False, sequential=False, pixels=8 * 512 * 512),
+    "balanced": Memory(decoder=True, network=False, sequential=False, pixels=2 * 512 * 512),
+    "low": Memory(decoder=True, network=True, sequential=True, pixels=0),
 }
-"""From fastest to least memory. The decoder comes first because its graph is the largest and cheap to recompute."""
+"""From fastest to least memory. The decoder comes first because its graph is the largest and cheap to recompute.
+Decoding so many pixels without a graph takes about as much memory as the graphs of one image of 512 x 512."""
 
 _CONTAINERS = ("down_blocks", "up_blocks", "input_blocks", "output_blocks", "up", "down")
 _MIDDLES = ("mid_block", "middle_block", "mid")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sgool.backends import Backend
+from sgool.checkpointing import MEMORY
 from sgool.checks import SEEDS, as_folder, check_kind, check_seed, check_tensor, check_text, shown, usable_device
 from sgool.errors import NotRepeatable, SgoolError
 from sgool.guidance import Critic, load_critic
@@ -29,7 +30,10 @@ from sgool.settings import SettingError, Settings
 from sgool.update import DoodlUpdate, Prior, SgoolUpdate, Update
 
 CANDIDATE_STRIDE = 1_000_003
-"""Between the seeds of the candidates, so that those of neighboring seeds differ."""
+"""Between the seeds of the candidates, so that those of neighboring seeds differ. A candidate is that seed's image."""
+
+MOST_TOGETHER = 8
+"""Candidates made at once. More of them hardly save time, and an Interrupt would lose more of them."""
 
 NOISE_STRIDE = 1_000_000_007
 """Between the seeds of the noises that a sampler adds between its steps."""
@@ -177,14 +181,16 @@ def _attempt(
         make_update(trajectory, request, settings),
         settings.patience,
         request.seed,
+        1 if request.init_latent is not None else settings.candidates,
+        together(backend, settings),
     )
-    return optimize(problem, _starts(backend, trajectory, request, settings, progress or Progress()), plan, progress)
+    return optimize(problem, _start(backend, trajectory, request, progress or Progress()), plan, progress)
 
 
 def make_trajectory(backend: Backend, request: Request, settings: Settings) -> Trajectory:
     """The sampler of the settings on the backend's network, from where the strength says.
 
-    Noises between the steps come from the request's seed, and are the same for all candidates.
+    Noises between the steps come from the request's seed.
     """
     network = backend.network(request.prompt, request.negative_prompt, settings.guidance_scale)
     sampler = make_sampler(settings)
@@ -239,17 +245,29 @@ def make_update(trajectory: Trajectory, request: Request, settings: Settings) ->
     )
 
 
-def _starts(
-    backend: Backend, trajectory: Trajectory, request: Request, settings: Settings, progress: Progress
-) -> list[Start]:
-    if request.init_latent is not None:
-        return [partial(trajectory.invert, request.init_latent.to(backend.device), progress.step)]
+def together(backend: Backend, settings: Settings) -> int:
+    """How many candidates are made at once."""
+    height, width = backend.size
+    return max(1, min(MOST_TOGETHER, MEMORY[settings.memory].pixels // (height * width)))
 
-    def from_seed(number: int) -> list[Tensor]:
-        noise = backend.noise((request.seed + CANDIDATE_STRIDE * number) % SEEDS)
-        return trajectory.from_noise(noise, progress.step)
 
-    return [partial(from_seed, number) for number in range(settings.candidates)]
+def _start(backend: Backend, trajectory: Trajectory, request: Request, progress: Progress) -> Start:
+    def from_image(numbers: Sequence[int]) -> tuple[Trajectory, list[Tensor]]:
+        assert request.init_latent is not None
+        return trajectory, trajectory.invert(request.init_latent.to(backend.device), progress.step)
+
+    def from_seeds(numbers: Sequence[int]) -> tuple[Trajectory, list[Tensor]]:
+        seeds = [(request.seed + CANDIDATE_STRIDE * number) % SEEDS for number in numbers]
+        noises = torch.cat([backend.noise(seed) for seed in seeds])
+        count = len(trajectory.noises)
+        kept = [
+            kept_noises(backend, seed, count) if number else trajectory.noises
+            for number, seed in zip(numbers, seeds, strict=True)
+        ]
+        own = trajectory.with_noises([torch.cat(each) for each in zip(*kept, strict=True)])
+        return own, own.from_noise(noises, progress.step)
+
+    return from_seeds if request.init_latent is None else from_image
 
 
 def region_finder(settings: Settings) -> Callable[[Tensor], Sequence[Region]]:

@@ -12,22 +12,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sgool.backends import Backend
 from sgool.errors import SgoolError, out_of_memory
+from sgool.groups import in_groups
 from sgool.guidance.critic import Critic
 from sgool.guidance.loss import SaliencyLoss
 from sgool.region import Region
 from sgool.result import TRIED, Ending, Progress, Result, Snapshot, Stop
 from sgool.saliency import SaliencyFunction
-from sgool.samplers import Final, Trajectory
+from sgool.samplers import Final, OnStep, Trajectory
 from sgool.update import Update
 
-Start = Callable[[], list[Tensor]]
-"""Makes a starting state of the trajectory."""
+Start = Callable[[Sequence[int]], tuple[Trajectory, list[Tensor]]]
+"""Of some candidates, by their numbers: their trajectory and its starting state, with a sample for each of them."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,20 @@ class Problem:
 class Plan:
     """How to optimize: `iterations` updates, but stop after `patience` updates without a better score (0: never stop).
 
-    seed: of the random cutouts.
+    seed: of the random cutouts. candidates: how many starts there are to choose from; `together`: how many of them are
+    made at a time, while memory lasts.
     """
 
     iterations: int
     update: Update
     patience: int = 0
     seed: int = 0
+    candidates: int = 1
+    together: int = 1
 
 
-def optimize(problem: Problem, starts: Sequence[Start], plan: Plan, progress: Progress | None = None) -> Result:
-    """Choose one of the starts and improve it. `Result.first` is always the image of the first start.
+def optimize(problem: Problem, start: Start, plan: Plan, progress: Progress | None = None) -> Result:
+    """Choose one of the candidates and improve it. `Result.first` is always the image of the first candidate.
 
     A failure after the first image (NaN from a network, out of memory) ends the run with the best image so far. Before
     the first image, SgoolError or the original error is raised.
@@ -81,7 +86,7 @@ def optimize(problem: Problem, starts: Sequence[Start], plan: Plan, progress: Pr
     network = problem.trajectory.network
     forward, gradients = network.evals_forward, network.evals_backward
     try:
-        ending = run.improve(run.choose_start(starts))
+        ending = run.improve(*run.choose(start))
     except (Stop, KeyboardInterrupt):
         if run.result is None:
             raise
@@ -100,6 +105,16 @@ def optimize(problem: Problem, starts: Sequence[Start], plan: Plan, progress: Pr
     return result
 
 
+@dataclass(frozen=True)
+class _Tried:
+    """A candidate with its image. liked: the sum of guide score and selector score."""
+
+    trajectory: Trajectory
+    final: Final
+    snapshot: Snapshot
+    liked: float
+
+
 class _Run:
     """A run in progress. `result` is the result so far; None before the first image."""
 
@@ -110,33 +125,37 @@ class _Run:
         self.result: Result | None = None
         self._random = torch.Generator().manual_seed(plan.seed)
 
-    def choose_start(self, starts: Sequence[Start]) -> Final:
-        """Render the starts, and return the one with the highest sum of guide score and selector score.
+    def choose(self, start: Start) -> tuple[Trajectory, Final]:
+        """Make the candidates, and return the one with the highest sum of guide score and selector score.
 
-        The sum is fair, because nothing has been optimized against either critic yet. A single start is only sampled.
+        The sum is fair, because nothing has been optimized against either critic yet. A single one is only sampled. One
+        that fails is left out, but not the first.
         """
-        trajectory, step = self.problem.trajectory, self.progress.step
-        first = chosen = trajectory.run(starts[0](), step)
-        if len(starts) == 1:
-            return first
-        tried = self._tried(first)
-        self.result = Result(tried, tried)
-        most = tried.score + self._guides_score(tried)
-        for start in starts[1:]:
-            final = trajectory.run(start(), step)
-            tried = self._tried(final)
-            score = tried.score + self._guides_score(tried)
-            if score > most:
-                chosen, most = final, score
-                self.result.best = max(self.result.first, tried, key=lambda snapshot: snapshot.score)
+        if self.plan.candidates == 1:
+            trajectory, state = start([0])
+            return trajectory, trajectory.run(state, self.progress.step)
+        first: _Tried | None = None
+        for tried in in_groups(partial(self._tried, start), self.plan.candidates, self.plan.together):
+            if isinstance(tried, SgoolError):
+                if self.result is None:
+                    raise tried
+                self.result.left_out.append(tried)
+            elif first is None or self.result is None:
+                first = chosen = tried
+                own = self._seen(tried.snapshot)
+                self.result = Result(own, own)
+            elif tried.liked > chosen.liked:
+                chosen = tried
+                better = tried.snapshot.score > first.snapshot.score
+                self.result.best = self._seen(tried.snapshot) if better else self.result.first
+        assert self.result is not None
         if chosen is first:
-            own = replace(self.result.first, iteration=0)  # the updates begin with its image
-            self.result = Result(own, own)
-        return chosen
+            self.result.first = self.result.best = replace(self.result.first, iteration=0)  # the updates begin with it
+        return chosen.trajectory, chosen.final
 
-    def improve(self, final: Final) -> Ending:
+    def improve(self, trajectory: Trajectory, final: Final) -> Ending:
         """Update the start of this trajectory, render every update, and keep the best image in `result`."""
-        plan, trajectory, step = self.plan, self.problem.trajectory, self.progress.step
+        plan, step = self.plan, self.progress.step
         newest: Snapshot | None = None
         for iteration in range(plan.iterations + 1):
             last = iteration == plan.iterations
@@ -160,18 +179,33 @@ class _Run:
         return result
 
     @torch.no_grad()
-    def _tried(self, final: Final) -> Snapshot:
-        """The image of a start, rendered without a gradient."""
-        latent = self.problem.trajectory.image(final)
-        image = _visible(self.problem.backend.decode(latent.float()))
-        saliency = self.problem.regions.detect(image)
-        return Snapshot(TRIED, image, latent, self._score(image), saliency, tuple(self.problem.regions.find(saliency)))
+    def _tried(self, start: Start, numbers: Sequence[int]) -> list[_Tried]:
+        """Some candidates, made together without a gradient."""
+        trajectory, state = start(numbers)
+        final = trajectory.run(state, _each(len(numbers), self.progress.step), store=True)
+        latents = trajectory.image(final)
+        images = _visible(self.problem.backend.decode(latents.float()))
+        scores, guides = (
+            critic.judge_all(images, self.problem.loss.prompt)
+            for critic in (self.problem.selector, self.problem.loss.critic)
+        )
+        return [
+            _Tried(
+                trajectory.sample(i),
+                final.sample(i),
+                Snapshot(TRIED, images[i : i + 1].clone(), latents[i : i + 1].clone(), score),
+                score + guide,
+            )
+            for i, (score, guide) in enumerate(zip(scores, guides, strict=True))
+        ]
+
+    def _seen(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot with its saliency and its regions."""
+        saliency = self.problem.regions.detect(snapshot.image)
+        return replace(snapshot, saliency=saliency, regions=tuple(self.problem.regions.find(saliency)))
 
     def _score(self, image: Tensor) -> float:
         return self.problem.selector.judge(image, self.problem.loss.prompt)
-
-    def _guides_score(self, snapshot: Snapshot) -> float:
-        return self.problem.loss.critic.judge(snapshot.image, self.problem.loss.prompt)
 
     def _look(
         self, latent: Tensor, iteration: int, previous: Snapshot | None, last: bool
@@ -193,6 +227,16 @@ class _Run:
             value = self.problem.loss(pixels.clamp(0, 1), found, self._random)
             cotangent = torch.zeros_like(latent) if last else _pull(value, pixels, decoded, leaf)
         return Snapshot(iteration, image, latent, self._score(image), saliency, found), value.item(), cotangent
+
+
+def _each(count: int, step: OnStep) -> OnStep:
+    """Tells of a pass of so many samples together as of that many passes, one after another."""
+
+    def on_step(done: int, total: int) -> None:
+        for number in range(count * (done - 1), count * done):
+            step(number % total + 1, total)
+
+    return on_step
 
 
 def _visible(decoded: Tensor) -> Tensor:

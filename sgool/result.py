@@ -7,6 +7,7 @@ from enum import Enum
 
 from torch import Tensor
 
+from sgool.errors import SgoolError
 from sgool.region import Region
 
 TRIED = -1
@@ -45,8 +46,8 @@ class Result:
     first: the image of the seed (or of the image start) before any update. best: the image with the highest score;
     `first` where none beats it. losses, scores: one for each image of the run, from iteration 0. error: what made it
     fail. stored_latents: whether the run began again with stored latents, because its network does not repeat its
-    predictions. sampler: the sampler's name. unet_evals: evaluations of the UNet, with and without a gradient;
-    unet_gradients: those with one.
+    predictions. left_out: the errors of candidates that gave no image. sampler: the sampler's name. unet_evals:
+    evaluations of the UNet, with and without a gradient; unet_gradients: those with one.
     """
 
     first: Snapshot
@@ -56,6 +57,7 @@ class Result:
     ending: Ending = Ending.DONE
     error: Exception | None = None
     stored_latents: bool = False
+    left_out: list[SgoolError] = field(default_factory=list)
     sampler: str = ""
     unet_evals: int = 0
     unet_gradients: int = 0
@@ -101,6 +103,8 @@ class Result:
         }[self.ending]
         if self.stored_latents:
             told += " The network does not repeat its predictions exactly, so the latents of all steps were stored."
+        if self.left_out:
+            told += f" {len(self.left_out)} of the candidate seeds gave no image. {self.left_out[-1]}"
         return told.strip()
 
 

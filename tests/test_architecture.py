@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     {"errors", "region", "tiny", "checkpointing", "signals"},
-    {"checks", "download", "samplers", "update", "result", "images", "pictures", "streams", "outputs"},
+    {"checks", "download", "samplers", "update", "result", "groups", "images", "pictures", "streams", "outputs"},
     {"weights", "backends"},
     {"saliency", "guidance"},
     {"settings"},

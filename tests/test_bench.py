@@ -153,11 +153,12 @@ def test_all_figures_are_json_and_tables() -> None:
     subject = Subject(Linear(), Seeds(), Pixels(), CAPTIONS, half=Linear(0.2), count=5)
     figures = bench(subject, quick=True, progress=False)
     assert json.loads(json.dumps(figures)) == figures
-    keys = ("samplers", "sampler_quality", "inverted_latents", "descent")
-    assert [len(figures[key]) for key in keys] == [16, 5, 4, 3]
+    keys = ("samplers", "sampler_quality", "inverted_latents", "descent", "updates")
+    assert [len(figures[key]) for key in keys] == [16, 5, 4, 3, 3]
     assert {row["reconstruction_error"] for row in figures["samplers"] if row["sampler"] == "ddim"} == {None}
     assert figures["image_start_error"] < 1e-6 and figures["seconds_ratio_bdia_to_edict"] > 0
+    assert figures["seconds_ratio_candidates"] > 0
     tables = render_tables(figures)
     rows = [line for line in tables.splitlines() if line.startswith("|")]
-    assert len(rows) == 4 * 2 + 16 + 5 + 4 + 3
+    assert len(rows) == 5 * 2 + 16 + 5 + 4 + 3 + 3
     assert "| bdia | 10 | float32 |" in tables and "| ddim | 5 | float32 |  |" in tables

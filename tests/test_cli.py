@@ -292,14 +292,14 @@ def test_truncated_weights(tmp_path, capsys):
 
 def _at_the_second_start(self, done, total):
     if (done, total) == (1, 3):
-        self.begun = getattr(self, "begun", 0) + 1
-        if self.begun == 2:
+        self.starts = getattr(self, "starts", 0) + 1
+        if self.starts == 2:
             raise KeyboardInterrupt
 
 
 def test_stopped_between_the_starting_noises_it_writes_the_best_of_them(tmp_path, monkeypatch):
     monkeypatch.setattr("sgool.job.Bar.step", _at_the_second_start)
-    assert main(["demo", *FAST, "--candidates", "3", "--out", str(tmp_path)]) == 130
+    assert main(["demo", *FAST, "--candidates", "3", "--memory", "low", "--out", str(tmp_path)]) == 130
     assert {path.name for path in tmp_path.iterdir()} == FILES - {"loss.png"}
     figures = json.loads((tmp_path / "result.json").read_text())
     assert figures["iterations_done"] == 0 and figures["score_start"] is None

@@ -141,15 +141,17 @@ def test_a_later_run_replaces_the_whole_result(tmp_path):
     first = contents(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sgool.job.Bar.step", at_the_second_start)
-        assert main(["demo", *FAST, "--seed", "6", "--candidates", "2", "--out", str(tmp_path)]) == 130
+        assert (
+            main(["demo", *FAST, "--seed", "6", "--candidates", "2", "--memory", "low", "--out", str(tmp_path)]) == 130
+        )
     second = contents(tmp_path)
     assert second.keys() == FILES - {"loss.png"} and not set(first.values()) & set(second.values())
 
 
 def at_the_second_start(self, done, total):
     if (done, total) == (1, 3):
-        self.begun = getattr(self, "begun", 0) + 1
-        if self.begun == 2:
+        self.starts = getattr(self, "starts", 0) + 1
+        if self.starts == 2:
             raise KeyboardInterrupt
 
 

@@ -278,7 +278,7 @@ def test_an_interrupt_while_candidates_are_tried(webui, monkeypatch):
     """No update was made, so there is no loss to draw. Everything else is as after any run."""
     shared.opts.data.update(sgool_return_loss=True, sgool_return_before=True)
     interrupt_at_step(monkeypatch, 4)
-    p, processed = webui.make({"candidates": 3}, steps=2)
+    p, processed = webui.make({"candidates": 3, "memory": "low"}, steps=2)
     assert len(processed.images) == 2
     assert p.extra_generation_params["SGOOL iterations done"] == [0]
     with pytest.raises(HTTPException, match="404"):

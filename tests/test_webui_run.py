@@ -11,6 +11,7 @@ import pytest
 import torch
 from modules import processing, scripts
 
+from sgool.checkpointing import MEMORY
 from sgool.errors import SgoolError
 from sgool.generate import Critics
 from sgool.guidance.clip import Clip
@@ -240,7 +241,7 @@ def test_a_cfg_scale_that_sgool_cannot_take_goes_by_its_name_on_the_page(webui):
 
 def test_other_candidates_come_from_the_webuis_own_random_numbers(webui, backend):
     p, _ = webui.make(seed=9)
-    own = webui_backend.WebuiBackend(p, 0, latents(p), backend.noise(1), webui_backend.Memory(False, False, False))
+    own = webui_backend.WebuiBackend(p, 0, latents(p), backend.noise(1), MEMORY["fast"])
     assert torch.equal(own.noise(9), backend.noise(1))
     made = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(77))
     assert torch.equal(own.noise(77).float(), made)
@@ -418,3 +419,16 @@ def test_the_way_back_can_leave_the_negative_prompt_out(webui, rows, memory, pro
     (run,) = _outcomes()
     assert sum(rows) == 4 * 3 * (prompts + 1) + 4 * prompts
     assert len(run.result.scores) == 2 and run.result.scores[0] != run.result.scores[1]
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+@pytest.mark.parametrize("prompt", ["a red car", "a red car AND a small frog :0.5", "[a red car:a blue frog:0.5]"])
+def test_candidates_of_any_prompt_are_predicted_together_as_each_alone(webui, backend, prompt, scale):
+    p, _ = webui.make(prompt=prompt, negative_prompt="snow", steps=4)
+    own = webui_backend.WebuiBackend(p, 0, latents(p), None, MEMORY["fast"])
+    network = own.network(prompt, "", scale)
+    noises = [backend.noise(seed)[..., :8, :8] for seed in range(3)]
+    for t in (100, 900):
+        alone = torch.cat([network(noise, t) for noise in noises])
+        assert torch.allclose(network(torch.cat(noises), t), alone, atol=1e-4)
+        assert not torch.allclose(alone[0], alone[1], atol=0.1)

@@ -96,11 +96,10 @@ class DiffusersBackend:
         if guidance_scale == 1:
             branches = [alone]
         else:
-            negative = self._encode_text([negative_prompt]).expand_as(positive)
-            both = torch.cat([negative, positive])
+            negative = self._encode_text([negative_prompt])
 
             def guided(x: Tensor, t: int) -> Tensor:
-                without, with_prompt = self._predict(torch.cat([x, x]), t, both).chunk(2)
+                without, with_prompt = self._predict(x, t, negative, positive).chunk(2)
                 return without + guidance_scale * (with_prompt - without)
 
             branches = [Branch(1.0, guided, evals=2, back=(alone,))]
@@ -111,8 +110,14 @@ class DiffusersBackend:
                 ]
         return Network(branches, self.alphas_cumprod, self.prediction, self.dtype)
 
-    def _predict(self, x: Tensor, t: int, condition: Tensor) -> Tensor:
-        timesteps = torch.full((len(x),), t, device=self.device)
+    def _predict(self, x: Tensor, t: int, *prompts: Tensor) -> Tensor:
+        """Predictions for all of x with each of the encoded prompts in turn. prompts: [B or 1, tokens, features]."""
+        timesteps = torch.full((len(prompts) * len(x),), t, device=self.device)
+        states = torch.cat([each.expand(len(x), -1, -1) for each in prompts])
+        return self.predict(torch.cat([x] * len(prompts)), timesteps, states)
+
+    def predict(self, x: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+        """The UNet's output."""
         return self.unet(x, timesteps, encoder_hidden_states=condition).sample
 
     @torch.no_grad()

@@ -63,10 +63,15 @@ class Critic(ABC):
         """Scores [N] of images [N, 3, H, W] for one text; differentiable."""
         return self.table(self.encode_image(images), [text])[:, 0]
 
-    @torch.no_grad()
     def judge(self, image: Tensor, text: str) -> float:
         """The score of one image [1, 3, H, W] for a text: the mean over five `shifted` views of it."""
-        return float(self.score(shifted(image), text).mean())
+        return self.judge_all(image, text)[0]
+
+    @torch.no_grad()
+    def judge_all(self, images: Tensor, text: str) -> list[float]:
+        """The same for each of the images [B, 3, H, W]."""
+        scores: list[float] = self.score(shifted(images), text).view(-1, len(images)).mean(0).tolist()
+        return scores
 
 
 class EmbeddingCritic(Critic):
@@ -99,15 +104,15 @@ def spherical_distance(x: Tensor, y: Tensor) -> Tensor:
     return 2 * s.clamp(1e-12, 1 - 1e-6).sqrt().arcsin().square()
 
 
-def shifted(image: Tensor, share: float = 1 / 32) -> Tensor:
-    """[1, 3, H, W] -> [5, 3, H, W]: the image, and the image moved to the four diagonals by a share of its sides.
+def shifted(images: Tensor, share: float = 1 / 32) -> Tensor:
+    """[B, 3, H, W] -> [5 B, 3, H, W]: the images, and all of them moved to each diagonal by a share of their sides.
 
     The border is repeated. The score of a vision transformer depends on where the borders of its patches fall; the mean
     of five depends on it less.
     """
-    height, width = image.shape[-2:]
+    height, width = images.shape[-2:]
     down, right = max(1, round(share * height)), max(1, round(share * width))
-    wide = F.pad(image, (right, right, down, down), mode="replicate")
+    wide = F.pad(images, (right, right, down, down), mode="replicate")
     corners = [(down, right), (0, 0), (0, 2 * right), (2 * down, 0), (2 * down, 2 * right)]
     return torch.cat([wide[..., top : top + height, left : left + width] for top, left in corners])
 

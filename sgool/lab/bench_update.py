@@ -134,7 +134,7 @@ def our_work(backend: RandomBackend, critics: Critics, steps: int) -> Work:
                 Regions(critics.detector, lambda saliency: regions, defaults.refresh),
                 critics.selector,
             ),
-            [lambda: trajectory.initial(backend.noise(0))],
+            lambda numbers: (trajectory, trajectory.initial(backend.noise(0))),
             Plan(updates + 1, update),  # the last image of a run gets no gradient, so stop before it
             _Marks(updates, mark),
         )

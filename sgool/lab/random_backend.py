@@ -126,10 +126,6 @@ class RandomBackend(DiffusersBackend):
     def _encode_text(self, prompts: Sequence[str]) -> Tensor:
         return self.condition.repeat(len(prompts), 1, 1)
 
-    def _predict(self, x: Tensor, t: int, condition: Tensor) -> Tensor:
-        timesteps = torch.full((len(x),), t, device=self.device)
-        return self.predict(x, timesteps, condition)
-
     def predict(self, x: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         """The UNet's output. SDXL's UNet also gets pooled text and a picture size, with random values."""
         extra = {name: value.expand(len(x), -1) for name, value in self.extra.items()}

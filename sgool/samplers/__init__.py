@@ -7,6 +7,7 @@ from sgool.samplers import bdia, belm, ddim, edict, euler, lcm, tcd
 from sgool.samplers.network import Branch, Network
 from sgool.samplers.sampler import Sampler
 from sgool.samplers.schedule import Schedule, make_schedule, steps_range
+from sgool.samplers.shear import OnStep
 from sgool.samplers.trajectory import WAYS_BACK, Final, Trajectory
 
 SAMPLERS: dict[str, Sampler] = {
@@ -35,6 +36,7 @@ __all__ = [
     "Branch",
     "Final",
     "Network",
+    "OnStep",
     "Sampler",
     "Schedule",
     "Trajectory",

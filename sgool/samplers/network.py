@@ -17,7 +17,7 @@ class Branch:
     """One term of the prediction: `weight` times `function(x, t)`.
 
     function: latent [B, 4, h, w] in the network's dtype and integer timestep -> prediction of the same shape.
-    evals: network evaluations per call (2 where the host batches its own guidance).
+    evals: network evaluations per call and latent (2 where the host batches its own guidance).
     back: the branches that carry the gradient where only the prompt's half does (`Network.prompt_vjp`); () for a
     negative prompt, None for a branch that carries its own.
     """
@@ -71,7 +71,7 @@ class Network:
         total = torch.zeros_like(x)
         for branch in self.branches:
             total += branch.weight * self._forward(branch, x.to(self.dtype), t).double()
-            self.evals_forward += branch.evals
+            self.evals_forward += branch.evals * len(x)
         by_x, by_output = self._conversion(t)
         return by_x * x + by_output * total
 
@@ -110,7 +110,7 @@ class Network:
         leaf = x.to(self.dtype).detach().requires_grad_()
         with torch.enable_grad():
             output = self._forward(branch, leaf, t)
-        self.evals_backward += branch.evals
+        self.evals_backward += branch.evals * len(x)
         gradient = None
         if output.requires_grad:
             (gradient,) = torch.autograd.grad(output, leaf, unit.to(output.dtype), allow_unused=True)

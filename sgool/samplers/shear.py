@@ -25,6 +25,9 @@ from sgool.samplers.schedule import Schedule
 OnStep = Callable[[int, int], None]
 """Called after each operation with (operations done, total). May raise an exception to abort."""
 
+Product = Callable[[Tensor, int, Tensor], Tensor]
+"""(x, t, cotangent) -> J^T cotangent, with J = d eps / d x at timestep t."""
+
 
 @dataclass(frozen=True)
 class Shear:
@@ -110,19 +113,19 @@ def pull(
     ops: Sequence[Shear],
     inputs: Sequence[Tensor],
     cotangents: Sequence[Tensor],
-    network: Network,
+    product: Product,
     schedule: Schedule,
     on_step: OnStep | None = None,
 ) -> list[Tensor]:
-    """Like `adjoint`, but through the prompt's half alone (`Network.prompt_vjp`), at the stored `inputs` of `run`.
+    """Like `adjoint`, but at the stored `inputs` of `run`. Nothing has to be recovered.
 
-    Nothing has to be recovered, so the negative half is not evaluated. Returns the cotangents at the start.
+    product: `Network.prompt_vjp`, or the product of `Network.vjp`. Returns the cotangents at the start.
     """
     g = list(cotangents)
     for done, (op, x) in enumerate(zip(reversed(ops), reversed(inputs), strict=True), 1):
         g[op.j] = g[op.j] + op.beta * g[op.k]
         if op.node is not None:
-            g[op.j] = g[op.j] + op.c * network.prompt_vjp(x, schedule.timesteps[op.node], g[op.k])
+            g[op.j] = g[op.j] + op.c * product(x, schedule.timesteps[op.node], g[op.k])
         g[op.k] = op.alpha * g[op.k]
         if on_step:
             on_step(done, len(ops))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -27,12 +28,18 @@ WAYS_BACK = ("full", "prompt")
 class Final:
     """The result of `run`, which `adjoint` needs: the state at node T as double-doubles, and the starting state.
 
-    inputs: what each operation read, where the gradient goes back through the prompt's half alone.
+    inputs: what each operation read, where that was stored; then nothing has to be recovered.
     """
 
     latents: list[DoubleDouble]
     start: list[Tensor]
     inputs: list[Tensor] | None = None
+
+    def sample(self, i: int) -> Final:
+        """The result of one sample of the batch."""
+        latents = [DoubleDouble(_sample(high, i), _sample(low, i)) for high, low in self.latents]
+        inputs = None if self.inputs is None else [_sample(x, i) for x in self.inputs]
+        return Final(latents, [_sample(x, i) for x in self.start], inputs)
 
 
 class Trajectory:
@@ -66,9 +73,19 @@ class Trajectory:
         self.network = network
         self.start_node = start_node
         self.way_back = way_back
-        self._noises = [_latent(noise) for noise in noises]
+        self.noises = [_latent(noise) for noise in noises]
         self._weights = sampler.weights(schedule, start_node)
         self._image = sampler.image_index(schedule, start_node)
+
+    def with_noises(self, noises: Sequence[Tensor]) -> Trajectory:
+        """The same with other noises between the steps, as many."""
+        other = copy(self)
+        other.noises = [_latent(noise) for noise in noises]
+        return other
+
+    def sample(self, i: int) -> Trajectory:
+        """The trajectory of one sample of a batch, with its own noises between the steps."""
+        return self.with_noises([_sample(noise, i) for noise in self.noises])
 
     def initial(self, latent: Tensor) -> list[Tensor]:
         """The starting state from one latent at the start node. At node 0 this is unit Gaussian noise."""
@@ -86,7 +103,7 @@ class Trajectory:
             keep, c, added = sampler.step(self.schedule, i)
             x = keep * x + c * self.network(x, self.schedule.timesteps[i])
             if added:
-                x = x + added * self._noises[i]
+                x = x + added * self.noises[i]
             if on_step:
                 on_step(i + 1, self.schedule.steps)
         return [x]
@@ -107,12 +124,16 @@ class Trajectory:
         state = [word.high for word in words]
         return state if self.sampler.exact_inverse else self._single(state)
 
-    def run(self, state: Sequence[Tensor], on_step: OnStep | None = None) -> Final:
-        """Sample from the starting state to node T. on_step(done, total) is called after every operation."""
+    def run(self, state: Sequence[Tensor], on_step: OnStep | None = None, store: bool = False) -> Final:
+        """Sample from the starting state to node T. on_step(done, total) is called after every operation.
+
+        store: keep what each operation reads, as for the way back "prompt". The gradient of one `sample` of a batch
+        needs it: alone a sample is predicted with other rounding, from which its latents could not be recovered.
+        """
         whole = list(state) if len(state) > 1 else [weight * state[0] for weight in self._weights]
-        whole += self._noises[self.start_node :]
+        whole += self.noises[self.start_node :]
         ops = self.sampler.operations(self.schedule, self.start_node, len(state) > 1)
-        inputs: list[Tensor] | None = [] if self.way_back == "prompt" else None
+        inputs: list[Tensor] | None = [] if store or self.way_back == "prompt" else None
         words = run(ops, [exact(x) for x in whole], self.network, self.schedule, on_step, inputs)
         return Final(words, list(state), inputs)
 
@@ -134,7 +155,7 @@ class Trajectory:
         whole = len(final.start) > 1
         ops = self.sampler.operations(self.schedule, self.start_node, whole)
         if final.inputs is not None:
-            gradients = pull(ops, final.inputs, cotangents, self.network, self.schedule, on_step)
+            gradients = pull(ops, final.inputs, cotangents, self._product, self.schedule, on_step)
             return final.start, gradients if whole else [self._gathered(gradients)]
         words, gradients = adjoint(ops, final.latents, cotangents, self.network, self.schedule, on_step)
         state = [word.high for word in words]
@@ -148,6 +169,11 @@ class Trajectory:
                 )
         return state, gradients
 
+    def _product(self, x: Tensor, t: int, cotangent: Tensor) -> Tensor:
+        if self.way_back == "prompt":
+            return self.network.prompt_vjp(x, t, cotangent)
+        return self.network.vjp(x, t, cotangent)[1]
+
     def _gathered(self, gradients: Sequence[Tensor]) -> Tensor:
         """The gradient of the one latent that the state began with; kept noises are constants."""
         used = gradients[: len(self._weights)]
@@ -155,6 +181,11 @@ class Trajectory:
 
     def _single(self, state: list[Tensor]) -> list[Tensor]:
         return [state[self._weights.index(1.0)]]
+
+
+def _sample(x: Tensor, i: int) -> Tensor:
+    # A copy, because a part of the batch would keep all of it in memory. What is the same for all samples stays.
+    return x[i : i + 1].clone() if x.ndim and len(x) > 1 else x
 
 
 def _latent(x: Tensor) -> Tensor:

@@ -57,22 +57,22 @@ class WebuiBackend:
         image_cond = self._image_conditioning()
 
         def branch(weight: float, prompts: Any, scale: float, alone: bool) -> Branch:
-            cond = prompt_parser.MulticondLearnedConditioning(shape=(1,), batch=[_own(prompts)])
-            uncond = [_own_schedule(negative)]
+            own, uncond = _own(prompts), _own_schedule(negative)
 
             def predict(x: Tensor, t: int) -> Tensor:
                 denoiser.step = self._step(t)
-                own = options(s_min_uncond_all=True, batch_cond_uncond=False) if alone else nullcontext()
+                count = len(x)
+                skip = options(s_min_uncond_all=True, batch_cond_uncond=False) if alone else nullcontext()
                 try:
-                    with own:
+                    with skip:
                         return denoiser(
                             x,
-                            x.new_full((1,), t),
-                            uncond=uncond,
-                            cond=cond,
+                            x.new_full((count,), t),
+                            uncond=[uncond] * count,
+                            cond=prompt_parser.MulticondLearnedConditioning((count,), [own] * count),
                             cond_scale=scale,
                             s_min_uncond=float("inf") if alone else 0.0,
-                            image_cond=image_cond,
+                            image_cond=image_cond.expand(count, *image_cond.shape[1:]),
                         )
                 except sd_samplers_common.InterruptedException:
                     raise Stop from None

@@ -58,9 +58,9 @@ def ran(answer, index=0):
     return found.iterations == ONCE["iterations"] and found.after >= found.before
 
 
-def begins_with_the_first_pass(server, payload):
+def begins_with_the_first_pass(server, payload, **own):
     """Whether the run's first image is the WebUI's own. If so, the payload acts in the run as in the first pass."""
-    assert ran(make(server, payload, SAME_STEPS))
+    assert ran(make(server, payload, {**SAME_STEPS, **own}))
     (run,) = server.get("/sgool-probe/last")
     return run["first"] < 0.03  # the WebUI's DDIM leaves out the last step, which is tiny
 
@@ -80,10 +80,12 @@ def test_an_image_start_begins_with_the_webuis_image(server, name):
     assert run["scores"][1] != run["scores"][0]
 
 
+@pytest.mark.parametrize("candidates", [1, 3])
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
-def test_prompt_syntax(server, prompt):
+def test_prompt_syntax(server, prompt, candidates):
+    """Also where candidates are made together."""
     payload = {**BASE, "prompt": prompt, "negative_prompt": "a (dog:1.2), [blue:green:0.4]"}
-    assert begins_with_the_first_pass(server, payload)
+    assert begins_with_the_first_pass(server, payload, candidates=candidates)
 
 
 @pytest.fixture
