@@ -99,7 +99,7 @@ class DiffusersBackend:
             negative = self._encode_text([negative_prompt]).expand_as(positive)
             both = torch.cat([negative, positive])
 
-            def guided(x: Tensor, t: int) -> Tensor:
+            def guided(x: Tensor, t: float) -> Tensor:
                 without, with_prompt = self._predict(torch.cat([x, x]), t, both).chunk(2)
                 return without + guidance_scale * (with_prompt - without)
 
@@ -111,7 +111,7 @@ class DiffusersBackend:
                 ]
         return Network(branches, self.alphas_cumprod, self.prediction, self.dtype)
 
-    def _predict(self, x: Tensor, t: int, condition: Tensor) -> Tensor:
+    def _predict(self, x: Tensor, t: float, condition: Tensor) -> Tensor:
         timesteps = torch.full((len(x),), t, device=self.device)
         return self.unet(x, timesteps, encoder_hidden_states=condition).sample
 

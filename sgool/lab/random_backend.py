@@ -126,7 +126,7 @@ class RandomBackend(DiffusersBackend):
     def _encode_text(self, prompts: Sequence[str]) -> Tensor:
         return self.condition.repeat(len(prompts), 1, 1)
 
-    def _predict(self, x: Tensor, t: int, condition: Tensor) -> Tensor:
+    def _predict(self, x: Tensor, t: float, condition: Tensor) -> Tensor:
         timesteps = torch.full((len(x),), t, device=self.device)
         return self.predict(x, timesteps, condition)
 

@@ -91,6 +91,7 @@ def _of_the_whole(outcome: Outcome | None) -> dict[str, Any]:
         "best_iteration": outcome.best_iteration,
         "iterations": outcome.result.iterations,
         "regions": len(outcome.regions),
+        "sampled": outcome.sampled,
         "message": outcome.result.ended,
     }
 

@@ -15,6 +15,7 @@ from sgool.checkpointing import Memory
 from sgool.errors import SgoolError
 from sgool.result import Stop
 from sgool.samplers import Branch, Network
+from sgool.webui.follow import Followed, VDenoiser, predicts_v
 from sgool.webui.isolation import options
 
 
@@ -23,10 +24,20 @@ class WebuiBackend:
 
     p: the WebUI's processing object, with its conditionings. index: the image's index in the batch. latent: the image
     as the WebUI's sampler left it, [1, 4, h, w]. noise: the noise that the sampler started from, [1, 4, h, w], or None.
+    followed: the user's own sampling, where the network is asked for that.
     """
 
-    def __init__(self, p: Any, index: int, latent: Tensor, noise: Tensor | None, memory: Memory) -> None:
+    def __init__(
+        self,
+        p: Any,
+        index: int,
+        latent: Tensor,
+        noise: Tensor | None,
+        memory: Memory,
+        followed: Followed | None = None,
+    ) -> None:
         self.p = p
+        self.schedule = followed.schedule if followed else None
         self.model = p.sd_model
         self.index = index
         self.memory = memory
@@ -50,6 +61,8 @@ class WebuiBackend:
         sampler.initialize(self.p)
         denoiser = sampler.model_wrap_cfg
         denoiser.mask = denoiser.nmask = None  # `blend` applies the mask
+        if self.schedule is not None and predicts_v(self.model):
+            denoiser.model_wrap = VDenoiser(self.model, self.schedule)
         denoiser.steps = self.p.steps
         denoiser.total_steps = self._total_steps()
         prompts = self.p.c.batch[self.index]
@@ -60,7 +73,7 @@ class WebuiBackend:
             cond = prompt_parser.MulticondLearnedConditioning(shape=(1,), batch=[_own(prompts)])
             uncond = [_own_schedule(negative)]
 
-            def predict(x: Tensor, t: int) -> Tensor:
+            def predict(x: Tensor, t: float) -> Tensor:
                 denoiser.step = self._step(t)
                 own = options(s_min_uncond_all=True, batch_cond_uncond=False) if alone else nullcontext()
                 try:
@@ -143,14 +156,16 @@ class WebuiBackend:
     def _total_steps(self) -> int:
         return getattr(self.p, "firstpass_steps", None) or self.p.steps
 
-    def _step(self, t: int) -> int:
+    def _step(self, t: float) -> int:
         """The WebUI's step number at timestep t. Prompt schedules are written in these numbers."""
+        if self.schedule is not None:
+            return self.schedule.timesteps.index(t)
         total, last = self._total_steps(), len(self.alphas_cumprod)
-        step = (last - t) * total // last
+        step = int((last - t) * total // last)
         if getattr(self.p, "init_latent", None) is not None:
             # img2img counts from the step where it begins.
             steps, begin = sd_samplers_common.setup_img2img_steps(self.p)
-            step = (last - t) * steps // last - (steps - begin - 1)
+            step = int((last - t) * steps // last) - (steps - begin - 1)
         return max(0, min(total - 1, step))
 
     def _image_conditioning(self) -> Tensor:

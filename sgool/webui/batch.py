@@ -19,6 +19,7 @@ from sgool.result import Result, Stop
 from sgool.settings import Settings
 from sgool.webui import interrupts, models, unsupported
 from sgool.webui.backend import WebuiBackend
+from sgool.webui.follow import Followed
 from sgool.webui.isolation import isolated, sparing
 from sgool.webui.memory import sparingly
 from sgool.webui.messages import failure, story, tell
@@ -74,7 +75,10 @@ class Batch:
 
     def each(self, critics: Critics) -> None:
         """Improve one image after another, until the user stops it."""
-        self.progress = BatchProgress(self.p, self.run.settings, len(self.samples))
+        self.followed = self._followed()
+        steps = self.followed.schedule.steps if self.followed else self.run.settings.steps
+        resamples = self.run.settings.start == "seed" and self.followed is None
+        self.progress = BatchProgress(self.p, self.run.settings, len(self.samples), steps, resamples)
         for i, number in enumerate(self.numbers):
             if interrupts.stopped():
                 break
@@ -122,17 +126,19 @@ class Batch:
         memory = MEMORY[settings.memory]
         # Inside the WebUI's autocast (hires fix) the critics would be cast, too.
         with torch.enable_grad(), devices.without_autocast(), sparing(self.p, memory):
-            backend = WebuiBackend(self.p, i, self.samples[i : i + 1], self._noise(i), memory)
+            backend = WebuiBackend(self.p, i, self.samples[i : i + 1], self._noise(i), memory, self.followed)
             score = critics.selector.judge(backend.decode_original(), prompt)
             self.progress.begin(i, self._label(i), score)
             latent = backend.original if settings.start == "image" else None
-            request = Request(prompt, seed=seed, init_latent=latent)
+            sampling = self.followed.sampling(i) if self.followed else None
+            request = Request(prompt, seed=seed, init_latent=latent, sampling=sampling)
             result = generate(backend, critics, request, settings, self.progress)
             if shared.state.skipped:  # Skip gives the original, Interrupt the best so far
                 raise Stop
             if result.error is not None:
                 raise result.error
-            better = backend.blend(result.best.latent).detach() if result.best.score > score else None
+            improved = result.best.score > score and not (self.followed and _is_first(result))
+            better = backend.blend(result.best.latent).detach() if improved else None
             self._keep(i, backend, critics, score, better, result)
             return better
 
@@ -154,10 +160,29 @@ class Batch:
             start=self.run.settings.start,
             improved=better is not None,
             result=Scores.of(result),
+            sampled=self._sampled(result),
+            follows=self.followed is not None,
         )
         print(f"SGOOL: {self._label(i)}{story(outcome)}")
         if result.ended:
             tell(self.p, self.run, [number], f"SGOOL: {result.ended}")
+
+    def _followed(self) -> Followed | None:
+        """The user's own sampling of the batch, where SGOOL does likewise."""
+        if self.run.recording is None:
+            return None
+        try:
+            return self.run.recording.followed()
+        except SgoolError as error:
+            told = f"SGOOL samples with its own sampler, because it cannot sample as your {self.p.sampler_name} does:"
+            tell(self.p, self.run, self.numbers, f"{told} {error}", note=False)
+            return None
+
+    def _sampled(self, result: Result) -> str:
+        """With what, in words."""
+        if self.followed:
+            return f"your own {self.p.sampler_name}, {_count(self.p.steps)}"
+        return f"its own {result.sampler}, {_count(self.run.settings.steps)}"
 
     def _noise(self, i: int) -> Tensor | None:
         return None if self.run.noise is None else self.run.noise[i : i + 1]
@@ -165,3 +190,12 @@ class Batch:
     def _label(self, i: int) -> str:
         count = len(self.p.all_seeds)
         return f"image {self.numbers[i] + 1}/{count}, " if count > 1 else ""
+
+
+def _is_first(result: Result) -> bool:
+    """Whether the run's best image is the one that it began with, to within rounding."""
+    return result.best is result.first or bool((result.best.latent - result.first.latent).abs().max() < 1e-4)
+
+
+def _count(steps: int) -> str:
+    return f"{steps} step{'s' if steps != 1 else ''}"

@@ -18,6 +18,12 @@ SLOW = 100
 EVALUATIONS = {"auto": 1, **{name: sampler.evals_per_step for name, sampler in SAMPLERS.items()}}
 """Of the network, for a step of each sampler. Both samplers that auto stands for need one."""
 
+FOLLOWED = ("LCM", "Euler", "Euler a", "DDIM")
+"""The WebUI's samplers that SGOOL can follow, where its own sampler is "auto" and starts from the seed's noise."""
+
+MOST_STEPS = 12
+"""Up to so many of the WebUI's steps it does. With more, and guidance, its own reversible sampler is the better one."""
+
 DOES = {
     "whole": "Improves the image's starting noise",
     "zoom": "Paints small places again",

@@ -30,9 +30,10 @@ _OUTCOME: dict[str, Callable[[Outcome], str | int | None]] = {
     "SGOOL best iteration": lambda outcome: outcome.best_iteration,
     "SGOOL regions found": lambda outcome: len(outcome.regions),
     "SGOOL iterations done": lambda outcome: outcome.result.iterations,
+    "SGOOL sampled with": lambda outcome: outcome.sampled or None,
 }
 """Of each image: the WebUI's own score, the score of iteration 0 where SGOOL sampled the image again, the score of what
-came out, and which iteration made that (none where the WebUI's own image did)."""
+came out, which iteration made that (none where the WebUI's own image did), and with what SGOOL sampled."""
 
 
 _ZOOM: dict[str, Callable[[ZoomOutcome], str | None]] = {

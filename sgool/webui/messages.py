@@ -47,7 +47,7 @@ def story(outcome: Outcome) -> str:
         parts.append(f"after iteration {best} {outcome.score_after:.3f}")
     else:
         parts.append(f"no better one in {outcome.result.iterations} iterations")
-    return ", ".join(parts)
+    return ", ".join(parts) + (f" (sampled with {outcome.sampled})" if outcome.sampled else "")
 
 
 def sentence(error: SgoolError) -> str:

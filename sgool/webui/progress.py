@@ -21,17 +21,18 @@ from sgool.zoom import Place, Repaint, ZoomProgress
 
 
 class BatchProgress(Progress):
-    """What is told of a batch's run, with the callbacks of its images. count: how many they are.
+    """What is told of a batch's run, with the callbacks of its images. count: how many they are. steps: of the sampler
+    that the run uses; resamples: whether that makes another image of the seed than the WebUI's.
 
     The bar counts the first pass (`p.steps`) and the run's own sampler steps as one job. It does so only from here on,
     and falls once: during the first pass `sampling_steps` is handed to other extensions, which reckon with it. The
     number of jobs stays, because with more of them the WebUI makes the first Interrupt wait.
     """
 
-    def __init__(self, p: Any, settings: Settings, count: int) -> None:
+    def __init__(self, p: Any, settings: Settings, count: int, steps: int, resamples: bool) -> None:
         self.iterations = 0 if settings.method == "none" else settings.iterations
-        self.steps = settings.steps
-        self.resamples = settings.start == "seed"
+        self.steps = steps
+        self.resamples = resamples
         # There and back for every update, and before them every candidate once, or the image there and back.
         passes = 2 * self.iterations + (2 if settings.start == "image" else settings.candidates)
         self.first_pass, self.of_an_image = p.steps, passes * self.steps

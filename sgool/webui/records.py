@@ -22,7 +22,8 @@ class Outcome:
 
     before, after: uint8 [H, W, 3], as the WebUI itself decodes them; saliency: [H, W], float16, and regions: of after.
     score_before: of the WebUI's own image. result: the run; its iteration 0 is the image sampled again by SGOOL, or the
-    image itself where that was the start. improved: whether the run's best image beats the WebUI's own.
+    image itself where that was the start. improved: whether the run's best image beats the WebUI's own. sampled: with
+    what SGOOL sampled, in words; follows: whether that is the user's own sampling.
     """
 
     before: np.ndarray
@@ -33,11 +34,15 @@ class Outcome:
     start: str
     improved: bool
     result: Scores
+    sampled: str = ""
+    follows: bool = False
 
     @property
     def score_resampled(self) -> float | None:
-        """The score of iteration 0 where the run sampled the image again."""
-        return self.result.scores[0] if self.start == "seed" and self.result.scores else None
+        """The score of iteration 0 where the run sampled another image: by its own sampler, or from another seed."""
+        scores = self.result.scores if self.start == "seed" else []
+        own = self.follows and scores and abs(scores[0] - self.result.first_score) < 1e-4
+        return scores[0] if scores and not own else None
 
     @property
     def score_after(self) -> float:
@@ -55,13 +60,15 @@ class Scores:
 
     losses: list[float]
     scores: list[float]
+    first_score: float
     best_score: float
     best_update: int
     ended: str
 
     @classmethod
     def of(cls, result: Result) -> Scores:
-        return cls(result.losses, result.scores, result.best.score, result.best_update, result.ended)
+        first, best = result.first.score, result.best.score
+        return cls(result.losses, result.scores, first, best, result.best_update, result.ended)
 
     @property
     def iterations(self) -> int:
@@ -159,7 +166,8 @@ class Run:
     """What is known of one generation.
 
     owner: gives its processing object, while that lives. whole: whether SGOOL improves its images as a whole. mask: a
-    picture, white where the zoom may paint, as the API gave it. noise: of the batch at hand. outcomes, zooms, notes: by
+    picture, white where the zoom may paint, as the API gave it. noise: of the batch at hand. recording: hears how that
+    batch is sampled, where SGOOL should sample likewise (`sgool.webui.follow`). outcomes, zooms, notes: by
     the image's number. files: the number of the image that each saved file belongs to. interrupted: whether the user
     has stopped the run; stopped: the numbers of the images that were in work when the user stopped it, or skipped them.
     """
@@ -169,6 +177,7 @@ class Run:
     whole: bool = True
     mask: Any = None
     noise: Tensor | None = None
+    recording: Any = None
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     zooms: dict[int, ZoomOutcome] = field(default_factory=dict)
     notes: dict[int, str] = field(default_factory=dict)

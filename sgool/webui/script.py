@@ -104,7 +104,11 @@ class SgoolScript(scripts.Script):
         run = _run(p)
         if run is None or not run.whole or getattr(p, "is_hr_pass", False):
             return
+        from sgool.webui import follow
+
         run.noise = kwargs["noise"].detach().clone()
+        if follow.wanted(p, run.settings):
+            run.recording = follow.Recording(p)
         if getattr(p, "enable_hr", False):
             _improve_after(p, run)
 
