@@ -297,7 +297,7 @@ def test_version_and_detectors(client):
 
 
 def test_a_run_can_be_seen_by_its_id(client, webui):
-    p, processed = webui.make({}, prompt="<b>a car</b>", seed=6)
+    p, processed = webui.make({"sampler": "bdia"}, prompt="<b>a car</b>", seed=6)
     (number,) = json.loads(json.dumps(p.extra_generation_params))["SGOOL run"]  # as the page reads it
     answer = client.get(f"/sgool/v1/runs/{number}").json()
     (image,) = answer["images"]
@@ -306,6 +306,7 @@ def test_a_run_can_be_seen_by_its_id(client, webui):
     for name in ("score_before", "score_resampled", "score_after"):
         assert f"{image[name]:.4f}" == text[f"SGOOL {name.replace('_', ' ')}"]
     assert image["iterations"] == 1 and image["regions"] >= 1 and image["message"] == ""
+    assert image["sampled"] == text["SGOOL sampled with"] == "its own bdia, 2 steps"
     root = f"/sgool/v1/runs/{number}"
     for name in ("before", "after", "saliency", "loss"):
         answer = client.get(f"{root}/0/{name}.png")
@@ -340,7 +341,7 @@ def test_runs_are_kept_for_their_own_pages_and_not_for_ever(client, webui):
 def test_the_image_before_is_the_webuis_own_and_says_nothing_of_sgool(webui):
     shared.opts.data["sgool_return_before"] = True
     _, originals = webui.make(steps=2)
-    _, processed = webui.make({"start": "seed", "steps": 5}, steps=2)
+    _, processed = webui.make({"sampler": "bdia", "start": "seed", "steps": 5}, steps=2)
     (entry,) = next(iter(gallery.runs.values()))
     outcome = entry.outcome
     assert outcome.improved

@@ -114,7 +114,7 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
     is_hr_pass = False
 
     def sample(self, conditioning, unconditional_conditioning, seeds, subseeds, subseed_strength, prompts):
-        self.sampler = sd_samplers.create_sampler("DDIM", self.sd_model)
+        self.sampler = sd_samplers.create_sampler(self.sampler_name, self.sd_model)
         x = self.rng.next()
         self.scripts.process_before_every_sampling(p=self, x=x, noise=x, c=conditioning, uc=unconditional_conditioning)
         seen = self.txt2img_image_conditioning(x)

@@ -19,6 +19,8 @@ class Options:
             "skip_early_cond": 0.0,
             "s_min_uncond_all": False,
             "batch_cond_uncond": True,
+            "sgm_noise_multiplier": False,
+            "eta_noise_seed_delta": 0,
             "samples_format": "png",
             "samples_save": True,
             "save_incomplete_images": False,
