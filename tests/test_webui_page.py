@@ -129,6 +129,15 @@ def test_the_cost_counts_what_the_network_is_asked():
     assert cost.images(Settings(iterations=0)) == 0
 
 
+def test_the_cost_counts_the_webuis_steps_where_its_sampler_is_followed():
+    few = Settings(steps=20, iterations=5)
+    assert cost.images(few, 4, "LCM") == pytest.approx(1 + 5 * 2.4)
+    for other in (cost.images(few, 4, "DPM++ 2M"), cost.images(few.changed(sampler="bdia"), 4, "LCM")):
+        assert other == pytest.approx(5 * (1 + 5 * 2.4))
+    assert cost.images(few, 13, "LCM") == pytest.approx(20 / 13 * (1 + 5 * 2.4))
+    assert cost.images(few.changed(start="image"), 4, "LCM") == pytest.approx(5 * (1.6 + 5 * 2.4))
+
+
 def test_the_cost_of_zoom_is_that_of_its_places():
     detail = Settings.of({**PRESETS["Detail"], "zoom_places": 2, "zoom_strength": 0.3})
     assert cost.images(detail) == pytest.approx(2 * 0.3)

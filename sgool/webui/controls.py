@@ -137,6 +137,8 @@ def _about(tab: str) -> str:
         "presets": {name: dict(zip(PRESET_FIELDS, _preset(name), strict=True)) for name in PRESETS},
         "evaluations": cost.EVALUATIONS,
         "update": cost.UPDATE,
+        "followed": cost.FOLLOWED,
+        "mostSteps": cost.MOST_STEPS,
         "slow": cost.SLOW,
         "does": cost.DOES,
     }

@@ -33,17 +33,25 @@ DOES = {
 """What a run does."""
 
 
-def images(settings: Settings, image_steps: int = IMAGE_STEPS) -> float:
+def follows(settings: Settings, sampler: str, image_steps: int) -> bool:
+    """Whether SGOOL samples as the user does, with this sampler of the WebUI and so many steps."""
+    auto = settings.sampler == "auto" and settings.start == "seed"
+    return auto and sampler in FOLLOWED and image_steps <= MOST_STEPS
+
+
+def images(settings: Settings, image_steps: int = IMAGE_STEPS, sampler: str = "") -> float:
     """How many images of so many steps take as long as a run, by counting the evaluations of the network.
+
+    sampler: the WebUI's, which SGOOL may follow.
 
     At the default strength, where 0.8 of the steps are improved, an update costs 2.4 samplings. A zoom is counted with
     as many places as it may have. Not counted: the critics and the decoder; the memory setting "low"; patience, which
     may end a run early; places that are too large or already good.
     """
-    return whole(settings, image_steps) + zoom(settings, image_steps)
+    return whole(settings, image_steps, sampler) + zoom(settings, image_steps)
 
 
-def whole(settings: Settings, image_steps: int = IMAGE_STEPS) -> float:
+def whole(settings: Settings, image_steps: int = IMAGE_STEPS, sampler: str = "") -> float:
     """Of the image as a whole, 0 where nothing is done to it."""
     iterations = 0 if settings.method == "none" else settings.iterations
     if not iterations and (settings.candidates == 1 or settings.start == "image"):
@@ -51,7 +59,8 @@ def whole(settings: Settings, image_steps: int = IMAGE_STEPS) -> float:
     way = settings.strength * EVALUATIONS[settings.sampler]  # one run of the part that is improved, in samplings
     from_seeds = settings.candidates * (1 - settings.strength + way)
     begin = 2 * way if settings.start == "image" else from_seeds  # an image is carried back, and rendered again
-    return (begin + iterations * UPDATE[settings.way_back] * way) * settings.steps / image_steps
+    steps = image_steps if follows(settings, sampler, image_steps) else settings.steps
+    return (begin + iterations * UPDATE[settings.way_back] * way) * steps / image_steps
 
 
 def zoom(settings: Settings, image_steps: int = IMAGE_STEPS) -> float:

@@ -16,13 +16,12 @@ from sgool.errors import SgoolError
 from sgool.generate import Sampling
 from sgool.samplers import Schedule, ddim, euler, lcm
 from sgool.settings import Settings
-from sgool.webui.cost import FOLLOWED, MOST_STEPS
+from sgool.webui.cost import follows
 
 
 def wanted(p: Any, settings: Settings) -> bool:
     """Whether SGOOL should sample as the user does."""
-    auto = settings.sampler == "auto" and settings.start == "seed"
-    return auto and p.sampler_name in FOLLOWED and p.steps <= MOST_STEPS
+    return follows(settings, p.sampler_name, p.steps)
 
 
 @dataclass
