@@ -45,7 +45,7 @@ class About:
     label: its name in the WebUI. help: a phrase that holds on the command line and in the WebUI. group: where the
     accordion shows it; "" is at first sight. low, high: inclusive bounds; above: an exclusive one. choices: all there
     are; suggestions: some of many. slider: from, to, step (bounds may be wider, for the API). webui: whether the WebUI
-    offers it. check: raises SgoolError for a text that does not fit.
+    offers it; cli: whether the command line does. check: raises SgoolError for a text that does not fit.
     """
 
     label: str
@@ -58,6 +58,7 @@ class About:
     suggestions: tuple[str, ...] = ()
     slider: tuple[float, float, float] | None = None
     webui: bool = True
+    cli: bool = True
     check: Callable[[str], None] | None = None
 
 
@@ -366,6 +367,21 @@ class Settings:
         "what the gradient goes through; prompt: the prompt's half of the guidance alone, which costs a third less",
         group="Expert",
         choices=WAYS_BACK,
+    )
+    as_uploaded: bool = setting(
+        False,
+        "Picture as it is",
+        "img2img: improve and zoom into the uploaded picture itself; the WebUI samples nothing first",
+        cli=False,  # there an image that is given always is
+    )
+    render: str = setting(
+        "optimized",
+        "Final image",
+        "optimized: as SGOOL has made it; yours: the noise that was found, sampled once more by your own sampler, where "
+        "that is better",
+        group="Sampling",
+        choices=("optimized", "yours"),
+        cli=False,
     )
 
     def __post_init__(self) -> None:

@@ -162,8 +162,8 @@ class WebuiBackend:
             return self.schedule.timesteps.index(t)
         total, last = self._total_steps(), len(self.alphas_cumprod)
         step = int((last - t) * total // last)
-        if getattr(self.p, "init_latent", None) is not None:
-            # img2img counts from the step where it begins.
+        if getattr(self.p, "init_latent", None) is not None and self.p.sampler.model_wrap_cfg.total_steps is not None:
+            # img2img counts from the step where it begins, if it has sampled at all.
             steps, begin = sd_samplers_common.setup_img2img_steps(self.p)
             step = int((last - t) * steps // last) - (steps - begin - 1)
         return max(0, min(total - 1, step))

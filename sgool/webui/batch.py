@@ -127,7 +127,7 @@ class Batch:
         # Inside the WebUI's autocast (hires fix) the critics would be cast, too.
         with torch.enable_grad(), devices.without_autocast(), sparing(self.p, memory):
             backend = WebuiBackend(self.p, i, self.samples[i : i + 1], self._noise(i), memory, self.followed)
-            score = critics.selector.judge(backend.decode_original(), prompt)
+            score = critics.selector.judge(self._original(i, backend), prompt)
             self.progress.begin(i, self._label(i), score)
             latent = backend.original if settings.start == "image" else None
             sampling = self.followed.sampling(i) if self.followed else None
@@ -137,7 +137,8 @@ class Batch:
                 raise Stop
             if result.error is not None:
                 raise result.error
-            improved = result.best.score > score and not (self.followed and _is_first(result))
+            own = self.followed or self.run.uploaded  # what the run begins with is the user's image
+            improved = result.best.score > score and not (own and _is_first(result))
             better = backend.blend(result.best.latent).detach() if improved else None
             self._keep(i, backend, critics, score, better, result)
             return better
@@ -148,7 +149,7 @@ class Batch:
     ) -> None:
         """Remember what has come of the image. score: of the WebUI's own; better: the latent to go on with, or None."""
         number = self.numbers[i]
-        before = backend.picture(backend.original)
+        before = self.run.uploaded[i] if self.run.uploaded else backend.picture(backend.original)
         after = before if better is None else backend.picture(better)
         saliency = critics.detector(pictures.to_tensor(after))
         outcome = self.run.outcomes[number] = Outcome(
@@ -166,6 +167,12 @@ class Batch:
         print(f"SGOOL: {self._label(i)}{story(outcome)}")
         if result.ended:
             tell(self.p, self.run, [number], f"SGOOL: {result.ended}")
+
+    def _original(self, i: int, backend: WebuiBackend) -> Tensor:
+        """The user's image [1, 3, H, W]: as the WebUI decodes it, or as it was uploaded."""
+        if not self.run.uploaded:
+            return backend.decode_original()
+        return pictures.to_tensor(self.run.uploaded[i]).to(backend.device)
 
     def _followed(self) -> Followed | None:
         """The user's own sampling of the batch, where SGOOL does likewise."""

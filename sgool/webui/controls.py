@@ -58,8 +58,8 @@ class _Made:
     def draw(self, *names: str) -> None:
         for name in names:
             control = _control(name, f"sgool_{self.tab}_{name}")
-            if name == "start" and self.tab == "img2img":
-                control.visible = False  # there it is always the image
+            if name == ("start" if self.tab == "img2img" else "as_uploaded"):
+                control.visible = False  # img2img always starts from the image, and txt2img has none
             self.controls[name] = control
 
     def draw_group(self, group: str) -> None:

@@ -35,7 +35,7 @@ class BatchProgress(Progress):
         self.resamples = resamples
         # There and back for every update, and before them every candidate once, or the image there and back.
         passes = 2 * self.iterations + (2 if settings.start == "image" else settings.candidates)
-        self.first_pass, self.of_an_image = p.steps, passes * self.steps
+        self.first_pass, self.of_an_image = 0 if settings.as_uploaded else p.steps, passes * self.steps
         shared.state.sampling_steps = self.first_pass + count * self.of_an_image
         shared.state.sampling_step = self.begun = self.first_pass
 
@@ -89,7 +89,8 @@ class ZoomBar(ZoomProgress, Progress):
         self.of_painting = max(1, round(settings.zoom_strength * p.steps))
         self.of_a_place = self.of_painting + passes * settings.steps
         self.places = settings.zoom_places
-        self.first_pass, self.index, self.batch_size = p.steps, p.batch_index, p.batch_size
+        self.first_pass = 0 if settings.as_uploaded else p.steps
+        self.index, self.batch_size = p.batch_index, p.batch_size
 
     def __enter__(self) -> ZoomBar:
         state = shared.state

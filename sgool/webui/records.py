@@ -167,7 +167,8 @@ class Run:
 
     owner: gives its processing object, while that lives. whole: whether SGOOL improves its images as a whole. mask: a
     picture, white where the zoom may paint, as the API gave it. noise: of the batch at hand. recording: hears how that
-    batch is sampled, where SGOOL should sample likewise (`sgool.webui.follow`). outcomes, zooms, notes: by
+    batch is sampled, where SGOOL should sample likewise (`sgool.webui.follow`). uploaded: its pictures, where they are
+    improved as they are (`sgool.webui.uploaded`). outcomes, zooms, notes: by
     the image's number. files: the number of the image that each saved file belongs to. interrupted: whether the user
     has stopped the run; stopped: the numbers of the images that were in work when the user stopped it, or skipped them.
     """
@@ -178,6 +179,7 @@ class Run:
     mask: Any = None
     noise: Tensor | None = None
     recording: Any = None
+    uploaded: list[np.ndarray] = field(default_factory=list)
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     zooms: dict[int, ZoomOutcome] = field(default_factory=dict)
     notes: dict[int, str] = field(default_factory=dict)

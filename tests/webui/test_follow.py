@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from payloads import BASE, SGOOL, make, outcome
+import random_models
+from payloads import BASE, HIRES, SGOOL, make, outcome
 
 FEW = {**SGOOL, "iterations": 1, "cutouts": 1}
 SAMPLERS = ("LCM", "Euler", "Euler a", "DDIM")

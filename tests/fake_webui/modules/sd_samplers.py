@@ -35,6 +35,7 @@ class DDIM:
 
     def _walk(self, p, x, count, c, uc):
         self.initialize(p)
+        self.model_wrap_cfg.total_steps = count
         sd_samplers_common.state.sampling_steps, sd_samplers_common.state.sampling_step = count, 0
         conditions = {"uncond": uc, "cond": c, "cond_scale": p.cfg_scale, "s_min_uncond": 0, "image_cond": None}
         try:

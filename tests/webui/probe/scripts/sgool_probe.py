@@ -96,6 +96,19 @@ def _fail(network: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.
     return output * float("nan")
 
 
+calls: list[int] = []
+"""How many images each call of the UNet had, since the last request."""
+
+
+def counted() -> list[int]:
+    network = shared.sd_model.model.diffusion_model
+    if not hasattr(network, "sgool_counts"):
+        network.sgool_counts = network.register_forward_pre_hook(lambda network, given: calls.append(len(given[0])))
+    told = calls.copy()
+    calls.clear()
+    return told
+
+
 firsts: list[float] = []
 """For every run so far, the distance of its first latent from the WebUI's latent, relative to the WebUI's latent."""
 
@@ -253,6 +266,7 @@ def _add(_demo: Any, app: Any) -> None:
     _watch()
     app.add_api_route("/sgool-probe/state", state, methods=["GET"])
     app.add_api_route("/sgool-probe/last", last, methods=["GET"])
+    app.add_api_route("/sgool-probe/calls", counted, methods=["GET"])
     app.add_api_route("/sgool-probe/hooks", hooks, methods=["GET"])
     app.add_api_route("/sgool-probe/extensions", extension_metadata, methods=["GET"])
     app.add_api_route("/sgool-probe/compared", compared, methods=["GET"])
