@@ -31,6 +31,9 @@ PRESET_WORDS = {
     "Paper": "As the paper did it, with EDICT, all the way from the noise and without stopping early",
 }
 
+HIDDEN = {"txt2img": "as_uploaded", "img2img": "start"}
+"""What a tab does not show: txt2img has no picture, and img2img always starts from one."""
+
 PLACEHOLDERS = {"region_prompt": "empty: the main prompt; [SEP] between regions"}
 
 WIDTH = 240
@@ -58,8 +61,8 @@ class _Made:
     def draw(self, *names: str) -> None:
         for name in names:
             control = _control(name, f"sgool_{self.tab}_{name}")
-            if name == ("start" if self.tab == "img2img" else "as_uploaded"):
-                control.visible = False  # img2img always starts from the image, and txt2img has none
+            if name == HIDDEN[self.tab]:
+                control.visible = False
             self.controls[name] = control
 
     def draw_group(self, group: str) -> None:
