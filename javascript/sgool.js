@@ -54,7 +54,8 @@ view of the page's own last run. All text is set as text, never as HTML. */
         const {sampler, steps} = sampling(tab);
         const follows = set.sampler === "auto" && (told.start || set.start) === "seed" &&
             told.followed.includes(sampler) && steps <= told.mostSteps;
-        const whole = wholeImages(told, set, steps, follows ? steps : set.steps);
+        const improved = wholeImages(told, set, steps, follows ? steps : set.steps);
+        const whole = improved && improved + rendered(told, set, follows);
         const count = whole + zoomImages(told, set, steps);
         const parts = [whole > 0 ? "whole" : "", set.zoom ? "zoom" : ""].filter(Boolean);
         const does = parts.length === 2 ? "both" : parts[0] ?? "nothing";
@@ -80,6 +81,13 @@ view of the page's own last run. All text is set as text, never as HTML. */
         const way = set.strength * told.evaluations[set.sampler];
         const begin = fromImage ? 2 * way : set.candidates * (1 - set.strength + way);
         return (begin + iterations * told.update[set.way_back] * way) * steps / imageSteps;
+    }
+
+    /* One image more where the noise that is found is then sampled by the user's own sampler. */
+    function rendered(told, set, follows) {
+        const fromNoise = (told.start || set.start) === "seed" &&
+            Math.floor(set.steps * set.strength + 0.5) >= set.steps;
+        return set.render === "yours" && fromNoise && !follows ? 1 : 0;
     }
 
     function zoomImages(told, set, imageSteps) {
@@ -324,20 +332,24 @@ view of the page's own last run. All text is set as text, never as HTML. */
 
     /* The images that there are, each with its score; the best one is said to be it. */
     function figures(image, candidates) {
+        const yours = image.by_yours; // the best one is what the user's own sampler has made of the noise
         const best = image.best_iteration;
-        const all = [["Your image", image.score_before, best === null, "The WebUI's own image"]];
-        const chosenIsBest = best === -1 && near(image.score_resampled, image.score_after);
+        const all = [["Your image", image.score_before, best === null && !yours, "The WebUI's own image"]];
+        const chosenIsBest = best === -1 && near(image.score_resampled, image.score_best);
         if (image.score_resampled !== null) {
             const [name, tip] = candidates > 1 ?
                 [`chosen of ${candidates} seeds`, "The starting noise that the critics chose, before any update"] :
                 ["sampled again", "The same noise through SGOOL's own sampler, before any update (iteration 0)"];
-            all.push([name, image.score_resampled, best === 0 || chosenIsBest, tip]);
+            all.push([name, image.score_resampled, !yours && (best === 0 || chosenIsBest), tip]);
         } else if (best === 0) {
-            all.push(["after iteration 0", image.score_after, true, "Carried back to noise and sampled again"]);
+            all.push(["after iteration 0", image.score_best, !yours, "Carried back to noise and sampled again"]);
         }
-        if (best > 0) all.push([`after iteration ${best}`, image.score_after, true, "The update that won"]);
+        if (best > 0) all.push([`after iteration ${best}`, image.score_best, !yours, "The update that won"]);
         if (best === -1 && !chosenIsBest) {
-            all.push(["another candidate seed", image.score_after, true, "Its image has the best score of all"]);
+            all.push(["another candidate seed", image.score_best, !yours, "Its image has the best score of all"]);
+        }
+        if (image.rendered !== null) {
+            all.push(["by your sampler", image.rendered, yours, "The noise that was found, sampled by your own sampler"]);
         }
         return all.flatMap(([name, score, won, tip], i) => {
             const node = element(won ? "strong" : "span", "", `${name} ${score.toFixed(3)}${won ? " (best)" : ""}`);

@@ -141,6 +141,7 @@ class _Run:
         for iteration in range(plan.iterations + 1):
             last = iteration == plan.iterations
             newest, loss, cotangent = self._look(trajectory.image(final).detach(), iteration, newest, last)
+            newest = replace(newest, noise=trajectory.noise(final))
             result = self._record(newest, loss)
             self.progress.image(result, newest)
             if last:
@@ -165,7 +166,9 @@ class _Run:
         latent = self.problem.trajectory.image(final)
         image = _visible(self.problem.backend.decode(latent.float()))
         saliency = self.problem.regions.detect(image)
-        return Snapshot(TRIED, image, latent, self._score(image), saliency, tuple(self.problem.regions.find(saliency)))
+        regions = tuple(self.problem.regions.find(saliency))
+        noise = self.problem.trajectory.noise(final)
+        return Snapshot(TRIED, image, latent, self._score(image), saliency, regions, noise)
 
     def _score(self, image: Tensor) -> float:
         return self.problem.selector.judge(image, self.problem.loss.prompt)

@@ -81,9 +81,9 @@ class Settings:
     sampler: str = setting(
         "auto",
         "Sampler",
-        "auto: in the WebUI your own LCM, Euler, Euler a or DDIM of up to 12 steps; else bdia from a seed (ddim with "
-        "method none), o-belm from an image; edict too runs backwards exactly; for models of few steps: lcm, tcd, euler "
-        "and ddim-trailing (Lightning, Hyper), euler-a (Turbo)",
+        "auto: in the WebUI your own LCM, Euler, Euler a or DDIM of up to 12 steps; else bdia from a seed (ddim "
+        "with method none), o-belm from an image; edict too runs backwards exactly; for models of few steps: lcm, "
+        "tcd, euler and ddim-trailing (Lightning, Hyper), euler-a (Turbo)",
         group="Expert",
         choices=(*SAMPLERS, "auto"),
     )
@@ -91,7 +91,8 @@ class Settings:
     steps: int = setting(
         20,
         "Steps",
-        "steps of SGOOL's own sampler; where it samples as you do, your steps count; bdia, o-belm, edict and ddim take at least 2, lcm and tcd at most 50",
+        "steps of SGOOL's own sampler; where it samples as you do, your steps count; bdia, o-belm, edict and ddim "
+        "take at least 2, lcm and tcd at most 50",
         group="Sampling",
         low=1,
         high=250,
@@ -377,8 +378,8 @@ class Settings:
     render: str = setting(
         "optimized",
         "Final image",
-        "optimized: as SGOOL has made it; yours: the noise that was found, sampled once more by your own sampler, where "
-        "that is better",
+        "optimized: as SGOOL has made it; yours: the noise that was found, sampled once more by your own sampler, "
+        "where that is better",
         group="Sampling",
         choices=("optimized", "yours"),
         cli=False,

@@ -67,7 +67,7 @@ class WebuiBackend:
         denoiser.total_steps = self._total_steps()
         prompts = self.p.c.batch[self.index]
         negative = self.p.uc[self.index]
-        image_cond = self._image_conditioning()
+        image_cond = self.image_conditioning()
 
         def branch(weight: float, prompts: Any, scale: float, alone: bool) -> Branch:
             cond = prompt_parser.MulticondLearnedConditioning(shape=(1,), batch=[_own(prompts)])
@@ -108,7 +108,7 @@ class WebuiBackend:
                     branches = [replace(each, back=()) for each in branches[:-1]] + [replace(branches[-1], back=back)]
         else:
             branches = [replace(branch(1.0, prompts, guidance_scale, alone=False), back=back)]
-        return Network(branches, self.alphas_cumprod, "epsilon", torch.float32, _network_precision)
+        return Network(branches, self.alphas_cumprod, "epsilon", torch.float32, network_precision)
 
     def noise(self, seed: int) -> Tensor:
         """The noise that the image's own sampler started from; for another seed, the WebUI's noise for that seed."""
@@ -168,7 +168,7 @@ class WebuiBackend:
             step = int((last - t) * steps // last) - (steps - begin - 1)
         return max(0, min(total - 1, step))
 
-    def _image_conditioning(self) -> Tensor:
+    def image_conditioning(self) -> Tensor:
         """The extra input of inpainting and depth models, as in the first pass; one pixel of zeros for all others.
 
         The sampler's own tensor is used if the sampler still has it, because a new one would use other random numbers.
@@ -179,7 +179,7 @@ class WebuiBackend:
         return _copy(own[self.index : self.index + 1] if own.shape[0] > 1 else own)
 
 
-def _network_precision() -> AbstractContextManager[Any]:
+def network_precision() -> AbstractContextManager[Any]:
     return devices.without_autocast() if devices.unet_needs_upcast else devices.autocast()
 
 

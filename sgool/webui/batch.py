@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sgool import pictures
 from sgool.checkpointing import MEMORY
-from sgool.errors import SgoolError, out_of_memory
+from sgool.errors import SgoolError, brief, out_of_memory
 from sgool.generate import Critics, Request, generate, region_finder
 from sgool.result import Result, Stop
 from sgool.settings import Settings
@@ -25,6 +25,7 @@ from sgool.webui.memory import sparingly
 from sgool.webui.messages import failure, story, tell
 from sgool.webui.progress import BatchProgress
 from sgool.webui.records import Outcome, Run, Scores
+from sgool.webui.render import Rendered, rendered
 
 
 def improve(p: Any, run: Run, samples: Tensor) -> Tensor:
@@ -133,13 +134,16 @@ class Batch:
             sampling = self.followed.sampling(i) if self.followed else None
             request = Request(prompt, seed=seed, init_latent=latent, sampling=sampling)
             result = generate(backend, critics, request, settings, self.progress)
+            if result.error is not None and not shared.state.skipped:
+                raise result.error
+            self.rendered = self._render(i, backend, critics, result)
             if shared.state.skipped:  # Skip gives the original, Interrupt the best so far
                 raise Stop
-            if result.error is not None:
-                raise result.error
             own = self.followed or self.run.uploaded  # what the run begins with is the user's image
             improved = result.best.score > score and not (own and _is_first(result))
             better = backend.blend(result.best.latent).detach() if improved else None
+            if self.rendered and self.rendered.score > max(score, result.best.score):
+                better = self.rendered.latent
             self._keep(i, backend, critics, score, better, result)
             return better
 
@@ -163,10 +167,29 @@ class Batch:
             result=Scores.of(result),
             sampled=self._sampled(result),
             follows=self.followed is not None,
+            rendered=self.rendered.score if self.rendered else None,
+            by_yours=self.rendered is not None and better is self.rendered.latent,
         )
         print(f"SGOOL: {self._label(i)}{story(outcome)}")
         if result.ended:
             tell(self.p, self.run, [number], f"SGOOL: {result.ended}")
+
+    def _render(self, i: int, backend: WebuiBackend, critics: Critics, result: Result) -> Rendered | None:
+        """The noise that was found, by the user's own sampler; None where there is none, or that did not succeed."""
+        noise = result.best.noise
+        asked = self.run.settings.render == "yours" and self.run.settings.start == "seed" and not self.followed
+        if not asked or noise is None or _is_first(result) or interrupts.stopped():
+            return None
+        try:
+            return rendered(backend, critics.selector, noise, self.p.prompts[i], self.progress.render)
+        except Stop:
+            return None
+        except Exception as error:
+            told = (
+                f"SGOOL's noise could not be sampled by your sampler, so the image is as optimized: {brief(error, 200)}"
+            )
+            tell(self.p, self.run, [self.numbers[i]], told)
+            return None
 
     def _original(self, i: int, backend: WebuiBackend) -> Tensor:
         """The user's image [1, 3, H, W]: as the WebUI decodes it, or as it was uploaded."""

@@ -41,7 +41,7 @@ WIDTH = 240
 
 _ZOOM = ("zoom_places", "zoom_strength", "zoom_iterations")
 
-COUNTED = tuple(dict.fromkeys((*PRESET_FIELDS, "candidates", "start", "method", "way_back", "zoom", *_ZOOM)))
+COUNTED = tuple(dict.fromkeys((*PRESET_FIELDS, "candidates", "start", "method", "way_back", "render", "zoom", *_ZOOM)))
 """The settings by which the page tells which preset is in force and what a run costs."""
 
 METHOD_FIELDS = tuple(dict.fromkeys(name for method in METHODS.values() for name in method if name in WEBUI))

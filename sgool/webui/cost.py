@@ -33,6 +33,12 @@ DOES = {
 """What a run does."""
 
 
+def renders(settings: Settings, sampler: str, image_steps: int) -> bool:
+    """Whether the noise that is found is then sampled by the user's sampler: where it is noise."""
+    from_noise = settings.start == "seed" and int(settings.steps * settings.strength + 0.5) >= settings.steps
+    return settings.render == "yours" and from_noise and not follows(settings, sampler, image_steps)
+
+
 def follows(settings: Settings, sampler: str, image_steps: int) -> bool:
     """Whether SGOOL samples as the user does, with this sampler of the WebUI and so many steps."""
     auto = settings.sampler == "auto" and settings.start == "seed"
@@ -60,7 +66,8 @@ def whole(settings: Settings, image_steps: int = IMAGE_STEPS, sampler: str = "")
     from_seeds = settings.candidates * (1 - settings.strength + way)
     begin = 2 * way if settings.start == "image" else from_seeds  # an image is carried back, and rendered again
     steps = image_steps if follows(settings, sampler, image_steps) else settings.steps
-    return (begin + iterations * UPDATE[settings.way_back] * way) * steps / image_steps
+    once_more = 1 if renders(settings, sampler, image_steps) else 0
+    return (begin + iterations * UPDATE[settings.way_back] * way) * steps / image_steps + once_more
 
 
 def zoom(settings: Settings, image_steps: int = IMAGE_STEPS) -> float:

@@ -36,6 +36,8 @@ class BatchProgress(Progress):
         # There and back for every update, and before them every candidate once, or the image there and back.
         passes = 2 * self.iterations + (2 if settings.start == "image" else settings.candidates)
         self.first_pass, self.of_an_image = 0 if settings.as_uploaded else p.steps, passes * self.steps
+        self.passes = passes
+        self.of_an_image += p.steps if settings.render == "yours" and resamples else 0
         shared.state.sampling_steps = self.first_pass + count * self.of_an_image
         shared.state.sampling_step = self.begun = self.first_pass
 
@@ -66,6 +68,11 @@ class BatchProgress(Progress):
         if opts.live_previews_enable and opts.show_progress_every_n_steps != -1:
             shared.state.assign_current_image(Image.fromarray(pictures.to_uint8(newest.image)))
         interrupts.check()
+
+    def render(self, step: int) -> None:
+        """So many steps of the user's own sampler are done, which samples the noise that was found."""
+        tell(f"SGOOL {self.label}rendering with your sampler")
+        self._advance(self.passes * self.steps + step)
 
     def _advance(self, steps: int) -> None:
         """To so many steps of this image; never back, also where its run begins again."""

@@ -22,8 +22,9 @@ class Outcome:
 
     before, after: uint8 [H, W, 3], as the WebUI itself decodes them; saliency: [H, W], float16, and regions: of after.
     score_before: of the WebUI's own image. result: the run; its iteration 0 is the image sampled again by SGOOL, or the
-    image itself where that was the start. improved: whether the run's best image beats the WebUI's own. sampled: with
-    what SGOOL sampled, in words; follows: whether that is the user's own sampling.
+    image itself where that was the start. improved: whether something beats the WebUI's own. sampled: with what SGOOL
+    sampled, in words; follows: whether that is the user's own sampling. rendered: the score of the noise that was found,
+    once the user's own sampler has sampled it; by_yours: whether that image is the best.
     """
 
     before: np.ndarray
@@ -36,6 +37,8 @@ class Outcome:
     result: Scores
     sampled: str = ""
     follows: bool = False
+    rendered: float | None = None
+    by_yours: bool = False
 
     @property
     def score_resampled(self) -> float | None:
@@ -46,11 +49,13 @@ class Outcome:
 
     @property
     def score_after(self) -> float:
+        if self.by_yours and self.rendered is not None:
+            return self.rendered
         return self.result.best_score if self.improved else self.score_before
 
     @property
     def best_iteration(self) -> int | None:
-        """The iteration that made the image after; TRIED (-1) for a candidate seed; None for the WebUI's own image."""
+        """The iteration that made the image after, or its noise; TRIED (-1): a candidate seed; None: the WebUI's own."""
         return self.result.best_update if self.improved else None
 
 

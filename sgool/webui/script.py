@@ -109,6 +109,15 @@ class SgoolScript(scripts.Script):
         if idle := unused(settings, loaded_model(p)):
             where = f"method {settings.method}" + (" and a start from the image" if settings.start == "image" else "")
             p.comment(f"SGOOL: with {where} these do nothing: {', '.join(WEBUI[name].label for name in idle)}.")
+        if settings.render == "yours" and improves(settings) and not upscaled:
+            from sgool.webui import cost
+
+            if not cost.follows(settings, p.sampler_name, p.steps) and not cost.renders(settings, "", p.steps):
+                self._note(
+                    p,
+                    "SGOOL keeps the image as optimized: your own sampler can only sample noise, which is what a "
+                    "run changes with a start from the seed and Start strength 1.",
+                )
         if told := _fetched(settings):  # before the first pass, which may take minutes
             raise Refused(told)
         return Run(settings, weakref.ref(p), whole=improves(settings) and not upscaled, mask=mask, notes=notes)

@@ -317,7 +317,9 @@ def test_what_only_an_expert_turns_has_a_fold_of_its_own(open_page):
     page = open_page()
     fold(page)
     shown = {name for name in ABOUT if page.locator(f"#sgool_txt2img_{name}").is_visible()}
-    assert shown == {name for name, about in ABOUT.items() if about.webui and about.group in ("", "Zoom")} - {"as_uploaded"}
+    assert shown == {name for name, about in ABOUT.items() if about.webui and about.group in ("", "Zoom")} - {
+        "as_uploaded"
+    }
     fold(page, "more")
     more = {name for name in ABOUT if page.locator(f"#sgool_txt2img_{name}").is_visible()} - shown
     assert {ABOUT[name].group for name in more} == {"Zoom details", "Sampling", "Regions", "Critics"}

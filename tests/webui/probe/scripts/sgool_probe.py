@@ -109,18 +109,24 @@ def counted() -> list[int]:
     return told
 
 
+renders: list[float] = []
+"""Of runs whose prompt ends with "rendered": the same distance of what the user's sampler makes of the seed's noise."""
+
 firsts: list[float] = []
 """For every run so far, the distance of its first latent from the WebUI's latent, relative to the WebUI's latent."""
 
 
 def _watch() -> None:
-    from sgool.webui import batch
+    from sgool.webui import batch, render
 
     generate = batch.generate
 
     def watched(host: Any, *args: Any, **kwargs: Any) -> Any:
         result = generate(host, *args, **kwargs)
         firsts.append(((result.first.latent - host.original).norm() / host.original.norm()).item())
+        if host.p.prompt.endswith("rendered"):  # what the user's sampler makes of the seed's own noise
+            made = render.sampled(host, host.seed_noise, lambda step: None).double()
+            renders.append(((made - host.original).norm() / host.original.norm()).item())
         return result
 
     batch.generate = watched
@@ -266,6 +272,7 @@ def _add(_demo: Any, app: Any) -> None:
     _watch()
     app.add_api_route("/sgool-probe/state", state, methods=["GET"])
     app.add_api_route("/sgool-probe/last", last, methods=["GET"])
+    app.add_api_route("/sgool-probe/renders", lambda: renders, methods=["GET"])
     app.add_api_route("/sgool-probe/calls", counted, methods=["GET"])
     app.add_api_route("/sgool-probe/hooks", hooks, methods=["GET"])
     app.add_api_route("/sgool-probe/extensions", extension_metadata, methods=["GET"])
