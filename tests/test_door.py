@@ -283,7 +283,7 @@ def test_a_wrong_setting_is_refused_before_anything_is_loaded(pipeline: Any, mon
 
 
 def test_what_belongs_to_the_webui_is_refused(pipeline: Any) -> None:
-    with pytest.raises(SettingError, match="^render belongs to the WebUI alone.$"):
+    with pytest.raises(SettingError, match=r"^render belongs to the WebUI alone\.$"):
         sgool.Improver(pipeline, render="yours")
 
 

@@ -98,7 +98,7 @@ def test_interrupt_keeps_the_optimized_image_and_skip_the_original(webui, monkey
     told = iter([0.1, 0.2, 0.9])
     monkeypatch.setattr(Clip, "judge", lambda self, image, prompt: next(told))
     plain, _ = webui.make()
-    p, processed = webui.make(YOURS)
+    p, _ = webui.make(YOURS)
     assert torch.equal(torch.cat(p.latents), torch.cat(plain.latents)) == (asked == "skipped")
     if asked == "interrupted":
         assert outcome().improved and not outcome().by_yours
@@ -111,6 +111,6 @@ def test_a_failure_keeps_the_optimized_image(webui, monkeypatch):
     monkeypatch.setattr(batch, "rendered", fails)
     told = iter([0.1, 0.2, 0.9])
     monkeypatch.setattr(Clip, "judge", lambda self, image, prompt: next(told))
-    p, processed = webui.make(YOURS)
+    _, processed = webui.make(YOURS)
     assert "SGOOL's noise could not be sampled by your sampler" in processed.infotexts[0]["SGOOL note"]
     assert outcome().score_after == 0.9

@@ -23,7 +23,7 @@ class Outcome:
     before, after: uint8 [H, W, 3], as the WebUI itself decodes them; saliency: [H, W], float16, and regions: of after.
     score_before: of the WebUI's own image. result: the run; its iteration 0 is the image sampled again by SGOOL, or the
     image itself where that was the start. improved: whether something beats the WebUI's own. sampled: with what SGOOL
-    sampled, in words; follows: whether that is the user's own sampling. rendered: the score of the noise that was found,
+    sampled, in words; follows: whether that is how the user does. rendered: the score of the noise that was found,
     once the user's own sampler has sampled it; by_yours: whether that image is the best.
     """
 
@@ -55,7 +55,7 @@ class Outcome:
 
     @property
     def best_iteration(self) -> int | None:
-        """The iteration that made the image after, or its noise; TRIED (-1): a candidate seed; None: the WebUI's own."""
+        """The iteration of the image after, or of its noise; TRIED (-1): a candidate seed; None: the WebUI's own."""
         return self.result.best_update if self.improved else None
 
 

@@ -40,6 +40,12 @@ class Script:
     def postprocess_image(self, p, pp, *args):
         pass
 
+    def postprocess_batch(self, p, *args, **kwargs):
+        pass
+
+    def postprocess_image_after_composite(self, p, pp, *args):
+        pass
+
     def postprocess(self, p, processed, *args):
         pass
 
@@ -62,6 +68,12 @@ class ScriptRunner:
 
     def postprocess_image(self, p, pp):
         self._each("postprocess_image", p, pp)
+
+    def postprocess_batch(self, p, images, **kwargs):
+        self._each("postprocess_batch", p, images=images, **kwargs)
+
+    def postprocess_image_after_composite(self, p, pp):
+        self._each("postprocess_image_after_composite", p, pp)
 
     def postprocess(self, p, processed):
         self._each("postprocess", p, processed)

@@ -20,6 +20,7 @@ class Options:
             "s_min_uncond_all": False,
             "batch_cond_uncond": True,
             "sgm_noise_multiplier": False,
+            "img2img_background_color": "#ffffff",
             "eta_noise_seed_delta": 0,
             "samples_format": "png",
             "samples_save": True,
