@@ -371,7 +371,7 @@ class Settings:
     )
     as_uploaded: bool = setting(
         False,
-        "Picture as it is",
+        "Uploaded picture as it is",
         "img2img: improve and zoom into the uploaded picture itself; the WebUI samples nothing first",
         cli=False,  # there an image that is given always is
     )

@@ -48,7 +48,7 @@ def test_the_picture_is_improved_and_scored_as_it_was_uploaded(webui, nothing_sa
     assert entry.outcome.score_before == pytest.approx(critics.selector.judge(whole, "a red car"), abs=1e-4)
     assert (entry.before == SHOWN).all()
     assert entry.outcome.improved != (pixels(processed.images[0]) == SHOWN).all()
-    assert processed.infotexts[0]["SGOOL Picture as it is"] == "True"
+    assert processed.infotexts[0]["SGOOL Uploaded picture as it is"] == "True"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no such luck"), Stop()])
@@ -66,4 +66,4 @@ def test_in_txt2img_it_does_nothing(webui):
     plain, _ = webui.make({})
     p, processed = webui.make({"as_uploaded": True})
     assert torch.equal(torch.cat(p.latents), torch.cat(plain.latents))
-    assert "SGOOL Picture as it is" not in processed.infotexts[0]
+    assert "SGOOL Uploaded picture as it is" not in processed.infotexts[0]

@@ -46,7 +46,7 @@ def test_zoom_alone_leaves_all_other_pixels_as_they_were_uploaded(uploaded):
     assert differs.any() and not (differs & ~regions(uploaded, answer)).any()
     steps = int(ZOOM["zoom_strength"] * IMG2IMG["steps"]) + 1
     assert len(uploaded.get("/sgool-probe/calls")) <= steps * kept(answer)[1]
-    assert "SGOOL Picture as it is: True" in answer.texts[0]
+    assert "SGOOL Uploaded picture as it is: True" in answer.texts[0]
 
 
 def test_the_picture_itself_is_improved(uploaded):

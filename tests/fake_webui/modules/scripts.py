@@ -80,5 +80,5 @@ class ScriptRunner:
 
     def _each(self, hook, p, *own, **kwargs):
         self.called.append(hook)
-        for script in self.scripts:
+        for script in [each for each in self.scripts if hasattr(each, hook)]:
             getattr(script, hook)(p, *own, *p.script_args[1:], **kwargs)
