@@ -73,7 +73,7 @@ view of the page's own last run. All text is set as text, never as HTML. */
         return {sampler: chosen?.value, steps: Number(find(`#${tab}_steps input[type=number]`)?.value) || 20};
     }
 
-    /* As sgool/webui/cost.py counts: the image as a whole, and the places of a zoom. */
+    /* As sgool/cost.py counts: the image as a whole, and the places of a zoom. */
     function wholeImages(told, set, imageSteps, steps) {
         const fromImage = (told.start || set.start) === "image";
         const iterations = set.method === "none" ? 0 : set.iterations;

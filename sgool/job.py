@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sgool import outputs, pictures, tiny
+from sgool import cost, outputs, pictures, tiny
 from sgool.backends.diffusers import DiffusersBackend, find_model, load_backend
 from sgool.checks import as_folder, check_seed, usable_device, usable_dtype
 from sgool.errors import SgoolError
@@ -72,6 +73,8 @@ def run(job: Job, guard: Guard | None = None) -> tuple[dict[str, Any], Result]:
         device, dtype = machine(job.device, job.dtype)
         for note in notes(job, settings):
             print(f"sgool: {note}", file=sys.stderr)
+        if (images := cost.images(settings, settings.steps)) > 1:
+            print(f"sgool: This takes {cost.in_words(images)}.", file=sys.stderr)
         wanted, folder = needs(settings), as_folder(job.models_dir or default_models_dir())
         fetch(wanted, folder)
         print("Loading the models ...", file=sys.stderr)
@@ -100,7 +103,7 @@ def shown(backend: DiffusersBackend, critics: Critics, request: Request, setting
     iterations = 0 if settings.method == "none" else settings.iterations
     with tqdm(total=iterations + 1, desc="SGOOL", unit="image", file=sys.stderr) as bar:
         try:
-            return generate(backend, critics, request, settings, Bar(bar, guard))
+            return generate(backend, critics, request, settings, Bar(bar, guard, settings))
         except Stop:
             guard.interrupt()
 
@@ -176,6 +179,7 @@ def write(
 ) -> dict[str, Any]:
     """Write before, after, saliency, comparison, loss, zoom and result.json; returns the last."""
     drawn = draw(job, result, closer)
+    equivalents = result.forward_equivalents + (closer.painter.forward_equivalents if closer else 0)
     figures = {
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
@@ -192,7 +196,8 @@ def write(
         "losses": result.losses,
         "regions": [vars(region) for region in result.best.regions],
         "unet_evals": result.unet_evals + (closer.painter.unet_evals if closer else 0),
-        "forward_equivalents": result.forward_equivalents + (closer.painter.forward_equivalents if closer else 0),
+        "forward_equivalents": equivalents,
+        "cost_images": round(cost.spent(equivalents, settings), 2),
         "seconds": round(result.seconds, 3),
         "peak_memory_mb": round(peak_memory_mb(device), 1),
         "ending": result.ending.value,
@@ -261,19 +266,24 @@ def peak_memory_mb(device: torch.device) -> float:
 class Bar(Progress):
     """Shows how far the sampler is, and the scores of the first image, of iteration 0 and of the best image.
 
-    Ends the run where a signal is held back.
+    After the first image it says how long the run takes. Ends the run where a signal is held back.
     """
 
-    def __init__(self, bar: tqdm, guard: Guard) -> None:
+    def __init__(self, bar: tqdm, guard: Guard, settings: Settings) -> None:
         self.bar = bar
         self.guard = guard
+        self.settings = settings
         self.scores = ""
+        self.begun = time.monotonic()
 
     def step(self, done: int, total: int) -> None:
         self.bar.set_postfix_str(f"{self.scores}step {done}/{total}")
         self._check()
 
     def image(self, result: Result, newest: Snapshot) -> None:
+        if not self.scores and self.bar.total > 1:
+            seconds = (time.monotonic() - self.begun) * cost.whole(self.settings) / cost.begin(self.settings)
+            self.bar.write(f"sgool: about {seconds:.0f} s", file=sys.stderr)
         before, start, after = result.first.score, result.scores[0], result.best.score
         where = "" if result.best_update == TRIED else f" at {result.best_update}"
         self.scores = f"score before {before:.3f}, start {start:.3f}, best {after:.3f}{where}, "

@@ -22,6 +22,7 @@ from sgool.errors import SgoolError
 from sgool.guidance import CRITICS, check_critic
 from sgool.saliency import DETECTORS
 from sgool.samplers import SAMPLERS, WAYS_BACK, steps_range
+from sgool.update import RULES
 
 CLIPS = ("clip:ViT-L-14/openai", "clip:ViT-L-14/datacomp_xl_s13b_b90k", "clip:ViT-H-14/laion2b_s32b_b79k")
 """Larger ones than the critics' own, by size: 0.9, 0.9 and 3.9 GB."""
@@ -207,9 +208,10 @@ class Settings:
     rule: str = setting(
         "momentum",
         "Update rule",
-        "momentum: a running mean of the gradients; adam: also evens out large and small changes",
+        "momentum: a running mean of the gradients; adam: also evens out large and small changes; gper: makes the "
+        "gradients look like noise first",
         group="Expert",
-        choices=("momentum", "adam"),
+        choices=RULES,
     )
     learning_rate: float = setting(
         0.05,

@@ -23,7 +23,7 @@ LAYERS = (
     {"weights", "backends"},
     {"saliency", "guidance"},
     {"settings"},
-    {"presets", "optimize", "needs"},
+    {"presets", "optimize", "needs", "cost"},
     {"generate", "flags"},
     {"zoom"},
     {"job", "door"},

@@ -9,6 +9,7 @@ import pytest
 
 from sgool import generate, lab
 from sgool.__main__ import main
+from sgool.checks import SEEDS
 from sgool.errors import SgoolError
 from sgool.lab import world
 from sgool.lab.compare import (
@@ -93,7 +94,6 @@ def test_compare_runs_all_methods_within_the_budget(capsys):
     assert list(figures["methods"]) == list(METHODS) and figures["captions"] == 2 and figures["budget"] == 60
     for row in figures["methods"].values():
         assert 0 < row["forward_equivalents_per_image"] <= 60
-        assert -1 <= row["score_mean"] <= 1 and 0 <= row["accuracy_mean"] <= 1
     ours, plain = figures["methods"]["sgool"], figures["methods"]["none"]
     for gains, mean in (("gain_over", "score_mean"), ("accuracy_gain_over", "accuracy_mean")):
         assert all(set(row[gains]) == set(METHODS) - {name} for name, row in figures["methods"].items())
@@ -173,13 +173,38 @@ def test_zoom_is_compared_at_its_cost(capsys):
     assert "zoom's gain" in render_tables(figures) and "\nresampled: 2.00 places painted" in render_tables(figures)
 
 
+def test_the_few_step_model_is_compared_at_its_cost():
+    """Four steps without guidance: 4 evaluations an image, 12 an update."""
+    plan = Plan(limit=1, budget=44, methods=("none", "best-of-N", "sgool", "sgool-one"), jobs=1, model="tiny-lcm")
+    figures = compare(lab.HARD, plan, progress=False)
+    assert [each["equivalents"] for each in figures["trials"]] == [4, 44, 16 + 24, 4 + 36]
+
+
+def test_more_seeds_go_on_where_the_first_ended():
+    asked = {"limit": 1, "methods": ("none",), "jobs": 1}
+    both = compare(lab.HARD, Plan(seeds=2, **asked), progress=False)["trials"]
+    second = compare(lab.HARD, Plan(first_seed=1, **asked), progress=False)["trials"]
+    assert [each["seed"] for each in both] == [0, 1]
+    assert {**second[0], "seconds": 0} == {**both[1], "seconds": 0} != {**both[0], "seconds": 0}
+    for wrong in ({"first_seed": -1}, {"first_seed": SEEDS}, {"model": "sd15"}):
+        with pytest.raises(SgoolError, match=r"--first-seed|--model"):
+            Plan(**wrong)
+
+
 def test_what_the_selector_did_is_held_against_the_judge():
-    places = [Painted(True, 0.1), Painted(True, -0.1), Painted(True, 0.2), Painted(False, 0.1), Painted(False, -0.3)]
+    places = [
+        *(Painted(True, gain, 0.3) for gain in (0.1, -0.1, 0.2)),
+        *(Painted(False, gain, -0.2) for gain in (0.1, -0.3)),
+    ]
     assert _of_places(places, 4) == {
         "painted_per_image": 1.25,
         "kept_per_image": 0.75,
         "kept_rightly": pytest.approx(2 / 3),
         "refused_rightly": 0.5,
+        "kept_gain": pytest.approx(0.2 / 3),
+        "refused_gain": pytest.approx(-0.1),
+        "kept_crop_gain": pytest.approx(0.3),
+        "refused_crop_gain": pytest.approx(-0.2),
     }
-    assert _of_places([Painted(False, 0.1)], 1)["kept_rightly"] is None
+    assert _of_places([Painted(False, 0.1, 0.0)], 1)["kept_rightly"] is None
     assert _of_places([], 3) == {}

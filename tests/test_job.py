@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import cv2
@@ -116,6 +117,7 @@ def test_the_figures_tell_what_was_asked_for_and_what_came_of_it(tmp_path):
         "regions": [{"top": 0, "left": 0, "height": 64, "width": 64, "mass": 1.0}],
         "unet_evals": 12,
         "forward_equivalents": 17,
+        "cost_images": 0.85,
         "seconds": 1.235,
         "ending": "patience",
         "ended": "Stopped early: no better image in 1 iteration.",
@@ -229,9 +231,21 @@ def test_an_initial_image_is_a_start_from_it(tmp_path):
 def test_the_bar_has_room_for_every_image_and_is_full_at_the_end(tmp_path, capsys):
     run(Job(PROMPT, tmp_path, values=FEW))
     told = capsys.readouterr().err
-    assert told.startswith("Loading the models ...\n") and "SGOOL" in told and "| 3/3 [" in told
+    assert "Loading the models ...\n" in told and "SGOOL" in told and "| 3/3 [" in told
     run(Job(PROMPT, tmp_path, values={"method": "none", "steps": 2}))
     assert "| 1/1 [" in capsys.readouterr().err
+
+
+def test_what_a_run_costs_is_told_before_it_and_counted_after_it(tmp_path, capsys):
+    """One image, and two updates of three images each; in seconds once the first image is there."""
+    figures, _ = run(Job(PROMPT, tmp_path, values={**FEW, "strength": 1.0}))
+    told = capsys.readouterr().err
+    assert told.startswith("sgool: This takes about 7 times an image's time.\nLoading the models ...\n")
+    assert re.search(r"sgool: about \d+ s\n", told)
+    assert figures["cost_images"] == 7
+    plain, _ = run(Job(PROMPT, tmp_path, values={"method": "none", "steps": 2, "guidance_scale": 1.0}))
+    told = capsys.readouterr().err
+    assert plain["cost_images"] == 1 and "This takes" not in told and "sgool: about" not in told
 
 
 @pytest.mark.parametrize(

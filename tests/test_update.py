@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sgool.errors import SgoolError
-from sgool.update import DoodlUpdate, Prior, SgoolUpdate
+from sgool.update import RULES, DoodlUpdate, Prior, SgoolUpdate, whitened
 
 SHAPE = (2, 4, 32, 32)
 
@@ -35,7 +35,7 @@ def wave() -> torch.Tensor:
     return (torch.sin(x)[:, None] + torch.cos(2 * x)[None]).expand(SHAPE)
 
 
-@pytest.mark.parametrize("rule", ["momentum", "adam"])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("push", ["shift", "wave", "peaks"])
 def test_regularization_keeps_the_statistics_of_real_noise(push: str, rule: str) -> None:
     samples = np.stack([statistics(noise(1000 + i)) for i in range(100)])
@@ -52,7 +52,40 @@ def test_regularization_keeps_the_statistics_of_real_noise(push: str, rule: str)
 
     kept, free = run(1.0), run(0.0)
     assert ((kept >= low[:, None]) & (kept <= high[:, None])).all()
+    if (rule, push) == ("gper", "wave"):  # whitened gradients add no pattern of their own
+        assert ((free >= low[:, None]) & (free <= high[:, None])).all()
+        return
     assert ((free < low[:, None]) | (free > high[:, None])).any(0).all()
+
+
+def alike(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a * b).sum().item() / (a.norm() * b.norm()).item()
+
+
+@pytest.mark.parametrize("sides", [(32, 32), (64, 48), (9, 11)])
+def test_whitened_leaves_white_noise_nearly_as_it_is(sides: tuple[int, int]) -> None:
+    """At any scale, and with sides that leave a block with fewer frequencies."""
+    x = noise(5, (2, 4, *sides))
+    assert alike(whitened(1e-7 * x), x) > 0.97
+    assert whitened(x).square().mean().item() == pytest.approx(1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("field", ["constant", "smooth"])
+def test_whitened_gives_a_field_the_spectrum_of_noise(field: str) -> None:
+    """The power in each ring of frequencies, in plain numpy: that of noise, where the field itself has one or two."""
+    x = torch.ones(SHAPE).double() if field == "constant" else wave()
+    x = x + 1e-6 * noise(1)  # a gradient is never exactly smooth, and a coefficient of exactly 0 has no sign
+
+    def rings(y: torch.Tensor) -> np.ndarray:
+        power = np.abs(np.fft.fft2(y.numpy(), norm="ortho")) ** 2
+        k = np.fft.fftfreq(32) * 32
+        radius = np.hypot(k[:, None], k[None])
+        return np.stack([power[..., (radius >= r) & (radius < r + 4)].mean() for r in range(0, 20, 4)])
+
+    assert rings(x).max() > 1e6 * rings(x).min()
+    np.testing.assert_allclose(rings(whitened(x)), 1.0, atol=0.1)
+    assert alike(whitened(x), x) > 0, "still downhill"
+    assert not whitened(torch.zeros(SHAPE).double()).any()
 
 
 def test_true_noise_is_hardly_changed_and_z_scores_are_standard() -> None:

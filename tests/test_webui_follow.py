@@ -6,8 +6,8 @@ import pytest
 import torch
 from modules import sd_samplers, shared
 
+from sgool.cost import MOST_STEPS
 from sgool.webui import batch, gallery
-from sgool.webui.cost import MOST_STEPS
 
 
 @pytest.fixture

@@ -20,13 +20,13 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from modules import script_callbacks, scripts, shared
 
-from sgool import __version__
+from sgool import __version__, cost
 from sgool.errors import SgoolError
 from sgool.generate import Request, generate
 from sgool.guidance import CRITICS, parse_critic
 from sgool.presets import METHODS, PRESET_FIELDS, PRESETS
 from sgool.settings import ABOUT, DEFAULTS, Settings
-from sgool.webui import api, controls, cost, gallery, infotext, options, register, script, xyz
+from sgool.webui import api, controls, gallery, infotext, options, register, script, xyz
 from sgool.webui.arguments import WEBUI, parse
 from sgool.webui.records import Run
 from sgool.webui.script import SgoolScript, remember_file

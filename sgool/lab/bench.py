@@ -1,4 +1,4 @@
-"""Measures the samplers: exactness, gradient, cost, memory, the quality of their pictures, and inversion."""
+"""Measures the samplers: exactness, gradient, cost, memory, the quality of their pictures, inversion, and updates."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from tqdm import tqdm
 from sgool.backends import Backend, ImageBackend
 from sgool.generate import AUTO
 from sgool.guidance.clip import Clip
+from sgool.lab.bench_cost import KINDS, update_cost
 from sgool.lab.bench_descent import descent
 from sgool.lab.peak_memory import PeakMemory
-from sgool.samplers import SAMPLERS, Network, Sampler, Schedule, Trajectory, bdia, make_schedule
+from sgool.samplers import SAMPLERS, Network, Sampler, Schedule, Trajectory, bdia, make_schedule, steps_range
 from sgool.samplers.shear import Shear
 
 LEADING = {name: sampler for name, sampler in SAMPLERS.items() if sampler.spacing == "leading"}
@@ -69,6 +70,10 @@ def bench(subject: Subject, *, quick: bool = False, progress: bool = True) -> di
         work += [("inverted_latents", partial(carry, *way)) for way in ways]
     for scale in (1.0, SCALE, 7.5):
         work.append(("descent", partial(descent, backend, subject.guide, captions[: 4 if quick else 40], scale)))
+    for kind in KINDS:
+        fewest, _ = steps_range(SAMPLERS[kind[0]].spacing)
+        some = [n for n in ((4,) if quick else (1, 4, 8, 20)) if n >= fewest]
+        work += [("updates", partial(update_cost, backend, captions[0], kind, n)) for n in some]
     figures: dict[str, Any] = {"device": str(backend.device), "captions": len(made)}
     for key, task in tqdm(work, desc="bench", disable=not progress):
         figures.setdefault(key, []).append(task())
@@ -245,7 +250,7 @@ def render_tables(figures: Mapping[str, Any]) -> str:
         f"{figures['captions']} captions on {figures['device']}. One update with damped BDIA takes {ratio:.2f} of "
         f"EDICT's time. An image inverted with {AUTO['image']} is reproduced to {error:.0e}."
     ]
-    for key in ("samplers", "sampler_quality", "inverted_latents", "descent"):
+    for key in ("samplers", "sampler_quality", "inverted_latents", "descent", "updates"):
         lines += ["", f"**{key.replace('_', ' ')}**", "", *table(figures[key])]
     return "\n".join(lines)
 

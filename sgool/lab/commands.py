@@ -13,7 +13,7 @@ from sgool.errors import SgoolError
 
 def add(commands: Any) -> None:
     """Add the commands to `argparse`'s subparsers."""
-    from sgool.lab.compare import ALL, Plan
+    from sgool.lab.compare import ALL, PLAIN, Plan
 
     text = "measure the samplers, or with --size an update"
     command = commands.add_parser("bench", help=text, description=text)
@@ -33,10 +33,12 @@ def add(commands: Any) -> None:
     for name, text in (
         ("limit", "captions taken from the file"),
         ("seeds", "images per caption"),
+        ("first-seed", "of a caption's images"),
         ("budget", "UNet evaluations per image; one with a gradient counts as two"),
     ):
-        default = getattr(plan, name)
+        default = getattr(plan, name.replace("-", "_"))
         command.add_argument(f"--{name}", metavar="N", type=int, default=default, help=f"{text} (default {default})")
+    command.add_argument("--model", choices=tuple(PLAIN), default=plan.model, help=f"(default {plan.model})")
     some = f"some of {', '.join(ALL)}; the last one's gain is shown (default: {' '.join(plan.methods)})"
     command.add_argument("--methods", nargs="+", metavar="METHOD", help=some)
     command.add_argument("--jobs", metavar="N", type=int, help="processes (default: one per core)")
@@ -83,7 +85,9 @@ def run_bench_update(args: argparse.Namespace) -> int:
 def run_compare(args: argparse.Namespace) -> int:
     from sgool.lab.compare import METHODS, Plan, compare, render_tables
 
-    plan = Plan(args.limit, args.seeds, args.budget, tuple(args.methods or METHODS), args.jobs)
+    plan = Plan(
+        args.limit, args.seeds, args.budget, tuple(args.methods or METHODS), args.jobs, args.model, args.first_seed
+    )
     _print(compare(args.captions, plan), args.json, render_tables)
     return 0
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from sgool import lab, tiny
 from sgool.backends.diffusers import DiffusersBackend, load_backend
+from sgool.checks import SEEDS, shown
 from sgool.errors import SgoolError
 from sgool.generate import Critics, Request, generate, load_critics, make_sampler
 from sgool.guidance.clip import Clip, load_clip_folder
@@ -33,20 +34,39 @@ from sgool.presets import resolve
 from sgool.settings import Settings
 from sgool.weights import default_models_dir
 
-PLAIN: dict[str, Any] = {"method": "none", "sampler": "ddim", "strength": 1.0, "steps": 10}
-"""The baseline: plain DDIM at its best number of steps on the embedded model (``bench``, sampler_quality)."""
-
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "doodl": {"method": "doodl", "sampler": "edict", "steps": 5, "strength": 1.0, "guidance_scale": 1.0, "patience": 0},
-    "global": {"saliency_weight": 0.0, "steps": 6, "strength": 0.67, "candidates": 8, "patience": 0},
-    "sgool": {"steps": 6, "strength": 0.67, "candidates": 8, "patience": 0},
+PLAIN: dict[str, dict[str, Any]] = {
+    "tiny": {"method": "none", "sampler": "ddim", "strength": 1.0, "steps": 10},
+    "tiny-lcm": {"method": "none"},
 }
-"""What each optimizer chooses within the budget; the number of updates follows from it."""
+"""The baseline of each model: plain DDIM at its best number of steps on the embedded one (``bench``, sampler_quality),
+and what the few-step model sets itself."""
 
-METHODS = ("none", "best-of-N", *OPTIMIZERS)
+_DOODL: dict[str, Any] = {"method": "doodl", "sampler": "edict", "guidance_scale": 1.0, "patience": 0}
+_GUIDED: dict[str, Any] = {"steps": 6, "strength": 0.67, "patience": 0}
+
+OPTIMIZERS: dict[str, dict[str, dict[str, Any]]] = {
+    "tiny": {
+        "doodl": {**_DOODL, "steps": 5, "strength": 1.0},
+        "global": {**_GUIDED, "saliency_weight": 0.0, "candidates": 8},
+        "sgool": {**_GUIDED, "candidates": 8},
+        "global-one": {**_GUIDED, "saliency_weight": 0.0},
+        "sgool-one": _GUIDED,
+    },
+    "tiny-lcm": {
+        "doodl": {**_DOODL, "steps": 4},
+        "global": {"saliency_weight": 0.0, "candidates": 4, "patience": 0},
+        "sgool": {"candidates": 4, "patience": 0},
+        "global-one": {"saliency_weight": 0.0, "patience": 0},
+        "sgool-one": {"patience": 0},
+    },
+}
+"""What each optimizer chooses within the budget; the number of updates follows from it. "-one" improves the one seed
+that is given."""
+
+METHODS = ("none", "best-of-N", "doodl", "global", "sgool")
 """What is compared by default."""
 
-ALL = (*METHODS, *ZOOMS)
+ALL = (*METHODS, "global-one", "sgool-one", *ZOOMS)
 
 MOST = 1000
 """The settings allow at most this many candidates and iterations. So many images of a caption are also enough."""
@@ -57,7 +77,8 @@ class Trial:
     """One image of one method: the judge's score, whether it finds the right caption, and the cost.
 
     right: among all captions and, for one of the embedded world, its near misses, which differ from it in one thing.
-    equivalents: forward equivalents of the UNet. places: what zoom has painted, kept or not.
+    equivalents: forward equivalents of the UNet. seconds: of one core. places: what zoom has painted, kept
+    or not.
     """
 
     score: float
@@ -80,50 +101,57 @@ def updates_within(budget: int, run: int, candidates: int, share: float, passes:
 
 
 @cache
-def _loaded() -> tuple[DiffusersBackend, Critics, Clip]:
+def _loaded(model: str) -> tuple[DiffusersBackend, Critics, Clip]:
     torch.set_num_threads(1)
-    critics = load_critics(needs(resolve({}, model="tiny")), default_models_dir())
-    return load_backend("tiny"), critics, load_clip_folder(tiny.CLIPS["judge"])
+    critics = load_critics(needs(resolve({}, model=model)), default_models_dir())
+    return load_backend(model), critics, load_clip_folder(tiny.CLIPS["judge"])
 
 
-def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str, ...]) -> Trial:
+def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str, ...], model: str = "tiny") -> Trial:
     """Make one image by one method and judge it."""
-    backend, critics, judge = _loaded()
+    backend, critics, judge = _loaded(model)
     texts = _embeddings((caption, *rivals(caption, captions)))
     request = Request(caption, seed=seed)
     zooms = method in ZOOMS
-    closer = resolve(ZOOMS.get(method, {}), model="tiny")
+    closer = resolve(ZOOMS.get(method, {}), model=model)
     if method == "sgool+zoom":
         # What both halves of the guidance cost in each step of each place.
-        budget -= 2 * round(closer.zoom_strength * closer.steps) * closer.zoom_places
+        budget -= _network(closer) * round(closer.zoom_strength * closer.steps) * closer.zoom_places
     plain = method == "none" or (zooms and method != "sgool+zoom")
-    begun = time.monotonic()
-    settings = resolve(PLAIN, model="tiny") if plain else _within(method.removesuffix("+zoom"), budget, backend)
+    begun = time.process_time()
+    settings = resolve(PLAIN[model], model=model) if plain else _within(method.removesuffix("+zoom"), budget, model)
     if zooms:
 
-        def judged(image: torch.Tensor) -> float:
-            return float(texts[0] @ judge.encode_image(image)[0])
+        def judged(image: torch.Tensor, text: str = "") -> float:
+            embedding = judge.encode_text(text) if text else texts[0]
+            return float(embedding @ judge.encode_image(image)[0])
 
-        again = (budget - 2 * settings.steps) // (2 * round(closer.zoom_strength * closer.steps))
+        place = _network(closer) * round(closer.zoom_strength * closer.steps)
+        again = (budget - _network(settings) * settings.steps) // place
         repaints = max(1, again) if method == "resampled" else 0
         made = zoomed(backend, critics, request, (settings, closer), judged, repaints)
     else:
         result = generate(backend, critics, request, settings)
         made = Made(result.best.image, result.forward_equivalents, ())
-    seconds = time.monotonic() - begun
+    seconds = time.process_time() - begun
     scores = texts @ judge.encode_image(made.image)[0]
     return Trial(scores[0].item(), int(scores.argmax()) == 0, made.equivalents, seconds, made.places)
 
 
-def _within(method: str, budget: int, backend: DiffusersBackend) -> Settings:
+def _network(settings: Settings) -> int:
+    """Network evaluations of a noise prediction: both halves of the guidance, where there is any."""
+    return 2 if settings.guidance_scale > 1 else 1
+
+
+def _within(method: str, budget: int, model: str) -> Settings:
     """The settings of a method that spends a budget of forward equivalents."""
-    settings = resolve(PLAIN if method == "best-of-N" else OPTIMIZERS[method], model="tiny")
-    network = 2 if settings.guidance_scale > 1 else 1
+    settings = resolve(PLAIN[model] if method == "best-of-N" else OPTIMIZERS[model][method], model=model)
+    network = _network(settings)
     run = settings.steps * network * make_sampler(settings).evals_per_step
     if method == "best-of-N":
         return settings.changed(candidates=max(1, min(budget // run, MOST)))
     sampler = make_sampler(settings)
-    schedule = sampler.schedule(backend.alphas_cumprod, settings.steps)
+    schedule = sampler.schedule(_loaded(model)[0].alphas_cumprod, settings.steps)
     node = sampler.start_node(schedule, settings.strength)
     share = (settings.steps - node) / settings.steps
     passes = 2 if settings.way_back == "prompt" and network == 2 else 3
@@ -140,7 +168,7 @@ def rivals(caption: str, captions: Sequence[str]) -> tuple[str, ...]:
 
 @cache
 def _embeddings(captions: tuple[str, ...]) -> torch.Tensor:
-    judge = _loaded()[2]
+    judge = load_clip_folder(tiny.CLIPS["judge"])
     return torch.stack([judge.encode_text(caption) for caption in captions])
 
 
@@ -160,7 +188,8 @@ def read_captions(path: Path) -> list[dict[str, str]]:
 class Plan:
     """What is compared: the first `limit` captions, `seeds` images each, with a budget of forward equivalents an image.
 
-    jobs: processes, by default one for each core. Raises SgoolError for what cannot be.
+    model: one of `PLAIN`. first_seed: of a caption's images. jobs: processes, by default one for each core. Raises
+    SgoolError for what cannot be.
     """
 
     limit: int = 60
@@ -168,12 +197,18 @@ class Plan:
     budget: int = 400
     methods: tuple[str, ...] = METHODS
     jobs: int | None = None
+    model: str = "tiny"
+    first_seed: int = 0
 
     def __post_init__(self) -> None:
         if min(self.limit, self.seeds, self.budget, 1 if self.jobs is None else self.jobs) < 1:
             raise SgoolError("--limit, --seeds, --budget and --jobs must be at least 1.")
         if self.seeds > MOST:
             raise SgoolError(f"--seeds must be at most {MOST}.")
+        if not 0 <= self.first_seed <= SEEDS - self.seeds:
+            raise SgoolError(f"--first-seed must be at least 0, and every seed below {SEEDS}.")
+        if self.model not in PLAIN:
+            raise SgoolError(f"--model must be one of {', '.join(PLAIN)}, not {shown(self.model)}.")
         if unknown := [name for name in self.methods if name not in ALL]:
             raise SgoolError(f"There is no method {unknown[0]!r} to compare; there are {', '.join(ALL)}.")
 
@@ -183,12 +218,15 @@ def compare(path: Path | None, plan: Plan, *, progress: bool = True) -> dict[str
 
     "methods" and "subsets" hold what `summarize` gives, "trials" every single image; see ``render_tables``.
     """
-    methods, seeds, budget = plan.methods, plan.seeds, plan.budget
+    methods, seeds, budget, model = plan.methods, plan.seeds, plan.budget, plan.model
     rows = read_captions(path or lab.CAPTIONS)
     captions = tuple(dict.fromkeys(row["caption"] for row in rows))
     tried = rows[: plan.limit]
     tasks = [
-        (method, row["caption"], seed, budget, captions) for row in tried for seed in range(seeds) for method in methods
+        (method, row["caption"], seed, budget, captions, model)
+        for row in tried
+        for seed in range(plan.first_seed, plan.first_seed + seeds)
+        for method in methods
     ]
     pool = ProcessPoolExecutor(min(plan.jobs or os.cpu_count() or 1, len(tasks)), mp_context=get_context("spawn"))
     try:
@@ -207,10 +245,12 @@ def compare(path: Path | None, plan: Plan, *, progress: bool = True) -> dict[str
         subsets |= {"none is wrong": ~right, "none is right": right}
     summaries = {name: summarize(trials, mask, seeds) for name, mask in subsets.items() if mask.any()}
     return {
+        "model": model,
         "captions": len(tried),
         "seeds": seeds,
+        "first_seed": plan.first_seed,
         "budget": budget,
-        "settings": {"none": PLAIN, "best-of-N": PLAIN, **OPTIMIZERS, **ZOOMS},
+        "settings": {"none": PLAIN[model], "best-of-N": PLAIN[model], **OPTIMIZERS[model], **ZOOMS},
         "methods": summaries.pop("all"),
         "subsets": summaries,
         "trials": [
@@ -246,15 +286,25 @@ def summarize(trials: Mapping[str, Sequence[Trial]], mask: np.ndarray, seeds: in
 
 
 def _of_places(places: Sequence[Painted], images: int) -> dict[str, float | None]:
-    """How many places an image had painted and kept, and how often the judge agrees with what the selector did."""
+    """How many places an image had painted and kept, how often the judge agrees with what the selector did, and what
+    the places gained or would have gained: the whole image, and the place by itself for its own text.
+    """
     if not places:
         return {}
-    kept, refused = ([each.gain > 0 for each in places if each.kept is kept] for kept in (True, False))
+    kept, refused = ([each for each in places if each.kept is kept] for kept in (True, False))
+
+    def mean(values: Sequence[float]) -> float | None:
+        return float(np.mean(values)) if values else None
+
     return {
         "painted_per_image": len(places) / images,
         "kept_per_image": len(kept) / images,
-        "kept_rightly": float(np.mean(kept)) if kept else None,
-        "refused_rightly": 1 - float(np.mean(refused)) if refused else None,
+        "kept_rightly": mean([each.gain > 0 for each in kept]),
+        "refused_rightly": mean([not each.gain > 0 for each in refused]),
+        "kept_gain": mean([each.gain for each in kept]),
+        "refused_gain": mean([each.gain for each in refused]),
+        "kept_crop_gain": mean([each.crop_gain for each in kept]),
+        "refused_crop_gain": mean([each.crop_gain for each in refused]),
     }
 
 
@@ -273,7 +323,8 @@ def paired(differences: np.ndarray, groups: np.ndarray, samples: int = 5000) -> 
 def render_tables(figures: Mapping[str, Any]) -> str:
     """The comparison as markdown tables, one for all captions and one for each subset."""
     lines = [
-        f"{figures['captions']} captions, {figures['seeds']} seed(s), {figures['budget']} forward equivalents an image"
+        f"{figures['model']}: {figures['captions']} captions, {figures['seeds']} seed(s), {figures['budget']} forward "
+        "equivalents an image"
     ]
     last = list(figures["methods"])[-1]  # of METHODS, sgool
     for title, methods in {"all": figures["methods"], **figures["subsets"]}.items():
@@ -298,7 +349,11 @@ def render_tables(figures: Mapping[str, Any]) -> str:
 def _told(name: str, row: Mapping[str, Any]) -> str:
     """What became of the places that a method has painted."""
     kept, refused = (
-        "none" if row[key] is None else f"{row[key]:.0%} of them rightly" for key in ("kept_rightly", "refused_rightly")
+        "none"
+        if row[f"{what}_rightly"] is None
+        else f"{row[f'{what}_rightly']:.0%} of them rightly; the image {row[f'{what}_gain']:+.3f}, the place by itself "
+        f"{row[f'{what}_crop_gain']:+.3f}"
+        for what in ("kept", "refused")
     )
     return (
         f"\n{name}: {row['painted_per_image']:.2f} places painted an image; {row['kept_per_image']:.2f} kept ({kept}), "

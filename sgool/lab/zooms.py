@@ -28,10 +28,14 @@ ZOOMS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Painted:
-    """One place of a trial: whether the selector kept it, and how much the judge's score of the whole image gains."""
+    """One place of a trial: whether the selector kept it, and how much the judge's score of the whole image gains.
+
+    crop_gain: how much its score of the place by itself gains, for the place's own text.
+    """
 
     kept: bool
     gain: float
+    crop_gain: float
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,13 @@ def zoomed(
     critics: Critics,
     request: Request,
     settings: tuple[Settings, Settings],
-    judged: Callable[[Tensor], float],
+    judged: Callable[..., float],
     repaints: int = 0,
 ) -> Made:
     """Make an image, and zoom into it.
 
-    settings: of the image, and of the zoom. judged: the judge's score of an image. repaints: paint the whole image so
-    often instead; each stays where the selector prefers it.
+    settings: of the image, and of the zoom. judged: the judge's score of an image, for the prompt or a text that is
+    given. repaints: paint the whole image so often instead; each stays where the selector prefers it.
     """
     first, closer = settings
     with torch.enable_grad():
@@ -69,10 +73,11 @@ def zoomed(
         done = zoom_in(Picture(image, request.prompt), critics, closer, painter)
     places, now = [], image
     for each in done.repaints:
-        if each.crop_after is None:
+        if each.crop_before is None or each.crop_after is None:
             continue
         after, region = now.clone(), each.place.region
         after[..., region.top : region.top + region.height, region.left : region.left + region.width] = each.crop_after
-        places.append(Painted(each.verdict is Verdict.KEPT, judged(after) - judged(now)))
+        by_itself = judged(each.crop_after, each.place.text) - judged(each.crop_before, each.place.text)
+        places.append(Painted(each.verdict is Verdict.KEPT, judged(after) - judged(now), by_itself))
         now = after if each.verdict is Verdict.KEPT else now
     return Made(done.image, result.forward_equivalents + painter.forward_equivalents, tuple(places))

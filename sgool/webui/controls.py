@@ -10,9 +10,10 @@ from typing import Any
 import gradio as gr
 from modules.ui_components import InputAccordion
 
+from sgool import cost
 from sgool.presets import METHODS, PRESET_FIELDS, PRESETS
 from sgool.settings import DEFAULTS, Settings
-from sgool.webui import cost, infotext
+from sgool.webui import infotext
 from sgool.webui.arguments import WEBUI
 
 FIRST = ("", "Zoom")

@@ -12,11 +12,11 @@ import torch
 from modules import shared
 from torch import Tensor
 
+from sgool.cost import follows
 from sgool.errors import SgoolError
 from sgool.generate import Sampling
 from sgool.samplers import Schedule, ddim, euler, lcm
 from sgool.settings import Settings
-from sgool.webui.cost import follows
 
 
 def wanted(p: Any, settings: Settings) -> bool:

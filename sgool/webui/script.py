@@ -110,7 +110,7 @@ class SgoolScript(scripts.Script):
             where = f"method {settings.method}" + (" and a start from the image" if settings.start == "image" else "")
             p.comment(f"SGOOL: with {where} these do nothing: {', '.join(WEBUI[name].label for name in idle)}.")
         if settings.render == "yours" and improves(settings) and not upscaled:
-            from sgool.webui import cost
+            from sgool import cost
 
             if not cost.follows(settings, p.sampler_name, p.steps) and not cost.renders(settings, "", p.steps):
                 self._note(

@@ -17,10 +17,10 @@ from payloads import BASE, PROMPT, SGOOL, make, picture
 from PIL import Image
 from webui_server import encode
 
+from sgool import cost
 from sgool.guidance import CRITICS
 from sgool.presets import PRESETS
 from sgool.settings import ABOUT, DEFAULTS, Settings
-from sgool.webui import cost
 
 playwright = pytest.importorskip("playwright.sync_api")
 playwright.expect.set_options(timeout=60_000)

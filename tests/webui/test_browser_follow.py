@@ -18,8 +18,8 @@ from test_browser import (
     wait_for_the_view,
 )
 
+from sgool import cost
 from sgool.settings import Settings
-from sgool.webui import cost
 
 LINE = "#sgool_txt2img [data-sgool]"
 

@@ -28,13 +28,13 @@ COUNT, NOISES, FIRST_SEED = 60, 8, 10_000
 def main() -> None:
     torch.set_num_threads(1)  # the judge's scores depend on the order of the sums
     backend, judge = load_backend("tiny"), load_clip_folder(CLIPS["judge"])
-    schedule = make_schedule(backend.alphas_cumprod, PLAIN["steps"])
+    schedule = make_schedule(backend.alphas_cumprod, PLAIN["tiny"]["steps"])
     scenes = [scene for scene in all_scenes() if scene.held_out]
     captions = [scene.caption for scene in scenes]
     rows = []
     for i, scene in enumerate(tqdm(scenes, desc="plain images")):
         network = backend.network([scene.caption] * NOISES, "", MODELS["tiny"]["guidance_scale"])
-        trajectory = Trajectory(get_sampler(PLAIN["sampler"]), schedule, network)
+        trajectory = Trajectory(get_sampler(PLAIN["tiny"]["sampler"]), schedule, network)
         noise = torch.cat([backend.noise(FIRST_SEED + NOISES * i + k) for k in range(NOISES)])
         images = backend.decode(trajectory.image(trajectory.run([noise])).float()).clamp(0, 1)
         texts = [judge.encode_text(text) for text in (scene.caption, *rivals(scene.caption, captions))]

@@ -1,4 +1,4 @@
-"""What a run does and costs, counted in images: for the words in the accordion. javascript/sgool.js says the same."""
+"""What a run does and costs, counted in images, told before it is paid. javascript/sgool.js says the same."""
 
 from __future__ import annotations
 
@@ -62,21 +62,37 @@ def whole(settings: Settings, image_steps: int = IMAGE_STEPS, sampler: str = "")
     iterations = 0 if settings.method == "none" else settings.iterations
     if not iterations and (settings.candidates == 1 or settings.start == "image"):
         return 0.0
-    way = settings.strength * EVALUATIONS[settings.sampler]  # one run of the part that is improved, in samplings
+    updates = iterations * UPDATE[settings.way_back] * _way(settings)
+    sampled = begin(settings, image_steps) + updates * settings.steps / image_steps
+    if follows(settings, sampler, image_steps):
+        return sampled * image_steps / settings.steps
+    return sampled + (1 if renders(settings, sampler, image_steps) else 0)
+
+
+def begin(settings: Settings, image_steps: int = IMAGE_STEPS) -> float:
+    """Of a run until the updates begin: the candidates, or an image carried back and rendered again."""
+    way = _way(settings)
     from_seeds = settings.candidates * (1 - settings.strength + way)
-    begin = 2 * way if settings.start == "image" else from_seeds  # an image is carried back, and rendered again
-    steps = image_steps if follows(settings, sampler, image_steps) else settings.steps
-    once_more = 1 if renders(settings, sampler, image_steps) else 0
-    return (begin + iterations * UPDATE[settings.way_back] * way) * steps / image_steps + once_more
+    return (2 * way if settings.start == "image" else from_seeds) * settings.steps / image_steps
+
+
+def _way(settings: Settings) -> float:
+    """One run of the part that is improved, in samplings."""
+    return settings.strength * EVALUATIONS[settings.sampler]
 
 
 def zoom(settings: Settings, image_steps: int = IMAGE_STEPS) -> float:
     """Of the zoom: each place is painted again from its strength on, and then improved as an image is."""
     if not settings.zoom:
         return 0.0
-    way = settings.strength * EVALUATIONS[settings.sampler]
-    updates = (2 + settings.zoom_iterations * UPDATE[settings.way_back]) * way * settings.steps / image_steps
+    passes = 2 + settings.zoom_iterations * UPDATE[settings.way_back]
+    updates = passes * _way(settings) * settings.steps / image_steps
     return settings.zoom_places * (settings.zoom_strength + (updates if settings.zoom_iterations else 0))
+
+
+def spent(forward_equivalents: int, settings: Settings) -> float:
+    """How many plain images of the settings' own steps and guidance scale as many evaluations make."""
+    return forward_equivalents / (settings.steps * (2 if settings.guidance_scale > 1 else 1))
 
 
 def in_words(count: float) -> str:
