@@ -51,26 +51,43 @@ view of the page's own last run. All text is set as text, never as HTML. */
             const inForce = Object.entries(preset).every(([field, value]) => set[field] === value);
             press(find(`#sgool_${tab}_preset_${name.toLowerCase()}`), inForce);
         }
-        const steps = Number(find(`#${tab}_steps input[type=number]`)?.value) || 20;
-        const whole = wholeImages(told, set, steps);
+        const {sampler, steps} = sampling(tab);
+        const follows = set.sampler === "auto" && (told.start || set.start) === "seed" &&
+            told.followed.includes(sampler) && steps <= told.mostSteps;
+        const improved = wholeImages(told, set, steps, follows ? steps : set.steps);
+        const whole = improved && improved + rendered(told, set, follows);
         const count = whole + zoomImages(told, set, steps);
         const parts = [whole > 0 ? "whole" : "", set.zoom ? "zoom" : ""].filter(Boolean);
         const does = parts.length === 2 ? "both" : parts[0] ?? "nothing";
-        line.querySelector(".sgool-does").textContent = told.does[does];
+        const own = whole > 0 && follows ? `, sampled with your own ${sampler}` : "";
+        line.querySelector(".sgool-does").textContent = told.does[does] + own;
         const words = line.querySelector(".sgool-cost");
         line.querySelector(".sgool-and").textContent = parts.length ? "; " : "";
         words.textContent = parts.length ? inWords(told, count) : "";
         words.classList.toggle("sgool-slow", count >= told.slow);
     }
 
+    /* The WebUI's own sampler, which is a list or, by its settings, buttons. */
+    function sampling(tab) {
+        const chosen = find(`#${tab}_sampling input:checked`) ?? find(`#${tab}_sampling input`);
+        return {sampler: chosen?.value, steps: Number(find(`#${tab}_steps input[type=number]`)?.value) || 20};
+    }
+
     /* As sgool/cost.py counts: the image as a whole, and the places of a zoom. */
-    function wholeImages(told, set, imageSteps) {
+    function wholeImages(told, set, imageSteps, steps) {
         const fromImage = (told.start || set.start) === "image";
         const iterations = set.method === "none" ? 0 : set.iterations;
         if (!iterations && (set.candidates === 1 || fromImage)) return 0;
         const way = set.strength * told.evaluations[set.sampler];
         const begin = fromImage ? 2 * way : set.candidates * (1 - set.strength + way);
-        return (begin + iterations * told.update[set.way_back] * way) * set.steps / imageSteps;
+        return (begin + iterations * told.update[set.way_back] * way) * steps / imageSteps;
+    }
+
+    /* One image more where the noise that is found is then sampled by the user's own sampler. */
+    function rendered(told, set, follows) {
+        const fromNoise = (told.start || set.start) === "seed" &&
+            Math.floor(set.steps * set.strength + 0.5) >= set.steps;
+        return set.render === "yours" && fromNoise && !follows ? 1 : 0;
     }
 
     function zoomImages(told, set, imageSteps) {
@@ -94,6 +111,13 @@ view of the page's own last run. All text is set as text, never as HTML. */
         // that the box was clicked, and is not a click: it ticks nothing.
         find(`#sgool_${tab}-visible-checkbox`).dispatchEvent(new Event("click"));
         find(`#${tab}_steps`)?.addEventListener("input", () => describe(tab));
+        // No event tells of another choice in a list of Gradio's, but the list goes.
+        let before;
+        onAfterUiUpdate(() => {
+            const {sampler} = sampling(tab);
+            if (sampler !== before) describe(tab);
+            before = sampler;
+        });
         // The WebUI keeps defaults and describes the API by what a choice is called, so it is called "image" there.
         const words = find(`#sgool_${tab}_start input[value=image] ~ span`);
         if (words) words.textContent = "finished image";
@@ -228,6 +252,7 @@ view of the page's own last run. All text is set as text, never as HTML. */
         const all = images.length < this.run.kept ? images.length : `the first ${images.length}`;
         this.place.textContent = `${this.index + 1} of ${all}`;
         this.scores.replaceChildren(...(wasImproved(image) ? figures(image, this.candidates) : []));
+        this.facts.title = image.sampled ? `Sampled with ${image.sampled}` : "";
         this.facts.textContent = [wasImproved(image) ? facts(image) : "", zoom ? zoomFacts(zoom) : ""]
             .filter(Boolean).join(" · ");
         this.places.replaceChildren(...(zoom?.places ?? []).map((place, i) => this.placeRow(place, i + 1)));
@@ -307,20 +332,24 @@ view of the page's own last run. All text is set as text, never as HTML. */
 
     /* The images that there are, each with its score; the best one is said to be it. */
     function figures(image, candidates) {
+        const yours = image.by_yours; // the best one is what the user's own sampler has made of the noise
         const best = image.best_iteration;
-        const all = [["Your image", image.score_before, best === null, "The WebUI's own image"]];
-        const chosenIsBest = best === -1 && near(image.score_resampled, image.score_after);
+        const all = [["Your image", image.score_before, best === null && !yours, "The WebUI's own image"]];
+        const chosenIsBest = best === -1 && near(image.score_resampled, image.score_best);
         if (image.score_resampled !== null) {
             const [name, tip] = candidates > 1 ?
                 [`chosen of ${candidates} seeds`, "The starting noise that the critics chose, before any update"] :
                 ["sampled again", "The same noise through SGOOL's own sampler, before any update (iteration 0)"];
-            all.push([name, image.score_resampled, best === 0 || chosenIsBest, tip]);
+            all.push([name, image.score_resampled, !yours && (best === 0 || chosenIsBest), tip]);
         } else if (best === 0) {
-            all.push(["after iteration 0", image.score_after, true, "Carried back to noise and sampled again"]);
+            all.push(["after iteration 0", image.score_best, !yours, "Carried back to noise and sampled again"]);
         }
-        if (best > 0) all.push([`after iteration ${best}`, image.score_after, true, "The update that won"]);
+        if (best > 0) all.push([`after iteration ${best}`, image.score_best, !yours, "The update that won"]);
         if (best === -1 && !chosenIsBest) {
-            all.push(["another candidate seed", image.score_after, true, "Its image has the best score of all"]);
+            all.push(["another candidate seed", image.score_best, !yours, "Its image has the best score of all"]);
+        }
+        if (image.rendered !== null) {
+            all.push(["by your sampler", image.rendered, yours, "The noise that was found, sampled by your own sampler"]);
         }
         return all.flatMap(([name, score, won, tip], i) => {
             const node = element(won ? "strong" : "span", "", `${name} ${score.toFixed(3)}${won ? " (best)" : ""}`);
@@ -335,6 +364,7 @@ view of the page's own last run. All text is set as text, never as HTML. */
 
     function facts(image) {
         const parts = [count(image.regions, "region"), count(image.iterations, "iteration")];
+        if (image.sampled.startsWith("your own")) parts.push(`sampled with ${image.sampled}`);
         if (image.best_iteration === null) {
             parts.push("nothing beat your image, so it is kept");
         } else if (image.best_iteration <= 0 && image.iterations > 0) {

@@ -18,6 +18,12 @@ SLOW = 100
 EVALUATIONS = {"auto": 1, **{name: sampler.evals_per_step for name, sampler in SAMPLERS.items()}}
 """Of the network, for a step of each sampler. Both samplers that auto stands for need one."""
 
+FOLLOWED = ("LCM", "Euler", "Euler a", "DDIM")
+"""The WebUI's samplers that SGOOL can follow, where its own sampler is "auto" and starts from the seed's noise."""
+
+MOST_STEPS = 12
+"""Up to so many of the WebUI's steps it does. With more, and guidance, its own reversible sampler is the better one."""
+
 DOES = {
     "whole": "Improves the image's starting noise",
     "zoom": "Paints small places again",
@@ -27,23 +33,40 @@ DOES = {
 """What a run does."""
 
 
-def images(settings: Settings, image_steps: int = IMAGE_STEPS) -> float:
+def renders(settings: Settings, sampler: str, image_steps: int) -> bool:
+    """Whether the noise that is found is then sampled by the user's sampler: where it is noise."""
+    from_noise = settings.start == "seed" and int(settings.steps * settings.strength + 0.5) >= settings.steps
+    return settings.render == "yours" and from_noise and not follows(settings, sampler, image_steps)
+
+
+def follows(settings: Settings, sampler: str, image_steps: int) -> bool:
+    """Whether SGOOL samples as the user does, with this sampler of the WebUI and so many steps."""
+    auto = settings.sampler == "auto" and settings.start == "seed"
+    return auto and sampler in FOLLOWED and image_steps <= MOST_STEPS
+
+
+def images(settings: Settings, image_steps: int = IMAGE_STEPS, sampler: str = "") -> float:
     """How many images of so many steps take as long as a run, by counting the evaluations of the network.
+
+    sampler: the WebUI's, which SGOOL may follow.
 
     At the default strength, where 0.8 of the steps are improved, an update costs 2.4 samplings. A zoom is counted with
     as many places as it may have. Not counted: the critics and the decoder; the memory setting "low"; patience, which
     may end a run early; places that are too large or already good.
     """
-    return whole(settings, image_steps) + zoom(settings, image_steps)
+    return whole(settings, image_steps, sampler) + zoom(settings, image_steps)
 
 
-def whole(settings: Settings, image_steps: int = IMAGE_STEPS) -> float:
+def whole(settings: Settings, image_steps: int = IMAGE_STEPS, sampler: str = "") -> float:
     """Of the image as a whole, 0 where nothing is done to it."""
     iterations = 0 if settings.method == "none" else settings.iterations
     if not iterations and (settings.candidates == 1 or settings.start == "image"):
         return 0.0
     updates = iterations * UPDATE[settings.way_back] * _way(settings)
-    return begin(settings, image_steps) + updates * settings.steps / image_steps
+    sampled = begin(settings, image_steps) + updates * settings.steps / image_steps
+    if follows(settings, sampler, image_steps):
+        return sampled * image_steps / settings.steps
+    return sampled + (1 if renders(settings, sampler, image_steps) else 0)
 
 
 def begin(settings: Settings, image_steps: int = IMAGE_STEPS) -> float:

@@ -26,7 +26,7 @@ from sgool.pictures import to_uint8
 from sgool.presets import only_zooms, resolve
 from sgool.region import Region
 from sgool.result import Progress, Result
-from sgool.settings import Settings
+from sgool.settings import ABOUT, SettingError, Settings
 from sgool.weights import default_models_dir
 from sgool.zoom import Picture, Zoomed, zoom_in
 from sgool.zoom.given import as_given, at_size
@@ -76,6 +76,8 @@ class Improver:
         check_pipeline(pipeline, f"This {type(pipeline).__name__}")
         if any(hasattr(part, "_hf_hook") for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)):
             raise SgoolError("SGOOL needs the pipeline's networks to stay in place: turn its CPU offload off.")
+        if names := [name for name in settings if name in ABOUT and not ABOUT[name].cli]:
+            raise SettingError(names[0], "belongs to the WebUI alone")
         own = str(getattr(pipeline, "name_or_path", "")) == str(tiny.MODEL)
         self.settings = resolve(settings, model="tiny" if own else "")
         self.backend = DiffusersBackend(pipeline, self.settings.memory)

@@ -32,7 +32,7 @@ def add_settings(command: argparse.ArgumentParser, model: str = "") -> None:
     for group in sorted({about.group for about in ABOUT.values()}, key=_place):
         flags = command.add_argument_group(f"settings: {group.lower()}" if group else "settings")
         for name, about in ABOUT.items():
-            if about.group == group:
+            if about.group == group and about.cli:
                 flags.add_argument(
                     flag(name),
                     default=argparse.SUPPRESS,

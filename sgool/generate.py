@@ -25,7 +25,7 @@ from sgool.result import Ending, Progress, Result, Stop
 from sgool.saliency import LoadedDetector, load_detector
 from sgool.saliency.faces import FaceFinder
 from sgool.saliency.regions import find_regions
-from sgool.samplers import Sampler, Trajectory, bdia, get_sampler
+from sgool.samplers import Sampler, Schedule, Trajectory, bdia, get_sampler
 from sgool.settings import SettingError, Settings
 from sgool.update import DoodlUpdate, Prior, SgoolUpdate, Update
 
@@ -68,13 +68,26 @@ class Critics:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How a host has sampled an image: noises as `Trajectory` takes them."""
+
+    sampler: Sampler
+    schedule: Schedule
+    noises: Sequence[Tensor] = ()
+
+
+@dataclass(frozen=True)
 class Request:
-    """What an image is made from. init_latent: [1, 4, h, w], the latent to start from, for the start "image"."""
+    """What an image is made from. init_latent: [1, 4, h, w], the latent to start from, for the start "image".
+
+    sampling: what to sample with instead of the settings' sampler and steps.
+    """
 
     prompt: str
     negative_prompt: str = ""
     seed: int = 0
     init_latent: Tensor | None = None
+    sampling: Sampling | None = None
 
     def check(self, settings: Settings) -> None:
         """Raises SgoolError for prompts that cannot be read or say nothing, for a seed out of range, for a latent that
@@ -188,16 +201,21 @@ def _attempt(
 
 
 def make_trajectory(backend: Backend, request: Request, settings: Settings) -> Trajectory:
-    """The sampler of the settings on the backend's network, from where the strength says.
+    """The request's sampling, or the settings' sampler, on the backend's network, from where the strength says.
 
     Noises between the steps come from the request's seed.
     """
     network = backend.network(request.prompt, request.negative_prompt, settings.guidance_scale)
+    own = request.sampling or make_sampling(backend, request.seed, settings)
+    start = own.sampler.start_node(own.schedule, settings.strength)
+    return Trajectory(own.sampler, own.schedule, network, start, own.noises, settings.way_back)
+
+
+def make_sampling(backend: Backend, seed: int, settings: Settings) -> Sampling:
+    """The sampler of the settings on its own schedule, with the noises of the seed."""
     sampler = make_sampler(settings)
     schedule = sampler.schedule(backend.alphas_cumprod, settings.steps)
-    noises = kept_noises(backend, request.seed, sampler.noises(schedule))
-    start = sampler.start_node(schedule, settings.strength)
-    return Trajectory(sampler, schedule, network, start, noises, settings.way_back)
+    return Sampling(sampler, schedule, kept_noises(backend, seed, sampler.noises(schedule)))
 
 
 def kept_noises(backend: Backend, seed: int, count: int) -> list[Tensor]:

@@ -224,7 +224,7 @@ def write(
 def effective(settings: Settings) -> dict[str, Any]:
     """The settings that have a part in the run."""
     idle = ignored(ABOUT, settings.method, settings.start, settings.zoom)
-    return {name: value for name, value in settings.as_dict().items() if name not in idle}
+    return {name: value for name, value in settings.as_dict().items() if name not in idle and ABOUT[name].cli}
 
 
 def draw(job: Job, result: Result, closer: Closer | None = None) -> dict[str, Any]:

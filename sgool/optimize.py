@@ -160,6 +160,7 @@ class _Run:
         for iteration in range(plan.iterations + 1):
             last = iteration == plan.iterations
             newest, loss, cotangent = self._look(trajectory.image(final).detach(), iteration, newest, last)
+            newest = replace(newest, noise=trajectory.noise(final))
             result = self._record(newest, loss)
             self.progress.image(result, newest)
             if last:
@@ -189,15 +190,12 @@ class _Run:
             critic.judge_all(images, self.problem.loss.prompt)
             for critic in (self.problem.selector, self.problem.loss.critic)
         )
-        return [
-            _Tried(
-                trajectory.sample(i),
-                final.sample(i),
-                Snapshot(TRIED, images[i : i + 1].clone(), latents[i : i + 1].clone(), score),
-                score + guide,
-            )
-            for i, (score, guide) in enumerate(zip(scores, guides, strict=True))
-        ]
+        tried = []
+        for i, (score, guide) in enumerate(zip(scores, guides, strict=True)):
+            own, end = trajectory.sample(i), final.sample(i)
+            image, latent = images[i : i + 1].clone(), latents[i : i + 1].clone()
+            tried.append(_Tried(own, end, Snapshot(TRIED, image, latent, score, noise=own.noise(end)), score + guide))
+        return tried
 
     def _seen(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with its saliency and its regions."""

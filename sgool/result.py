@@ -29,7 +29,10 @@ class Ending(Enum):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One image of the run. image: [1, 3, H, W] in [0, 1]; latent: [1, 4, h, w], float64; saliency: [H, W] or None."""
+    """One image of the run. image: [1, 3, H, W] in [0, 1]; latent: [1, 4, h, w], float64; saliency: [H, W] or None.
+
+    noise: what all of it was sampled from, [1, 4, h, w], float64, of unit variance; see `Trajectory.noise`.
+    """
 
     iteration: int
     image: Tensor
@@ -37,6 +40,7 @@ class Snapshot:
     score: float
     saliency: Tensor | None = None
     regions: tuple[Region, ...] = ()
+    noise: Tensor | None = None
 
 
 @dataclass

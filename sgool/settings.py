@@ -46,7 +46,7 @@ class About:
     label: its name in the WebUI. help: a phrase that holds on the command line and in the WebUI. group: where the
     accordion shows it; "" is at first sight. low, high: inclusive bounds; above: an exclusive one. choices: all there
     are; suggestions: some of many. slider: from, to, step (bounds may be wider, for the API). webui: whether the WebUI
-    offers it. check: raises SgoolError for a text that does not fit.
+    offers it; cli: whether the command line does. check: raises SgoolError for a text that does not fit.
     """
 
     label: str
@@ -59,6 +59,7 @@ class About:
     suggestions: tuple[str, ...] = ()
     slider: tuple[float, float, float] | None = None
     webui: bool = True
+    cli: bool = True
     check: Callable[[str], None] | None = None
 
 
@@ -81,8 +82,9 @@ class Settings:
     sampler: str = setting(
         "auto",
         "Sampler",
-        "auto: bdia from a seed (ddim with method none), o-belm from an image; edict too runs backwards exactly; for "
-        "models of few steps: lcm, tcd, euler and ddim-trailing (Lightning, Hyper), euler-a (Turbo)",
+        "auto: in the WebUI your own LCM, Euler, Euler a or DDIM of up to 12 steps; else bdia from a seed (ddim "
+        "with method none), o-belm from an image; edict too runs backwards exactly; for models of few steps: lcm, "
+        "tcd, euler and ddim-trailing (Lightning, Hyper), euler-a (Turbo)",
         group="Expert",
         choices=(*SAMPLERS, "auto"),
     )
@@ -90,7 +92,8 @@ class Settings:
     steps: int = setting(
         20,
         "Steps",
-        "steps of SGOOL's own sampler; bdia, o-belm, edict and ddim take at least 2, lcm and tcd at most 50",
+        "steps of SGOOL's own sampler; where it samples as you do, your steps count; bdia, o-belm, edict and ddim "
+        "take at least 2, lcm and tcd at most 50",
         group="Sampling",
         low=1,
         high=250,
@@ -367,6 +370,21 @@ class Settings:
         "what the gradient goes through; prompt: the prompt's half of the guidance alone, which costs a third less",
         group="Expert",
         choices=WAYS_BACK,
+    )
+    as_uploaded: bool = setting(
+        False,
+        "Uploaded picture as it is",
+        "img2img: improve and zoom into the uploaded picture itself; the WebUI samples nothing first",
+        cli=False,  # there an image that is given always is
+    )
+    render: str = setting(
+        "optimized",
+        "Final image",
+        "optimized: as SGOOL has made it; yours: the noise that was found, sampled once more by your own sampler, "
+        "where that is better",
+        group="Sampling",
+        choices=("optimized", "yours"),
+        cli=False,
     )
 
     def __post_init__(self) -> None:

@@ -120,7 +120,8 @@ def test_every_flag_reaches_the_job(monkeypatch):
         "dtype": "bfloat16",
         "models_dir": Path("models"),
     }
-    values = {name: about.choices[-1] if about.choices else DEFAULTS[name] for name, about in ABOUT.items()}
+    flags = {name: about for name, about in ABOUT.items() if about.cli}
+    values = {name: about.choices[-1] if about.choices else DEFAULTS[name] for name, about in flags.items()}
     monkeypatch.setattr("sgool.job.run", stop)
     switches = [flag(name if value else f"no_{name}") for name, value in values.items() if isinstance(value, bool)]
     given = {name: value for name, value in {**own, **values}.items() if not isinstance(value, bool)}

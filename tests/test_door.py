@@ -282,6 +282,11 @@ def test_a_wrong_setting_is_refused_before_anything_is_loaded(pipeline: Any, mon
     assert caught.value.name == "strength"
 
 
+def test_what_belongs_to_the_webui_is_refused(pipeline: Any) -> None:
+    with pytest.raises(SettingError, match=r"^render belongs to the WebUI alone\.$"):
+        sgool.Improver(pipeline, render="yours")
+
+
 @pytest.mark.parametrize("wrong", [{"seed": 0.5}, {"image": 5}, {"prompt": ""}, {"progress": 1}], ids=str)
 def test_wrong_input_is_refused_before_anything_is_loaded(
     pipeline: Any, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]

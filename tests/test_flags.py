@@ -12,6 +12,8 @@ from sgool.lab import commands, compare
 from sgool.presets import METHODS, resolve
 from sgool.settings import ABOUT
 
+FLAGS = {name: about for name, about in ABOUT.items() if about.cli}
+
 
 def parser_of(command: str) -> argparse.ArgumentParser:
     (choices,) = (action.choices for action in build_parser(commands.add)._actions if action.dest == "command")
@@ -28,7 +30,7 @@ def shown(value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-@pytest.mark.parametrize("name", [name for name in ABOUT if name != "region_prompt"])
+@pytest.mark.parametrize("name", [name for name in FLAGS if name != "region_prompt"])
 def test_help_shows_the_defaults_that_are_used(name):
     embedded, general = (shown(getattr(resolve({}, model=model), name)) for model in ("tiny", ""))
     assert f"(default {embedded}" in action_of("demo", flag(name)).help
@@ -43,7 +45,7 @@ def test_help_shows_what_a_method_sets():
     assert "none sets --strength 1)" in text
 
 
-@pytest.mark.parametrize(("name", "about"), ABOUT.items())
+@pytest.mark.parametrize(("name", "about"), FLAGS.items())
 def test_help_shows_choices_and_bounds(name, about):
     action = action_of("generate", flag(name))
     assert all(choice in action.metavar for choice in about.choices + about.suggestions)
@@ -58,7 +60,7 @@ def test_settings_stand_in_their_groups():
     for title, names in groups.items():
         if title.startswith("settings"):
             group = title.removeprefix("settings").removeprefix(": ")
-            assert names == [name for name, about in ABOUT.items() if about.group.lower() == group]
+            assert names == [name for name, about in FLAGS.items() if about.group.lower() == group]
     settings = [title for title in groups if title.startswith("settings")]
     assert settings[0] == "settings" and settings[-1] == "settings: expert" and len(settings) == 7
 

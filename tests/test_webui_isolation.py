@@ -325,7 +325,7 @@ def test_an_interrupted_first_pass_is_left_as_it_is(webui):
     assert improve(p, Run(Settings(iterations=3), lambda: p), samples) is samples
 
 
-@pytest.mark.parametrize("values", [{"start": "image"}, {"start": "seed", "candidates": 3}])
+@pytest.mark.parametrize("values", [{"start": "image"}, {"sampler": "bdia", "start": "seed", "candidates": 3}])
 def test_progress_is_shown_and_never_goes_back(webui, monkeypatch, values):
     """Progress covers all images of a batch and reaches the end of the bar."""
     seen = []

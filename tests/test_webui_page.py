@@ -39,7 +39,7 @@ OTHER = {
     **{"warmup": 1, "regularization": 0.5, "patience": 5, "region_prompt": 'a "red" car, big: [SEP] sea'},
     **{"guide": "clip:RN50/openai", "selector": "embedded"},
     **{"zoom": True, "zoom_places": 3, "zoom_strength": 0.45, "zoom_iterations": 4, "zoom_smallest": 0.2},
-    **{"zoom_largest": 0.6, "zoom_padding": 0.5, "zoom_good": 0.7, "zoom_judge": False},
+    **{"zoom_largest": 0.6, "zoom_padding": 0.5, "zoom_good": 0.7, "zoom_judge": False, "as_uploaded": True},
 }
 """No parameter at its default."""
 
@@ -63,9 +63,11 @@ def test_every_parameter_has_a_control_with_name_tooltip_and_default(webui):
 
 
 def test_few_controls_at_first_sight():
-    groups = [about.group for about in WEBUI.values()]
-    assert groups.count("") <= 5 and groups.count("Zoom") <= 5
-    assert set(groups) == {*controls.FIRST, *controls.MORE, controls.EXPERT}
+    groups = {name: about.group for name, about in WEBUI.items()}
+    for hidden in controls.HIDDEN.values():
+        shown = [group for name, group in groups.items() if name != hidden]
+        assert shown.count("") <= 5 and shown.count("Zoom") <= 5
+    assert set(groups.values()) == {*controls.FIRST, *controls.MORE, controls.EXPERT}
 
 
 def test_what_only_an_expert_turns_is_apart():
@@ -127,6 +129,15 @@ def test_the_cost_counts_what_the_network_is_asked():
     assert cost.images(Settings(method="none", candidates=4)) == pytest.approx(4)
     assert cost.images(Settings(iterations=0, candidates=2, steps=10)) == pytest.approx(1)
     assert cost.images(Settings(iterations=0)) == 0
+
+
+def test_the_cost_counts_the_webuis_steps_where_its_sampler_is_followed():
+    few = Settings(steps=20, iterations=5)
+    assert cost.images(few, 4, "LCM") == pytest.approx(1 + 5 * 2.4)
+    for other in (cost.images(few, 4, "DPM++ 2M"), cost.images(few.changed(sampler="bdia"), 4, "LCM")):
+        assert other == pytest.approx(5 * (1 + 5 * 2.4))
+    assert cost.images(few, 13, "LCM") == pytest.approx(20 / 13 * (1 + 5 * 2.4))
+    assert cost.images(few.changed(start="image"), 4, "LCM") == pytest.approx(5 * (1.6 + 5 * 2.4))
 
 
 def test_the_cost_of_zoom_is_that_of_its_places():
@@ -297,7 +308,7 @@ def test_version_and_detectors(client):
 
 
 def test_a_run_can_be_seen_by_its_id(client, webui):
-    p, processed = webui.make({}, prompt="<b>a car</b>", seed=6)
+    p, processed = webui.make({"sampler": "bdia"}, prompt="<b>a car</b>", seed=6)
     (number,) = json.loads(json.dumps(p.extra_generation_params))["SGOOL run"]  # as the page reads it
     answer = client.get(f"/sgool/v1/runs/{number}").json()
     (image,) = answer["images"]
@@ -306,6 +317,7 @@ def test_a_run_can_be_seen_by_its_id(client, webui):
     for name in ("score_before", "score_resampled", "score_after"):
         assert f"{image[name]:.4f}" == text[f"SGOOL {name.replace('_', ' ')}"]
     assert image["iterations"] == 1 and image["regions"] >= 1 and image["message"] == ""
+    assert image["sampled"] == text["SGOOL sampled with"] == "its own bdia, 2 steps"
     root = f"/sgool/v1/runs/{number}"
     for name in ("before", "after", "saliency", "loss"):
         answer = client.get(f"{root}/0/{name}.png")
@@ -340,7 +352,7 @@ def test_runs_are_kept_for_their_own_pages_and_not_for_ever(client, webui):
 def test_the_image_before_is_the_webuis_own_and_says_nothing_of_sgool(webui):
     shared.opts.data["sgool_return_before"] = True
     _, originals = webui.make(steps=2)
-    _, processed = webui.make({"start": "seed", "steps": 5}, steps=2)
+    _, processed = webui.make({"sampler": "bdia", "start": "seed", "steps": 5}, steps=2)
     (entry,) = next(iter(gallery.runs.values()))
     outcome = entry.outcome
     assert outcome.improved

@@ -80,7 +80,7 @@ def test_what_an_image_gains_is_counted_from_the_webuis_own(webui, monkeypatch):
     """0.83 keeps most of what 0.9 gains over the run's first image, but not over the original."""
     told = iter([0.7, 0.5, 0.9, 0.83, 0.6])
     monkeypatch.setattr(Clip, "judge", lambda self, image, prompt: next(told))
-    webui.make({"start": "seed", "steps": 4, "iterations": 3})
+    webui.make({"sampler": "bdia", "start": "seed", "steps": 4, "iterations": 3})
     (run,) = _outcomes()
     assert (run.score_before, run.score_resampled, run.score_after, run.best_iteration) == (0.7, 0.5, 0.9, 1)
 
@@ -371,8 +371,8 @@ def test_what_is_told_of_one_image_of_a_batch_says_which(webui, monkeypatch):
 def test_what_sampling_again_gains_is_not_credited_to_the_updates(webui, monkeypatch, capsys, scores, told):
     given = iter(scores)
     monkeypatch.setattr(Clip, "judge", lambda self, image, prompt: next(given))
-    _, processed = webui.make({"start": "seed", "steps": 4, "iterations": 2})
-    assert f"SGOOL: {told}\n" in capsys.readouterr().out
+    _, processed = webui.make({"sampler": "bdia", "start": "seed", "steps": 4, "iterations": 2})
+    assert f"SGOOL: {told} (sampled with its own bdia, 4 steps)\n" in capsys.readouterr().out
     text = processed.infotexts[0]
     best = max(range(4), key=scores.__getitem__)
     assert text["SGOOL score resampled"] == f"{scores[1]:.4f}"

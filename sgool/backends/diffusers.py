@@ -98,7 +98,7 @@ class DiffusersBackend:
         else:
             negative = self._encode_text([negative_prompt])
 
-            def guided(x: Tensor, t: int) -> Tensor:
+            def guided(x: Tensor, t: float) -> Tensor:
                 without, with_prompt = self._predict(x, t, negative, positive).chunk(2)
                 return without + guidance_scale * (with_prompt - without)
 
@@ -110,7 +110,7 @@ class DiffusersBackend:
                 ]
         return Network(branches, self.alphas_cumprod, self.prediction, self.dtype)
 
-    def _predict(self, x: Tensor, t: int, *prompts: Tensor) -> Tensor:
+    def _predict(self, x: Tensor, t: float, *prompts: Tensor) -> Tensor:
         """Predictions for all of x with each of the encoded prompts in turn. prompts: [B or 1, tokens, features]."""
         timesteps = torch.full((len(prompts) * len(x),), t, device=self.device)
         states = torch.cat([each.expand(len(x), -1, -1) for each in prompts])

@@ -16,14 +16,14 @@ from sgool.errors import SgoolError
 class Branch:
     """One term of the prediction: `weight` times `function(x, t)`.
 
-    function: latent [B, 4, h, w] in the network's dtype and integer timestep -> prediction of the same shape.
+    function: latent [B, 4, h, w] in the network's dtype and timestep -> prediction of the same shape.
     evals: network evaluations per call and latent (2 where the host batches its own guidance).
     back: the branches that carry the gradient where only the prompt's half does (`Network.prompt_vjp`); () for a
     negative prompt, None for a branch that carries its own.
     """
 
     weight: float
-    function: Callable[[Tensor, int], Tensor]
+    function: Callable[[Tensor, float], Tensor]
     evals: int = 1
     back: tuple[Branch, ...] | None = None
 
@@ -35,8 +35,9 @@ class Network:
     branch has a graph in memory at a time. A host's denoiser that applies guidance itself is one branch of weight 1
     with evals=2.
 
-    alphas_cumprod: [N]. prediction: the meaning of the weighted sum, "epsilon" or "v_prediction" (arXiv 2202.00512).
-    dtype: the branches get the latent in this dtype. autocast: makes the context in which the branches run.
+    alphas_cumprod: [N]. prediction: the meaning of the weighted sum, "epsilon" or "v_prediction" (arXiv 2202.00512);
+    the latter needs whole timesteps. dtype: the branches get the latent in this dtype. autocast: makes the context in
+    which the branches run.
     evals_forward and evals_backward count evaluations without a graph (by `__call__`) and with one (by `vjp` and
     `prompt_vjp`).
 
@@ -66,7 +67,7 @@ class Network:
         self.evals_backward = 0
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, t: int) -> Tensor:
+    def __call__(self, x: Tensor, t: float) -> Tensor:
         """The noise prediction, float64, for the float64 latent x at timestep t. Raises SgoolError if not finite."""
         total = torch.zeros_like(x)
         for branch in self.branches:
@@ -75,7 +76,7 @@ class Network:
         by_x, by_output = self._conversion(t)
         return by_x * x + by_output * total
 
-    def vjp(self, x: Tensor, t: int, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+    def vjp(self, x: Tensor, t: float, cotangent: Tensor) -> tuple[Tensor, Tensor]:
         """Returns (eps, J^T cotangent), both float64, with J = d eps / d x. One branch has a graph in memory at a time.
 
         Raises SgoolError if either is not finite, or if no gradient flows through the network.
@@ -93,7 +94,7 @@ class Network:
         by_x, by_output = self._conversion(t)
         return by_x * x + by_output * total, by_x * cotangent + by_output * pulled
 
-    def prompt_vjp(self, x: Tensor, t: int, cotangent: Tensor) -> Tensor:
+    def prompt_vjp(self, x: Tensor, t: float, cotangent: Tensor) -> Tensor:
         """J^T cotangent, float64, where guidance counts as a constant: J is that of the prompt's prediction alone.
 
         The branches' `back` say what that is. The negative prompt is not evaluated. Raises SgoolError like `vjp`.
@@ -106,7 +107,7 @@ class Network:
         by_x, by_output = self._conversion(t)
         return by_x * cotangent + by_output * pulled
 
-    def _pull(self, branch: Branch, x: Tensor, t: int, unit: Tensor) -> tuple[Tensor, Tensor]:
+    def _pull(self, branch: Branch, x: Tensor, t: float, unit: Tensor) -> tuple[Tensor, Tensor]:
         leaf = x.to(self.dtype).detach().requires_grad_()
         with torch.enable_grad():
             output = self._forward(branch, leaf, t)
@@ -120,16 +121,16 @@ class Network:
             raise SgoolError(f"The network's gradient is NaN or infinite at timestep {t}; use a higher precision.")
         return output.detach().double(), gradient.double()
 
-    def _forward(self, branch: Branch, x: Tensor, t: int) -> Tensor:
+    def _forward(self, branch: Branch, x: Tensor, t: float) -> Tensor:
         with self.autocast():
             output = branch.function(x, t)
         if not torch.isfinite(output).all():
             raise SgoolError(f"The network returned NaN or infinite values at timestep {t}; use a higher precision.")
         return output
 
-    def _conversion(self, t: int) -> tuple[float, float]:
+    def _conversion(self, t: float) -> tuple[float, float]:
         """(p, q) with eps = p * x + q * output. For v = a * eps - sigma * x0, eps = sigma * x + a * v."""
         if self.prediction == "epsilon":
             return 0.0, 1.0
-        alphabar = self.alphas_cumprod[t].item()
+        alphabar = self.alphas_cumprod[int(t)].item()
         return (1 - alphabar) ** 0.5, alphabar**0.5

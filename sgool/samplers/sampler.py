@@ -42,7 +42,7 @@ class Sampler(ABC):
         return make_schedule(alphas_cumprod, steps, self.spacing, self.clean)
 
     def noises(self, schedule: Schedule) -> int:
-        """How many kept noises it needs: none, or one between any two steps."""
+        """How many kept noises it needs: none, or one after every step that adds noise, which are the first ones."""
         return 0
 
     @abstractmethod

@@ -21,12 +21,13 @@ DISTILLED = 50
 class Schedule:
     """T steps between T + 1 nodes. Node 0 is the noise, node T the image.
 
-    timesteps: length T, descending; at node i the network is evaluated at timesteps[i].
+    timesteps: length T, descending; at node i the network is evaluated at timesteps[i]. Those of `make_schedule` are
+    whole; a host's own may lie between two.
     a, sigma: length T + 1; sqrt(alphabar) and sqrt(1 - alphabar) at node i, float64.
     alphabar: length N; the model's, at every timestep. Only samplers that pass between the nodes need it.
     """
 
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     a: tuple[float, ...]
     sigma: tuple[float, ...]
     alphabar: tuple[float, ...] = ()

@@ -25,7 +25,7 @@ from sgool.samplers.schedule import Schedule
 OnStep = Callable[[int, int], None]
 """Called after each operation with (operations done, total). May raise an exception to abort."""
 
-Product = Callable[[Tensor, int, Tensor], Tensor]
+Product = Callable[[Tensor, float, Tensor], Tensor]
 """(x, t, cotangent) -> J^T cotangent, with J = d eps / d x at timestep t."""
 
 

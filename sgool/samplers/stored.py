@@ -57,7 +57,7 @@ class Stored(Sampler):
         return ops
 
     def noises(self, schedule: Schedule) -> int:
-        return schedule.steps - 1 if self.random else 0
+        return sum(1 for i in range(schedule.steps) if self.step(schedule, i)[2])
 
     def weights(self, schedule: Schedule, start: int) -> tuple[float, ...]:
         return (1.0,) + (0.0,) * (schedule.steps - start)

@@ -141,6 +141,12 @@ class Trajectory:
         """The latent at node T, float64."""
         return final.latents[self._image].high
 
+    def noise(self, final: Final) -> Tensor | None:
+        """The unit Gaussian noise that a run has come from; None where it began later, or from an image."""
+        if self.start_node or len(final.start) > 1:
+            return None
+        return final.start[0] / (self.schedule.sigma[0] if self.sampler.sigma_start else 1.0)
+
     def adjoint(
         self, final: Final, cotangent: Tensor, on_step: OnStep | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
@@ -169,7 +175,7 @@ class Trajectory:
                 )
         return state, gradients
 
-    def _product(self, x: Tensor, t: int, cotangent: Tensor) -> Tensor:
+    def _product(self, x: Tensor, t: float, cotangent: Tensor) -> Tensor:
         if self.way_back == "prompt":
             return self.network.prompt_vjp(x, t, cotangent)
         return self.network.vjp(x, t, cotangent)[1]

@@ -88,9 +88,13 @@ def _of_the_whole(outcome: Outcome | None) -> dict[str, Any]:
         "score_before": outcome.score_before,
         "score_resampled": outcome.score_resampled,
         "score_after": outcome.score_after,
+        "score_best": outcome.result.best_score,
         "best_iteration": outcome.best_iteration,
         "iterations": outcome.result.iterations,
         "regions": len(outcome.regions),
+        "sampled": outcome.sampled,
+        "rendered": outcome.rendered,
+        "by_yours": outcome.by_yours,
         "message": outcome.result.ended,
     }
 

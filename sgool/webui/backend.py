@@ -15,6 +15,7 @@ from sgool.checkpointing import Memory
 from sgool.errors import SgoolError
 from sgool.result import Stop
 from sgool.samplers import Branch, Network
+from sgool.webui.follow import Followed, VDenoiser, predicts_v
 from sgool.webui.isolation import options
 
 
@@ -23,10 +24,20 @@ class WebuiBackend:
 
     p: the WebUI's processing object, with its conditionings. index: the image's index in the batch. latent: the image
     as the WebUI's sampler left it, [1, 4, h, w]. noise: the noise that the sampler started from, [1, 4, h, w], or None.
+    followed: the user's own sampling, where the network is asked for that.
     """
 
-    def __init__(self, p: Any, index: int, latent: Tensor, noise: Tensor | None, memory: Memory) -> None:
+    def __init__(
+        self,
+        p: Any,
+        index: int,
+        latent: Tensor,
+        noise: Tensor | None,
+        memory: Memory,
+        followed: Followed | None = None,
+    ) -> None:
         self.p = p
+        self.schedule = followed.schedule if followed else None
         self.model = p.sd_model
         self.index = index
         self.memory = memory
@@ -50,16 +61,18 @@ class WebuiBackend:
         sampler.initialize(self.p)
         denoiser = sampler.model_wrap_cfg
         denoiser.mask = denoiser.nmask = None  # `blend` applies the mask
+        if self.schedule is not None and predicts_v(self.model):
+            denoiser.model_wrap = VDenoiser(self.model, self.schedule)
         denoiser.steps = self.p.steps
         denoiser.total_steps = self._total_steps()
         prompts = self.p.c.batch[self.index]
         negative = self.p.uc[self.index]
-        image_cond = self._image_conditioning()
+        image_cond = self.image_conditioning()
 
         def branch(weight: float, prompts: Any, scale: float, alone: bool) -> Branch:
             own, uncond = _own(prompts), _own_schedule(negative)
 
-            def predict(x: Tensor, t: int) -> Tensor:
+            def predict(x: Tensor, t: float) -> Tensor:
                 denoiser.step = self._step(t)
                 count = len(x)
                 skip = options(s_min_uncond_all=True, batch_cond_uncond=False) if alone else nullcontext()
@@ -95,7 +108,7 @@ class WebuiBackend:
                     branches = [replace(each, back=()) for each in branches[:-1]] + [replace(branches[-1], back=back)]
         else:
             branches = [replace(branch(1.0, prompts, guidance_scale, alone=False), back=back)]
-        return Network(branches, self.alphas_cumprod, "epsilon", torch.float32, _network_precision)
+        return Network(branches, self.alphas_cumprod, "epsilon", torch.float32, network_precision)
 
     def noise(self, seed: int) -> Tensor:
         """The noise that the image's own sampler started from; for another seed, the WebUI's noise for that seed."""
@@ -143,17 +156,19 @@ class WebuiBackend:
     def _total_steps(self) -> int:
         return getattr(self.p, "firstpass_steps", None) or self.p.steps
 
-    def _step(self, t: int) -> int:
+    def _step(self, t: float) -> int:
         """The WebUI's step number at timestep t. Prompt schedules are written in these numbers."""
+        if self.schedule is not None:
+            return self.schedule.timesteps.index(t)
         total, last = self._total_steps(), len(self.alphas_cumprod)
-        step = (last - t) * total // last
-        if getattr(self.p, "init_latent", None) is not None:
-            # img2img counts from the step where it begins.
+        step = int((last - t) * total // last)
+        if getattr(self.p, "init_latent", None) is not None and self.p.sampler.model_wrap_cfg.total_steps is not None:
+            # img2img counts from the step where it begins, if it has sampled at all.
             steps, begin = sd_samplers_common.setup_img2img_steps(self.p)
-            step = (last - t) * steps // last - (steps - begin - 1)
+            step = int((last - t) * steps // last) - (steps - begin - 1)
         return max(0, min(total - 1, step))
 
-    def _image_conditioning(self) -> Tensor:
+    def image_conditioning(self) -> Tensor:
         """The extra input of inpainting and depth models, as in the first pass; one pixel of zeros for all others.
 
         The sampler's own tensor is used if the sampler still has it, because a new one would use other random numbers.
@@ -164,7 +179,7 @@ class WebuiBackend:
         return _copy(own[self.index : self.index + 1] if own.shape[0] > 1 else own)
 
 
-def _network_precision() -> AbstractContextManager[Any]:
+def network_precision() -> AbstractContextManager[Any]:
     return devices.without_autocast() if devices.unet_needs_upcast else devices.autocast()
 
 

@@ -13,17 +13,19 @@ from torch import Tensor
 
 from sgool import pictures
 from sgool.checkpointing import MEMORY
-from sgool.errors import SgoolError, out_of_memory
+from sgool.errors import SgoolError, brief, out_of_memory
 from sgool.generate import Critics, Request, generate, region_finder
 from sgool.result import Result, Stop
 from sgool.settings import Settings
 from sgool.webui import interrupts, models, unsupported
 from sgool.webui.backend import WebuiBackend
+from sgool.webui.follow import Followed
 from sgool.webui.isolation import isolated, sparing
 from sgool.webui.memory import sparingly
 from sgool.webui.messages import failure, story, tell
 from sgool.webui.progress import BatchProgress
 from sgool.webui.records import Outcome, Run, Scores
+from sgool.webui.render import Rendered, rendered
 
 
 def improve(p: Any, run: Run, samples: Tensor) -> Tensor:
@@ -74,7 +76,10 @@ class Batch:
 
     def each(self, critics: Critics) -> None:
         """Improve one image after another, until the user stops it."""
-        self.progress = BatchProgress(self.p, self.run.settings, len(self.samples))
+        self.followed = self._followed()
+        steps = self.followed.schedule.steps if self.followed else self.run.settings.steps
+        resamples = self.run.settings.start == "seed" and self.followed is None
+        self.progress = BatchProgress(self.p, self.run.settings, len(self.samples), steps, resamples)
         for i, number in enumerate(self.numbers):
             if interrupts.stopped():
                 break
@@ -122,17 +127,23 @@ class Batch:
         memory = MEMORY[settings.memory]
         # Inside the WebUI's autocast (hires fix) the critics would be cast, too.
         with torch.enable_grad(), devices.without_autocast(), sparing(self.p, memory):
-            backend = WebuiBackend(self.p, i, self.samples[i : i + 1], self._noise(i), memory)
-            score = critics.selector.judge(backend.decode_original(), prompt)
+            backend = WebuiBackend(self.p, i, self.samples[i : i + 1], self._noise(i), memory, self.followed)
+            score = critics.selector.judge(self._original(i, backend), prompt)
             self.progress.begin(i, self._label(i), score)
             latent = backend.original if settings.start == "image" else None
-            request = Request(prompt, seed=seed, init_latent=latent)
+            sampling = self.followed.sampling(i) if self.followed else None
+            request = Request(prompt, seed=seed, init_latent=latent, sampling=sampling)
             result = generate(backend, critics, request, settings, self.progress)
+            if result.error is not None and not shared.state.skipped:
+                raise result.error
+            self.rendered = self._render(i, backend, critics, result)
             if shared.state.skipped:  # Skip gives the original, Interrupt the best so far
                 raise Stop
-            if result.error is not None:
-                raise result.error
-            better = backend.blend(result.best.latent).detach() if result.best.score > score else None
+            own = self.followed or self.run.uploaded  # what the run begins with is the user's image
+            improved = result.best.score > score and not (own and _is_first(result))
+            better = backend.blend(result.best.latent).detach() if improved else None
+            if self.rendered and self.rendered.score > max(score, result.best.score):
+                better = self.rendered.latent
             self._keep(i, backend, critics, score, better, result)
             return better
 
@@ -142,7 +153,7 @@ class Batch:
     ) -> None:
         """Remember what has come of the image. score: of the WebUI's own; better: the latent to go on with, or None."""
         number = self.numbers[i]
-        before = backend.picture(backend.original)
+        before = self.run.uploaded[i] if self.run.uploaded else backend.picture(backend.original)
         after = before if better is None else backend.picture(better)
         saliency = critics.detector(pictures.to_tensor(after))
         outcome = self.run.outcomes[number] = Outcome(
@@ -154,10 +165,54 @@ class Batch:
             start=self.run.settings.start,
             improved=better is not None,
             result=Scores.of(result),
+            sampled=self._sampled(result),
+            follows=self.followed is not None,
+            rendered=self.rendered.score if self.rendered else None,
+            by_yours=self.rendered is not None and better is self.rendered.latent,
         )
         print(f"SGOOL: {self._label(i)}{story(outcome)}")
         if result.ended:
             tell(self.p, self.run, [number], f"SGOOL: {result.ended}")
+
+    def _render(self, i: int, backend: WebuiBackend, critics: Critics, result: Result) -> Rendered | None:
+        """The noise that was found, by the user's own sampler; None where there is none, or that did not succeed."""
+        noise = result.best.noise
+        asked = self.run.settings.render == "yours" and self.run.settings.start == "seed" and not self.followed
+        if not asked or noise is None or _is_first(result) or interrupts.stopped():
+            return None
+        try:
+            return rendered(backend, critics.selector, noise, self.p.prompts[i], self.progress.render)
+        except Stop:
+            return None
+        except Exception as error:
+            told = (
+                f"SGOOL's noise could not be sampled by your sampler, so the image is as optimized: {brief(error, 200)}"
+            )
+            tell(self.p, self.run, [self.numbers[i]], told)
+            return None
+
+    def _original(self, i: int, backend: WebuiBackend) -> Tensor:
+        """The user's image [1, 3, H, W]: as the WebUI decodes it, or as it was uploaded."""
+        if not self.run.uploaded:
+            return backend.decode_original()
+        return pictures.to_tensor(self.run.uploaded[i]).to(backend.device)
+
+    def _followed(self) -> Followed | None:
+        """The user's own sampling of the batch, where SGOOL does likewise."""
+        if self.run.recording is None:
+            return None
+        try:
+            return self.run.recording.followed()
+        except SgoolError as error:
+            told = f"SGOOL samples with its own sampler, because it cannot sample as your {self.p.sampler_name} does:"
+            tell(self.p, self.run, self.numbers, f"{told} {error}", note=False)
+            return None
+
+    def _sampled(self, result: Result) -> str:
+        """With what, in words."""
+        if self.followed:
+            return f"your own {self.p.sampler_name}, {_count(self.p.steps)}"
+        return f"its own {result.sampler}, {_count(self.run.settings.steps)}"
 
     def _noise(self, i: int) -> Tensor | None:
         return None if self.run.noise is None else self.run.noise[i : i + 1]
@@ -165,3 +220,12 @@ class Batch:
     def _label(self, i: int) -> str:
         count = len(self.p.all_seeds)
         return f"image {self.numbers[i] + 1}/{count}, " if count > 1 else ""
+
+
+def _is_first(result: Result) -> bool:
+    """Whether the run's best image is the one that it began with, to within rounding."""
+    return result.best is result.first or bool((result.best.latent - result.first.latent).abs().max() < 1e-4)
+
+
+def _count(steps: int) -> str:
+    return f"{steps} step{'s' if steps != 1 else ''}"

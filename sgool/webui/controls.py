@@ -32,6 +32,9 @@ PRESET_WORDS = {
     "Paper": "As the paper did it, with EDICT, all the way from the noise and without stopping early",
 }
 
+HIDDEN = {"txt2img": "as_uploaded", "img2img": "start"}
+"""What a tab does not show: txt2img has no picture, and img2img always starts from one."""
+
 PLACEHOLDERS = {"region_prompt": "empty: the main prompt; [SEP] between regions"}
 
 WIDTH = 240
@@ -39,7 +42,7 @@ WIDTH = 240
 
 _ZOOM = ("zoom_places", "zoom_strength", "zoom_iterations")
 
-COUNTED = tuple(dict.fromkeys((*PRESET_FIELDS, "candidates", "start", "method", "way_back", "zoom", *_ZOOM)))
+COUNTED = tuple(dict.fromkeys((*PRESET_FIELDS, "candidates", "start", "method", "way_back", "render", "zoom", *_ZOOM)))
 """The settings by which the page tells which preset is in force and what a run costs."""
 
 METHOD_FIELDS = tuple(dict.fromkeys(name for method in METHODS.values() for name in method if name in WEBUI))
@@ -59,8 +62,8 @@ class _Made:
     def draw(self, *names: str) -> None:
         for name in names:
             control = _control(name, f"sgool_{self.tab}_{name}")
-            if name == "start" and self.tab == "img2img":
-                control.visible = False  # there it is always the image
+            if name == HIDDEN[self.tab]:
+                control.visible = False
             self.controls[name] = control
 
     def draw_group(self, group: str) -> None:
@@ -138,6 +141,8 @@ def _about(tab: str) -> str:
         "presets": {name: dict(zip(PRESET_FIELDS, _preset(name), strict=True)) for name in PRESETS},
         "evaluations": cost.EVALUATIONS,
         "update": cost.UPDATE,
+        "followed": cost.FOLLOWED,
+        "mostSteps": cost.MOST_STEPS,
         "slow": cost.SLOW,
         "does": cost.DOES,
     }

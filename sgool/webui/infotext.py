@@ -30,9 +30,11 @@ _OUTCOME: dict[str, Callable[[Outcome], str | int | None]] = {
     "SGOOL best iteration": lambda outcome: outcome.best_iteration,
     "SGOOL regions found": lambda outcome: len(outcome.regions),
     "SGOOL iterations done": lambda outcome: outcome.result.iterations,
+    "SGOOL by your sampler": lambda outcome: _rendered(outcome),
+    "SGOOL sampled with": lambda outcome: outcome.sampled or None,
 }
 """Of each image: the WebUI's own score, the score of iteration 0 where SGOOL sampled the image again, the score of what
-came out, and which iteration made that (none where the WebUI's own image did)."""
+came out, which iteration made that (none where the WebUI's own image did), and with what SGOOL sampled."""
 
 
 _ZOOM: dict[str, Callable[[ZoomOutcome], str | None]] = {
@@ -40,6 +42,12 @@ _ZOOM: dict[str, Callable[[ZoomOutcome], str | None]] = {
     "SGOOL zoom outcome": lambda zoom: "; ".join(place.told for place in zoom.places) or None,
 }
 """Of each image: how many places were painted again and kept, and what became of each."""
+
+
+def _rendered(outcome: Outcome) -> str | None:
+    """The score of the noise that was found, by the user's own sampler."""
+    kept = "kept" if outcome.by_yours else "not kept"
+    return None if outcome.rendered is None else f"{outcome.rendered:.4f}, {kept}"
 
 
 def _score(value: float | None) -> str | None:

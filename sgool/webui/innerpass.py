@@ -44,8 +44,8 @@ def inner_pass(p: Any, inner: Any, count: Callable[[int], None]) -> Iterator[Non
         stack.callback(model_hijack.apply_circular, bool(p.tiling))
         stack.enter_context(_without_controlnet(p.sd_model))
         stack.callback(_networks_of, p, inner)
-        state = _State(shared.state, count)
-        quiet = Overlay(shared, opts=Overlay(shared.opts, **_OPTIONS), total_tqdm=_NoBar())
+        state = State(shared.state, count)
+        quiet = Overlay(shared, opts=Overlay(shared.opts, **_OPTIONS), total_tqdm=NoBar())
         seen = {"state": state, "shared": quiet}
         stack.enter_context(attributes(sd_samplers_common, seen))
         seen |= {"opts": quiet.opts, "cmd_opts": Overlay(shared.cmd_opts, no_prompt_history=True)}
@@ -64,7 +64,7 @@ def _without_controlnet(model: Any) -> Iterator[None]:
         yield
 
 
-class _State(Overlay):
+class State(Overlay):
     """The WebUI's state as the inner pass sees it. "Stop after this image" lets the image be finished."""
 
     def __init__(self, other: Any, count: Callable[[int], None]) -> None:
@@ -78,7 +78,7 @@ class _State(Overlay):
             super().__setattr__(name, value)
 
 
-class _NoBar:
+class NoBar:
     """In place of the console's bar over all steps of the generation, which does not reckon with ours."""
 
     def update(self) -> None: ...

@@ -42,12 +42,14 @@ def story(outcome: Outcome) -> str:
     if best is None:
         parts.append(f"no better image in {outcome.result.iterations} iterations")
     elif best == TRIED:
-        parts.append(f"another candidate seed {outcome.score_after:.3f}")
+        parts.append(f"another candidate seed {outcome.result.best_score:.3f}")
     elif best > 0 or outcome.score_resampled is None:
-        parts.append(f"after iteration {best} {outcome.score_after:.3f}")
+        parts.append(f"after iteration {best} {outcome.result.best_score:.3f}")
     else:
         parts.append(f"no better one in {outcome.result.iterations} iterations")
-    return ", ".join(parts)
+    if outcome.rendered is not None:
+        parts.append(f"by your sampler {outcome.rendered:.3f}" + (", which is kept" if outcome.by_yours else ""))
+    return ", ".join(parts) + (f" (sampled with {outcome.sampled})" if outcome.sampled else "")
 
 
 def sentence(error: SgoolError) -> str:

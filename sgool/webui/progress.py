@@ -21,20 +21,23 @@ from sgool.zoom import Place, Repaint, ZoomProgress
 
 
 class BatchProgress(Progress):
-    """What is told of a batch's run, with the callbacks of its images. count: how many they are.
+    """What is told of a batch's run, with the callbacks of its images. count: how many they are. steps: of the sampler
+    that the run uses; resamples: whether that makes another image of the seed than the WebUI's.
 
     The bar counts the first pass (`p.steps`) and the run's own sampler steps as one job. It does so only from here on,
     and falls once: during the first pass `sampling_steps` is handed to other extensions, which reckon with it. The
     number of jobs stays, because with more of them the WebUI makes the first Interrupt wait.
     """
 
-    def __init__(self, p: Any, settings: Settings, count: int) -> None:
+    def __init__(self, p: Any, settings: Settings, count: int, steps: int, resamples: bool) -> None:
         self.iterations = 0 if settings.method == "none" else settings.iterations
-        self.steps = settings.steps
-        self.resamples = settings.start == "seed"
+        self.steps = steps
+        self.resamples = resamples
         # There and back for every update, and before them every candidate once, or the image there and back.
         passes = 2 * self.iterations + (2 if settings.start == "image" else settings.candidates)
-        self.first_pass, self.of_an_image = p.steps, passes * self.steps
+        self.first_pass, self.of_an_image = 0 if settings.as_uploaded else p.steps, passes * self.steps
+        self.passes = passes
+        self.of_an_image += p.steps if settings.render == "yours" and resamples else 0
         shared.state.sampling_steps = self.first_pass + count * self.of_an_image
         shared.state.sampling_step = self.begun = self.first_pass
 
@@ -66,6 +69,11 @@ class BatchProgress(Progress):
             shared.state.assign_current_image(Image.fromarray(pictures.to_uint8(newest.image)))
         interrupts.check()
 
+    def render(self, step: int) -> None:
+        """So many steps of the user's own sampler are done, which samples the noise that was found."""
+        tell(f"SGOOL {self.label}rendering with your sampler")
+        self._advance(self.passes * self.steps + step)
+
     def _advance(self, steps: int) -> None:
         """To so many steps of this image; never back, also where its run begins again."""
         reached = self.begun + min(steps, self.of_an_image)
@@ -88,7 +96,8 @@ class ZoomBar(ZoomProgress, Progress):
         self.of_painting = max(1, round(settings.zoom_strength * p.steps))
         self.of_a_place = self.of_painting + passes * settings.steps
         self.places = settings.zoom_places
-        self.first_pass, self.index, self.batch_size = p.steps, p.batch_index, p.batch_size
+        self.first_pass = 0 if settings.as_uploaded else p.steps
+        self.index, self.batch_size = p.batch_index, p.batch_size
 
     def __enter__(self) -> ZoomBar:
         state = shared.state

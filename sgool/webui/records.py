@@ -22,7 +22,9 @@ class Outcome:
 
     before, after: uint8 [H, W, 3], as the WebUI itself decodes them; saliency: [H, W], float16, and regions: of after.
     score_before: of the WebUI's own image. result: the run; its iteration 0 is the image sampled again by SGOOL, or the
-    image itself where that was the start. improved: whether the run's best image beats the WebUI's own.
+    image itself where that was the start. improved: whether something beats the WebUI's own. sampled: with what SGOOL
+    sampled, in words; follows: whether that is how the user does. rendered: the score of the noise that was found,
+    once the user's own sampler has sampled it; by_yours: whether that image is the best.
     """
 
     before: np.ndarray
@@ -33,19 +35,27 @@ class Outcome:
     start: str
     improved: bool
     result: Scores
+    sampled: str = ""
+    follows: bool = False
+    rendered: float | None = None
+    by_yours: bool = False
 
     @property
     def score_resampled(self) -> float | None:
-        """The score of iteration 0 where the run sampled the image again."""
-        return self.result.scores[0] if self.start == "seed" and self.result.scores else None
+        """The score of iteration 0 where the run sampled another image: by its own sampler, or from another seed."""
+        scores = self.result.scores if self.start == "seed" else []
+        own = self.follows and scores and abs(scores[0] - self.result.first_score) < 1e-4
+        return scores[0] if scores and not own else None
 
     @property
     def score_after(self) -> float:
+        if self.by_yours and self.rendered is not None:
+            return self.rendered
         return self.result.best_score if self.improved else self.score_before
 
     @property
     def best_iteration(self) -> int | None:
-        """The iteration that made the image after; TRIED (-1) for a candidate seed; None for the WebUI's own image."""
+        """The iteration of the image after, or of its noise; TRIED (-1): a candidate seed; None: the WebUI's own."""
         return self.result.best_update if self.improved else None
 
 
@@ -55,13 +65,15 @@ class Scores:
 
     losses: list[float]
     scores: list[float]
+    first_score: float
     best_score: float
     best_update: int
     ended: str
 
     @classmethod
     def of(cls, result: Result) -> Scores:
-        return cls(result.losses, result.scores, result.best.score, result.best_update, result.ended)
+        first, best = result.first.score, result.best.score
+        return cls(result.losses, result.scores, first, best, result.best_update, result.ended)
 
     @property
     def iterations(self) -> int:
@@ -159,7 +171,9 @@ class Run:
     """What is known of one generation.
 
     owner: gives its processing object, while that lives. whole: whether SGOOL improves its images as a whole. mask: a
-    picture, white where the zoom may paint, as the API gave it. noise: of the batch at hand. outcomes, zooms, notes: by
+    picture, white where the zoom may paint, as the API gave it. noise: of the batch at hand. recording: hears how that
+    batch is sampled, where SGOOL should sample likewise (`sgool.webui.follow`). uploaded: its pictures, where they are
+    improved as they are (`sgool.webui.uploaded`). outcomes, zooms, notes: by
     the image's number. files: the number of the image that each saved file belongs to. interrupted: whether the user
     has stopped the run; stopped: the numbers of the images that were in work when the user stopped it, or skipped them.
     """
@@ -169,6 +183,8 @@ class Run:
     whole: bool = True
     mask: Any = None
     noise: Tensor | None = None
+    recording: Any = None
+    uploaded: list[np.ndarray] = field(default_factory=list)
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     zooms: dict[int, ZoomOutcome] = field(default_factory=dict)
     notes: dict[int, str] = field(default_factory=dict)

@@ -64,12 +64,26 @@ class SgoolScript(scripts.Script):
             self._refuse(p, f"SGOOL is not used: {sentence(error)}")
             return
         try:
-            run = self._begin(p, settings.changed(start="image") if self.is_img2img else settings, mask)
+            settings = settings.changed(**({"start": "image"} if self.is_img2img else {"as_uploaded": False}))
+            run = self._begin(p, settings, mask)
         except Refused as told:
             self._refuse(p, str(told))
+            if settings.as_uploaded:  # the picture still comes out as it is
+                from sgool.webui.records import Run
+
+                told_all = dict.fromkeys(range(len(p.all_seeds)), p.extra_generation_params[infotext.NOTE])
+                left = settings.changed(iterations=0, zoom=False)
+                self._take(p, Run(left, weakref.ref(p), whole=False, notes=told_all))
             return
-        setattr(p, _RUN, run)
+        self._take(p, run)
         infotext.write(p, run)
+
+    def _take(self, p: Any, run: Run) -> None:
+        setattr(p, _RUN, run)
+        if run.settings.as_uploaded:
+            from sgool.webui import uploaded
+
+            p.inpainting_fill = uploaded.KEEP
 
     def _begin(self, p: Any, settings: Settings, mask: Any) -> Run:
         """The run of these settings, with its networks here. mask: of the API, or None. Raises Refused."""
@@ -95,6 +109,15 @@ class SgoolScript(scripts.Script):
         if idle := unused(settings, loaded_model(p)):
             where = f"method {settings.method}" + (" and a start from the image" if settings.start == "image" else "")
             p.comment(f"SGOOL: with {where} these do nothing: {', '.join(WEBUI[name].label for name in idle)}.")
+        if settings.render == "yours" and improves(settings) and not upscaled:
+            from sgool import cost
+
+            if not cost.follows(settings, p.sampler_name, p.steps) and not cost.renders(settings, "", p.steps):
+                self._note(
+                    p,
+                    "SGOOL keeps the image as optimized: your own sampler can only sample noise, which is what a "
+                    "run changes with a start from the seed and Start strength 1.",
+                )
         if told := _fetched(settings):  # before the first pass, which may take minutes
             raise Refused(told)
         return Run(settings, weakref.ref(p), whole=improves(settings) and not upscaled, mask=mask, notes=notes)
@@ -102,9 +125,18 @@ class SgoolScript(scripts.Script):
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """Keep the seed's noise. With hires fix this sampler's result is where SGOOL comes in."""
         run = _run(p)
-        if run is None or not run.whole or getattr(p, "is_hr_pass", False):
+        if run is None or getattr(p, "is_hr_pass", False):
+            return
+        from sgool.webui import follow, uploaded
+
+        if run.settings.as_uploaded:
+            uploaded.sample_nothing(p)
+            run.uploaded = uploaded.given(p)
+        if not run.whole:
             return
         run.noise = kwargs["noise"].detach().clone()
+        if follow.wanted(p, run.settings):
+            run.recording = follow.Recording(p)
         if getattr(p, "enable_hr", False):
             _improve_after(p, run)
 
@@ -117,6 +149,20 @@ class SgoolScript(scripts.Script):
         from sgool.webui.batch import improve
 
         ps.samples = improve(p, run, ps.samples)
+
+    def postprocess_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        run = _run(p)
+        if run is not None and run.settings.as_uploaded:
+            from sgool.webui import uploaded
+
+            uploaded.put_back(p, run, kwargs["images"])
+
+    def postprocess_image_after_composite(self, p: Any, pp: Any, *args: Any) -> None:
+        run = _run(p)
+        if run is not None and run.settings.as_uploaded:
+            from sgool.webui import uploaded
+
+            pp.image = uploaded.composed(p, run, pp.image)
 
     def postprocess_image(self, p: Any, pp: Any, *args: Any) -> None:
         """The image is finished, after hires fix: zoom into it."""

@@ -23,9 +23,9 @@ from test_browser import (
     wait_for_the_view,
 )
 
+from sgool import cost
 from sgool.presets import PRESETS
 from sgool.settings import ABOUT, Settings
-from sgool.webui import cost
 
 PROMPT = "a car and a small frog on a busy red background"
 LINE = "#sgool_txt2img [data-sgool]"

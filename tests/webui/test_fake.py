@@ -21,11 +21,15 @@ PLACES = {
     "shared.TotalTQDM": "shared_total_tqdm.TotalTQDM",
     "sd_samplers_cfg_denoiser.CFGDenoiser": "denoiser",
     "sd_samplers.DDIM": "sd_samplers_timesteps.CompVisSampler",
+    "sd_samplers.EulerAncestral": "sd_samplers_kdiffusion.KDiffusionSampler",
 }
 """Where the fake has a class, and where the real one has it or an object of it."""
 
 OWN = {
     "errors.reported",
+    # A sampler of the WebUI gets its function when it is made, and k-diffusion knows the levels.
+    *(f"sd_samplers.{name}.{own}" for name in ("DDIM", "EulerAncestral") for own in ("func", "levels")),
+    *(f"sd_samplers.Levels{own}" for own in ("", ".t_to_sigma", ".sigma_to_t")),
     "images.saved",
     "processing.prompts",
     "processing.schedule",
@@ -37,6 +41,7 @@ OWN = {
     "processing.StableDiffusionProcessing.mask_for_overlay",
     "processing.StableDiffusionProcessing.init_images",
     "processing.StableDiffusionProcessing.image_mask",
+    "processing.StableDiffusionProcessing.resize_mode",
     "processing.finish",
     "processing.params_txt",
     "extra_networks.loaded",
@@ -146,8 +151,10 @@ def test_what_the_extension_uses_is_in_both(server, tools):
     assert [name for name in names if real[name] is None] == []
     fakes = [name for name in names if name.split(".")[0] not in ("k_diffusion",)]
     assert [name for name in fakes if describe.describe(name, {}) is None] == []
-    make(server, BASE)
-    there = set(server.get("/sgool-probe/hooks")["attributes"])
+    there = set()
+    for payload in (BASE, IMG2IMG):
+        make(server, payload)
+        there |= set(server.get("/sgool-probe/hooks")["attributes"])
     assert [name for name in attributes if name not in there] == []
 
 

@@ -15,3 +15,11 @@ def save_image(
     save_to_dirs=None,
 ):
     saved.append((forced_filename or suffix, image, info))
+
+
+def flatten(img, bgcolor):
+    return img.convert("RGB")
+
+
+def resize_image(resize_mode, im, width, height, upscaler_name=None):
+    return im.resize((width, height))

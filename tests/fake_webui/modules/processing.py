@@ -25,6 +25,7 @@ class StableDiffusionProcessing:
 
     paste_to = overlay_images = mask_for_overlay = None
     init_images = image_mask = None
+    resize_mode = 0
 
     def __init__(
         self,
@@ -114,7 +115,7 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
     is_hr_pass = False
 
     def sample(self, conditioning, unconditional_conditioning, seeds, subseeds, subseed_strength, prompts):
-        self.sampler = sd_samplers.create_sampler("DDIM", self.sd_model)
+        self.sampler = sd_samplers.create_sampler(self.sampler_name, self.sd_model)
         x = self.rng.next()
         self.scripts.process_before_every_sampling(p=self, x=x, noise=x, c=conditioning, uc=unconditional_conditioning)
         seen = self.txt2img_image_conditioning(x)
@@ -167,6 +168,11 @@ class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
         if not self.init_images:
             return
         (image,) = self.init_images
+        if self.image_mask is None:
+            pixels = np.array(images.resize_image(self.resize_mode, image, self.width, self.height))
+            latent = shared.sd_model.backend[0].encode(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255).float()
+            self.init_latent = latent.repeat(self.batch_size, 1, 1, 1)
+            return
         if opts.save_init_img:
             images.save_image(image, "inits", None)
         mask = self.image_mask.filter(ImageFilter.BoxBlur(self.mask_blur and int(2.5 * self.mask_blur + 0.5)))
@@ -277,6 +283,15 @@ def process_images_inner(p):
             if not getattr(samples, "already_decoded", False):
                 samples = decode_latent_batch(p.sd_model, samples, target_device=devices.cpu, check_for_nans=True)
             state.nextjob()
+            if p.scripts is not None:
+                shown = torch.clamp((torch.stack(list(samples)).float() + 1) / 2, 0, 1)
+                as_decoded = shown.clone()
+                p.scripts.postprocess_batch(p, shown, batch_number=n)
+                # What no script has changed is compared with the decoder's own numbers in the tests.
+                samples = [
+                    mine if torch.equal(new, old) else 2 * new - 1
+                    for mine, new, old in zip(samples, shown, as_decoded, strict=True)
+                ]
             p.prompts = p.all_prompts[batch]
             p.saved += [p.save_samples()] * len(samples)
             for i, sample in enumerate(samples):
@@ -289,6 +304,14 @@ def process_images_inner(p):
     return processed
 
 
+def apply_overlay(image, paste_loc, overlay):
+    left, top, width, height = paste_loc
+    whole = Image.new("RGBA", overlay.size)
+    whole.paste(image.resize((width, height)), (left, top))
+    whole.alpha_composite(overlay)
+    return whole.convert("RGB"), image
+
+
 def finish(p, sample):
     """The image as the decoder gave it, and a picture where a script has changed it or it is pasted into another."""
     pixels = torch.clamp((sample.float() + 1) / 2, 0, 1)
@@ -298,10 +321,9 @@ def finish(p, sample):
         p.scripts.postprocess_image(p, pp)
         image = pp.image
     if p.paste_to is not None and shared.opts.overlay_inpaint:
-        overlay = p.overlay_images[0]
-        left, top, width, height = p.paste_to
-        whole = Image.new("RGBA", overlay.size)
-        whole.paste(image.resize((width, height)), (left, top))
-        whole.alpha_composite(overlay)
-        image = whole.convert("RGB")
+        image, _ = apply_overlay(image, p.paste_to, p.overlay_images[0])
+    if p.scripts is not None:
+        pp = scripts.PostprocessImageArgs(image)
+        p.scripts.postprocess_image_after_composite(p, pp)
+        image = pp.image
     return sample if image is decoded else image

@@ -40,6 +40,12 @@ class Script:
     def postprocess_image(self, p, pp, *args):
         pass
 
+    def postprocess_batch(self, p, *args, **kwargs):
+        pass
+
+    def postprocess_image_after_composite(self, p, pp, *args):
+        pass
+
     def postprocess(self, p, processed, *args):
         pass
 
@@ -63,10 +69,16 @@ class ScriptRunner:
     def postprocess_image(self, p, pp):
         self._each("postprocess_image", p, pp)
 
+    def postprocess_batch(self, p, images, **kwargs):
+        self._each("postprocess_batch", p, images=images, **kwargs)
+
+    def postprocess_image_after_composite(self, p, pp):
+        self._each("postprocess_image_after_composite", p, pp)
+
     def postprocess(self, p, processed):
         self._each("postprocess", p, processed)
 
     def _each(self, hook, p, *own, **kwargs):
         self.called.append(hook)
-        for script in self.scripts:
+        for script in [each for each in self.scripts if hasattr(each, hook)]:
             getattr(script, hook)(p, *own, *p.script_args[1:], **kwargs)

@@ -96,18 +96,37 @@ def _fail(network: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.
     return output * float("nan")
 
 
+calls: list[int] = []
+"""How many images each call of the UNet had, since the last request."""
+
+
+def counted() -> list[int]:
+    network = shared.sd_model.model.diffusion_model
+    if not hasattr(network, "sgool_counts"):
+        network.sgool_counts = network.register_forward_pre_hook(lambda network, given: calls.append(len(given[0])))
+    told = calls.copy()
+    calls.clear()
+    return told
+
+
+renders: list[float] = []
+"""Of runs whose prompt ends with "rendered": the same distance of what the user's sampler makes of the seed's noise."""
+
 firsts: list[float] = []
 """For every run so far, the distance of its first latent from the WebUI's latent, relative to the WebUI's latent."""
 
 
 def _watch() -> None:
-    from sgool.webui import batch
+    from sgool.webui import batch, render
 
     generate = batch.generate
 
     def watched(host: Any, *args: Any, **kwargs: Any) -> Any:
         result = generate(host, *args, **kwargs)
         firsts.append(((result.first.latent - host.original).norm() / host.original.norm()).item())
+        if host.p.prompt.endswith("rendered"):  # what the user's sampler makes of the seed's own noise
+            made = render.sampled(host, host.seed_noise, lambda step: None).double()
+            renders.append(((made - host.original).norm() / host.original.norm()).item())
         return result
 
     batch.generate = watched
@@ -253,6 +272,8 @@ def _add(_demo: Any, app: Any) -> None:
     _watch()
     app.add_api_route("/sgool-probe/state", state, methods=["GET"])
     app.add_api_route("/sgool-probe/last", last, methods=["GET"])
+    app.add_api_route("/sgool-probe/renders", lambda: renders, methods=["GET"])
+    app.add_api_route("/sgool-probe/calls", counted, methods=["GET"])
     app.add_api_route("/sgool-probe/hooks", hooks, methods=["GET"])
     app.add_api_route("/sgool-probe/extensions", extension_metadata, methods=["GET"])
     app.add_api_route("/sgool-probe/compared", compared, methods=["GET"])
