@@ -31,6 +31,7 @@ view of the page's own last run. All text is set as text, never as HTML. */
     /* The accordion. */
 
     const values = {}; // by tab, by name of the setting
+    const speeds = {}; // by tab: seconds of a step, for each pixel
 
     /* Gradio calls it with the values of the fields that the line's data name, whenever one of them has changed. */
     window.sgoolSettings = function(tab, given) {
@@ -63,7 +64,7 @@ view of the page's own last run. All text is set as text, never as HTML. */
         line.querySelector(".sgool-does").textContent = told.does[does] + own;
         const words = line.querySelector(".sgool-cost");
         line.querySelector(".sgool-and").textContent = parts.length ? "; " : "";
-        words.textContent = parts.length ? inWords(told, count) : "";
+        words.textContent = parts.length ? inWords(told, count) + inSeconds(tab, count * steps) : "";
         words.classList.toggle("sgool-slow", count >= told.slow);
     }
 
@@ -106,11 +107,34 @@ view of the page's own last run. All text is set as text, never as HTML. */
         return whole > 1 ? `about ${whole} times an image's time` : "about an image's time";
     }
 
+    /* By the page's last run; "" before it. */
+    function inSeconds(tab, steps) {
+        const seconds = Math.round(steps * size(tab) * (speeds[tab] ?? 0));
+        if (!seconds) return "";
+        return seconds < 100 ? ` (about ${seconds} s)` : ` (about ${Math.round(seconds / 60)} min)`;
+    }
+
+    function size(tab) {
+        const [width, height] = ["width", "height"].map((side) => find(`#${tab}_${side} input[type=number]`)?.value);
+        return Number(width) * Number(height);
+    }
+
+    /* How long the WebUI itself has sampled an image of this run. */
+    function learn(tab, run, told) {
+        const seconds = run?.images.find((image) => image.seconds)?.seconds;
+        if (!seconds) return;
+        const share = tab === "img2img" ? told.denoising_strength : 1;
+        speeds[tab] = seconds / (told.steps * share * told.width * told.height);
+        describe(tab);
+    }
+
     function setUpAccordion(tab) {
         // The WebUI's accordion ticks itself when it is opened, until its box has been clicked once. This event tells it
         // that the box was clicked, and is not a click: it ticks nothing.
         find(`#sgool_${tab}-visible-checkbox`).dispatchEvent(new Event("click"));
-        find(`#${tab}_steps`)?.addEventListener("input", () => describe(tab));
+        for (const name of ["steps", "width", "height"]) {
+            find(`#${tab}_${name}`)?.addEventListener("input", () => describe(tab));
+        }
         // No event tells of another choice in a list of Gradio's, but the list goes.
         let before;
         onAfterUiUpdate(() => {
@@ -199,6 +223,7 @@ view of the page's own last run. All text is set as text, never as HTML. */
         if (!this.box) this.build();
         only?.closeFor(this);
         this.run = run;
+        learn(this.tab, run, told);
         this.seeds = seedsOf(told);
         this.candidates = Number(told.extra_generation_params["SGOOL Candidate seeds"] ?? 1);
         this.index = 0;

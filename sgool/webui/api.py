@@ -96,6 +96,7 @@ def _of_the_whole(outcome: Outcome | None) -> dict[str, Any]:
         "rendered": outcome.rendered,
         "by_yours": outcome.by_yours,
         "message": outcome.result.ended,
+        "seconds": outcome.seconds,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -32,6 +33,7 @@ def improve(p: Any, run: Run, samples: Tensor) -> Tensor:
     """The batch's latents [B, 4, h, w], improved where that succeeded; the very same tensor where nothing did."""
     if interrupts.stopped():
         return samples
+    run.seconds = (time.monotonic() - run.begun) / len(samples) if run.begun else 0.0
     batch = Batch(p, run, samples)
     with batch.told(batch.numbers):
         if sentence := unsupported.reason(p):
@@ -169,6 +171,7 @@ class Batch:
             follows=self.followed is not None,
             rendered=self.rendered.score if self.rendered else None,
             by_yours=self.rendered is not None and better is self.rendered.latent,
+            seconds=self.run.seconds,
         )
         print(f"SGOOL: {self._label(i)}{story(outcome)}")
         if result.ended:
