@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sgool.backends import Backend
-from sgool.checkpointing import MEMORY
+from sgool.checkpointing import MEMORY, checkpoint
 from sgool.checks import SEEDS, as_folder, check_kind, check_seed, check_tensor, check_text, shown, usable_device
 from sgool.errors import NotRepeatable, SgoolError
 from sgool.guidance import Critic, load_critic
@@ -59,11 +59,12 @@ class Critics:
     detector: LoadedDetector
     faces: FaceFinder | None = None
 
-    def to(self, device: torch.device) -> Critics:
-        """The same networks, moved to another device."""
+    def to(self, device: torch.device, half: bool | None = None) -> Critics:
+        """The same networks, moved to another device. half: of the critics, see `Critic.to`."""
         with torch.inference_mode(False):
-            for network in (self.guide, self.selector, self.detector):
-                network.to(device)
+            self.guide.to(device, half)
+            self.selector.to(device, half)
+            self.detector.to(device)
         return self
 
 
@@ -129,20 +130,23 @@ def check_start(settings: Settings, image: bool) -> None:
         )
 
 
-def load_critics(wanted: Needs, models_dir: str | os.PathLike[str], device: torch.device | str = "cpu") -> Critics:
+def load_critics(
+    wanted: Needs, models_dir: str | os.PathLike[str], device: torch.device | str = "cpu", half: bool | None = None
+) -> Critics:
     """The critics and the detectors that are wanted; weights that `sgool.needs.fetch` has not are downloaded now,
-    except the face detector's, see `FaceFinder.note`.
+    except the face detector's, see `FaceFinder.note`. half: see `Critics.to`.
 
     Raises SgoolError where the weights cannot be had, and for a folder or a device that cannot be one.
     """
     kept, place = as_folder(models_dir), usable_device(device)
     with torch.inference_mode(False):  # a caller's would make tensors that no gradient can go through
-        return Critics(
-            load_critic(wanted.guide, "guide", kept, place),
-            load_critic(wanted.selector, "selector", kept, place),
+        critics = Critics(
+            load_critic(wanted.guide, "guide", kept),
+            load_critic(wanted.selector, "selector", kept),
             load_detector(wanted.detector, kept, place),
             FaceFinder(kept) if wanted.faces else None,
         )
+        return critics.to(place, half)
 
 
 def generate(
@@ -182,10 +186,11 @@ def _attempt(
     backend: Backend, critics: Critics, request: Request, progress: Progress | None, settings: Settings
 ) -> Result:
     trajectory = make_trajectory(backend, request, settings)
+    guide = critics.guide.fresh()
     problem = Problem(
         backend,
         trajectory,
-        make_loss(critics.guide, request.prompt, settings),
+        make_loss(guide, request.prompt, settings),
         Regions(critics.detector, region_finder(settings), settings.refresh),
         critics.selector,
     )
@@ -197,7 +202,11 @@ def _attempt(
         1 if request.init_latent is not None else settings.candidates,
         together(backend, settings),
     )
-    return optimize(problem, _start(backend, trajectory, request, progress or Progress()), plan, progress)
+    undo = checkpoint(list(guide.blocks()) if MEMORY[settings.memory].network else [])
+    try:
+        return optimize(problem, _start(backend, trajectory, request, progress or Progress()), plan, progress)
+    finally:
+        undo()
 
 
 def make_trajectory(backend: Backend, request: Request, settings: Settings) -> Trajectory:

@@ -20,6 +20,7 @@ from torch import Tensor
 from sgool.backends import Backend
 from sgool.errors import SgoolError, out_of_memory
 from sgool.groups import in_groups
+from sgool.guidance.blend import favorite
 from sgool.guidance.critic import Critic
 from sgool.guidance.loss import SaliencyLoss
 from sgool.region import Region
@@ -107,12 +108,12 @@ def optimize(problem: Problem, start: Start, plan: Plan, progress: Progress | No
 
 @dataclass(frozen=True)
 class _Tried:
-    """A candidate with its image. liked: the sum of guide score and selector score."""
+    """A candidate with its image. parts: the guide's scores of it [K], see `Critic.parts`."""
 
     trajectory: Trajectory
     final: Final
     snapshot: Snapshot
-    liked: float
+    parts: Tensor
 
 
 class _Run:
@@ -126,32 +127,51 @@ class _Run:
         self._random = torch.Generator().manual_seed(plan.seed)
 
     def choose(self, start: Start) -> tuple[Trajectory, Final]:
-        """Make the candidates, and return the one with the highest sum of guide score and selector score.
+        """Make the candidates, and return the one that guide and selector together like best (see `favorite`).
 
-        The sum is fair, because nothing has been optimized against either critic yet. A single one is only sampled. One
+        That is fair, because nothing has been optimized against either critic yet. A single one is only sampled. One
         that fails is left out, but not the first.
         """
         if self.plan.candidates == 1:
             trajectory, state = start([0])
             return trajectory, trajectory.run(state, self.progress.step)
         first: _Tried | None = None
-        for tried in in_groups(partial(self._tried, start), self.plan.candidates, self.plan.together):
+        parts: dict[int, Tensor] = {}
+        scores: list[float] = []
+        held = 0
+        groups = in_groups(partial(self._tried, start), self.plan.candidates, self.plan.together)
+        for number, tried in enumerate(groups):
             if isinstance(tried, SgoolError):
                 if self.result is None:
                     raise tried
                 self.result.left_out.append(tried)
-            elif first is None or self.result is None:
+                continue
+            parts[number] = tried.parts
+            scores.append(tried.snapshot.score)
+            if first is None or self.result is None:
                 first = chosen = tried
                 own = self._seen(tried.snapshot)
                 self.result = Result(own, own)
-            elif tried.liked > chosen.liked:
-                chosen = tried
-                better = tried.snapshot.score > first.snapshot.score
-                self.result.best = self._seen(tried.snapshot) if better else self.result.first
-        assert self.result is not None
-        if chosen is first:
+            elif self._favorite(parts, scores) == number:
+                chosen, held = tried, number
+                self.result.best = self._better(first, tried)
+        assert self.result is not None and first is not None
+        # Where the critics' scores differ in scale, a later candidate can bring an earlier one to the front again.
+        if (leader := self._favorite(parts, scores)) != held:
+            chosen = self._tried(start, [leader])[0] if leader else first
+            self.result.best = self._better(first, chosen)
+        if not leader:
             self.result.first = self.result.best = replace(self.result.first, iteration=0)  # the updates begin with it
         return chosen.trajectory, chosen.final
+
+    def _favorite(self, parts: dict[int, Tensor], scores: Sequence[float]) -> int:
+        guide, selector = self.problem.loss.critic, self.problem.selector
+        return list(parts)[favorite(guide, selector, torch.stack(list(parts.values())), scores)]
+
+    def _better(self, first: _Tried, tried: _Tried) -> Snapshot:
+        """The candidate's image, or the first one where that has no lower score."""
+        assert self.result is not None
+        return self._seen(tried.snapshot) if tried.snapshot.score > first.snapshot.score else self.result.first
 
     def improve(self, trajectory: Trajectory, final: Final) -> Ending:
         """Update the start of this trajectory, render every update, and keep the best image in `result`."""
@@ -186,15 +206,14 @@ class _Run:
         final = trajectory.run(state, _each(len(numbers), self.progress.step), store=True)
         latents = trajectory.image(final)
         images = _visible(self.problem.backend.decode(latents.float()))
-        scores, guides = (
-            critic.judge_all(images, self.problem.loss.prompt)
-            for critic in (self.problem.selector, self.problem.loss.critic)
-        )
+        prompt = self.problem.loss.prompt
+        scores = self.problem.selector.judge_all(images, prompt)
+        guided = self.problem.loss.critic.judge_parts(images, prompt)
         tried = []
-        for i, (score, guide) in enumerate(zip(scores, guides, strict=True)):
+        for i, (score, parts) in enumerate(zip(scores, guided, strict=True)):
             own, end = trajectory.sample(i), final.sample(i)
             image, latent = images[i : i + 1].clone(), latents[i : i + 1].clone()
-            tried.append(_Tried(own, end, Snapshot(TRIED, image, latent, score, noise=own.noise(end)), score + guide))
+            tried.append(_Tried(own, end, Snapshot(TRIED, image, latent, score, noise=own.noise(end)), parts))
         return tried
 
     def _seen(self, snapshot: Snapshot) -> Snapshot:

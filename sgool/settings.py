@@ -19,13 +19,16 @@ from sgool.checkpointing import MEMORY
 from sgool.checks import check_kind
 from sgool.checks import shown as short
 from sgool.errors import SgoolError
-from sgool.guidance import CRITICS, check_critic
+from sgool.guidance import CRITICS, check_critic, check_guide, shared
 from sgool.saliency import DETECTORS
 from sgool.samplers import SAMPLERS, WAYS_BACK, steps_range
 from sgool.update import RULES
 
 CLIPS = ("clip:ViT-L-14/openai", "clip:ViT-L-14/datacomp_xl_s13b_b90k", "clip:ViT-H-14/laion2b_s32b_b79k")
 """Larger ones than the critics' own, by size: 0.9, 0.9 and 3.9 GB."""
+
+BOTH = "clip 1, hps-v2.1 1"
+"""A guide of the prompt and of people's taste."""
 
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
@@ -252,10 +255,11 @@ class Settings:
     guide: str = setting(
         "clip",
         "Guide",
-        "the critic that SGOOL optimizes; clip:MODEL/WEIGHTS takes any model of open_clip; embedded downloads nothing",
+        "the critic that SGOOL optimizes, or several with weights: clip 1, hps-v2.1 5; clip:MODEL/WEIGHTS takes any "
+        "model of open_clip; embedded downloads nothing",
         group="Critics",
-        suggestions=(*CRITICS, *CLIPS),
-        check=check_critic,
+        suggestions=(*CRITICS, *CLIPS, BOTH),
+        check=check_guide,
     )
     selector: str = setting(
         "clip",
@@ -394,6 +398,9 @@ class Settings:
         if not fewest <= self.steps <= most:
             bound = f"at least {fewest}" if self.steps < fewest else f"at most {most}"
             raise SettingError("steps", f"must be {bound} with the sampler {self.sampler}, not {self.steps}")
+        if same := shared(self.guide, self.selector):
+            both = self.selector if same == self.selector else f"{self.selector} and {same}"
+            raise SettingError("selector", f"must be another network than the guide, and {both} is the same in both")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:

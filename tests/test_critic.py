@@ -36,7 +36,7 @@ class Painter(Critic):
         self.device = torch.device("cpu")
         self.seen: list[int] = []
 
-    def to(self, device: torch.device) -> Painter:
+    def to(self, device: torch.device, half: bool | None = None) -> Painter:
         self.device = torch.device(device)
         return self
 
@@ -260,8 +260,9 @@ def test_the_embedded_critics_of_the_two_roles_differ(tmp_path: Path) -> None:
 def test_the_clips_of_the_two_roles_differ_and_any_other_can_be_named(tmp_path: Path, monkeypatch) -> None:
     asked = []
 
-    def load(name: str, tag: str, **options: object) -> None:
+    def load(name: str, tag: str, **options: object) -> Critic:
         asked.append((name, tag, options))
+        return Painter()
 
     monkeypatch.setattr("sgool.guidance.clip.load_clip", load)
     load_critic("clip", "guide", tmp_path)

@@ -81,6 +81,8 @@ def test_a_run_returns_the_best_image_and_counts_its_work(backend, critics):
 class Scripted:
     """A critic with given scores, one for each image in turn; all else is that of a real one, where it is given."""
 
+    unit = "cosine"
+
     def __init__(self, scores, critic=None):
         self.scores, self.critic = iter(scores), critic
 
@@ -93,6 +95,15 @@ class Scripted:
     def judge_all(self, images, text):
         assert text == PROMPT
         return [next(self.scores) for _ in images]
+
+    def judge_parts(self, images, text):
+        return torch.tensor(self.judge_all(images, text))[:, None]
+
+    def fresh(self):
+        return self
+
+    def settle(self, parts):
+        return parts[:, 0]
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_an_unknown_name_is_refused_and_the_known_are_listed(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["clip", "embedded", "clip:ViT-L-14/openai", "clip:RN50x64/cc12m", "clip:a.b-c_d/e.f"])
 def test_guide_and_selector_take_the_name_of_any_critic_there_could_be(name: str) -> None:
-    assert Settings(guide=name, selector=name).guide == name
+    assert Settings(guide=name).guide == Settings(selector=name).selector == name
 
 
 def test_guide_and_selector_say_what_they_take() -> None:

@@ -44,7 +44,7 @@ class Colors(Critic):
     def __init__(self) -> None:
         self.encoded = 0
 
-    def to(self, device: torch.device) -> Colors:
+    def to(self, device: torch.device, half: bool | None = None) -> Colors:
         return self
 
     def encode_image(self, images: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class Colors(Critic):
 
     image_size = (8, 8)
 
-    def to(self, device):
+    def to(self, device, half=None):
         return self
 
     def encode_image(self, images):

@@ -1,16 +1,14 @@
 """A frozen CLIP whose image encoder can be differentiated (Radford et al. 2021, arXiv 2103.00020; open_clip's models).
 
-Works with open_clip 2.20 to 3.3. It says where the weights of a name and a tag are published; they are downloaded and
-read here.
+Works with open_clip 2.20 to 3.3. It says where the weights of a name and a tag are published; they are downloaded
+here, and read in `clip_loading`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgool.download import unreachable
 from sgool.errors import SgoolError, brief
-from sgool.guidance.clip_weights import endpoint, known_weights, published
+from sgool.guidance.clip_loading import BpeTokenizer, open_model
+from sgool.guidance.clip_weights import known_weights, published
 from sgool.guidance.critic import CriticKind, EmbeddingCritic, Role
+from sgool.guidance.half import in_precision, precision
 from sgool.guidance.prompt import clean_prompt, split_prompt
-from sgool.weights import Weight, ensure, load_state_dict
+from sgool.weights import Weight, ensure
 
 VARIANTS: dict[Role, str] = {"guide": "ViT-B-32/laion2b_s34b_b79k", "selector": "ViT-B-16/laion2b_s34b_b88k"}
 """The model and the weights that suit each role: two architectures, so their errors differ."""
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-class BpeTokenizer:
-    """CLIP's byte pair encoding for any context length: `texts -> int64 [N, context]`, padded with zeros.
-
-    open_clip 2.20 offers its own merges at 77 tokens only, so the call is written out here.
-    """
-
-    def __init__(self, bpe: Any, context_length: int = 77) -> None:
-        self.bpe = bpe
-        self.context_length = context_length
-
-    def encode(self, text: str) -> list[int]:
-        """The token numbers of `text`, without start and end."""
-        tokens: list[int] = self.bpe.encode(text)
-        return tokens
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        start, end = self.bpe.encoder["<start_of_text>"], self.bpe.encoder["<end_of_text>"]
-        tokens = torch.zeros(len(texts), self.context_length, dtype=torch.long)
-        for row, text in zip(tokens, texts, strict=True):
-            ids = [start, *self.encode(text)[: self.context_length - 2], end]
-            row[: len(ids)] = torch.tensor(ids)
-        return tokens
 
 
 class Clip(EmbeddingCritic):
@@ -93,20 +68,27 @@ class Clip(EmbeddingCritic):
         self.context_length: int = getattr(tokenizer, "context_length", None) or default
         self._texts: dict[str, Tensor] = {}
 
-    def to(self, device: torch.device | str) -> Clip:
-        """This CLIP, its image encoder moved to another device."""
+    def to(self, device: torch.device | str, half: bool | None = None) -> Clip:
+        """This CLIP, its image encoder moved to another device; half: see `Critic`."""
         self.device = torch.device(device)
-        self.model.visual.to(self.device)
+        visual: Any = self.model.visual
+        if half is not None:
+            self.dtype = precision(sum(each.numel() for each in visual.parameters()), self.device, half)
+        visual.to(self.device, self.dtype)
         self._mean, self._std = self._mean.to(device), self._std.to(device)
         self._texts.clear()  # they would only ever become more, and are quickly made again
         return self
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """The image encoder's, where it is a transformer of open_clip's."""
+        return getattr(getattr(self.model.visual, "transformer", None), "resblocks", ())
 
     def encode_text(self, prompt: str) -> Tensor:
         """The prompt's embedding [D]. WebUI syntax is removed first; text beyond the model's context (77 tokens, start
         and end included) is encoded in parts whose embeddings are averaged."""
         text = clean_prompt(prompt)
         if text not in self._texts:
-            parts = split_prompt(text, self._token_counter(), self.context_length - 2)
+            parts = self.split(text)
             # Out of inference mode, or the cached tensor could not take part in a later gradient.
             with torch.inference_mode(False), torch.no_grad():
                 tokens = self.tokenizer(parts).to(self.model.logit_scale.device)
@@ -114,6 +96,10 @@ class Clip(EmbeddingCritic):
                 mean = F.normalize(encoded.float(), dim=-1).mean(0)
                 self._texts[text] = F.normalize(mean, dim=-1).to(self.device)
         return self._texts[text]
+
+    def split(self, text: str) -> list[str]:
+        """The parts of a text that are encoded one by one; what they hold beyond the context is cut off."""
+        return split_prompt(text, self._token_counter(), self.context_length - 2)
 
     def _token_counter(self) -> Callable[[str], int]:
         if hasattr(self.tokenizer, "encode"):
@@ -123,8 +109,8 @@ class Clip(EmbeddingCritic):
     def encode_image(self, images: Tensor) -> Tensor:
         """Embeddings [N, D] of images [N, 3, H, W] in [0, 1], differentiable with respect to the images."""
         pixels = self.resize(images.to(self.device, torch.float32))
-        pixels = ((pixels - self._mean) / self._std).to(self.dtype)
-        return F.normalize(self.model.encode_image(pixels).float(), dim=-1)  # type: ignore[operator]
+        encoded = in_precision(self.model.encode_image, (pixels - self._mean) / self._std, self.dtype)  # type: ignore[arg-type]
+        return F.normalize(encoded, dim=-1)
 
 
 def load_clip(
@@ -140,76 +126,16 @@ def load_clip(
     Raises SgoolError for an unknown name or tag (naming close ones), and when the weights can be neither downloaded nor
     read.
     """
-    import open_clip
-    from open_clip.tokenizer import SimpleTokenizer
-
     known = known_weights(name, tag)
     if known or not Path(tag).is_file():
         weight = published(name, tag)
         path = ensure(weight, models_dir)
     else:
         weight, path = Weight(Path(tag).name, ""), Path(tag)
-    _check_hub(name)
     # Newer versions say which weights were trained with QuickGELU; older ones build OpenAI's so unasked.
-    quick = {"force_quick_gelu": True} if known.get("quick_gelu") or tag.lower() == "openai" else {}
-    try:
-        with torch.inference_mode(False), _own_reading(weight):
-            model = open_clip.create_model(name, pretrained=str(path), pretrained_hf=False, **quick)
-            tokenizer = open_clip.get_tokenizer(name)
-    except SgoolError:
-        raise
-    except Exception as error:  # of a shape that does not fit, or of the hub's libraries
-        raise SgoolError(f"The CLIP {name} cannot be loaded from {path}: {brief(error)}") from error
-    if not hasattr(tokenizer, "encode") and not hasattr(tokenizer, "tokenizer"):
-        tokenizer = BpeTokenizer(SimpleTokenizer())  # open_clip 2.20 gives a bare function
+    quick = bool(known.get("quick_gelu") or tag.lower() == "openai")
+    model, tokenizer = open_model(name, path, program=weight.pins(path), quick=quick)
     return Clip(model, tokenizer, device=device, dtype=dtype, mean=known.get("mean"), std=known.get("std"))
-
-
-_reading = threading.Lock()
-
-
-@contextmanager
-def _own_reading(weight: Weight) -> Iterator[None]:
-    """Meanwhile open_clip reads files with `sgool.weights`.
-
-    Before 2.28 it runs what a file holds besides tensors, and knows no safetensors. What it then does with the tensors
-    differs between its versions, and is left to it.
-    """
-    from open_clip import factory
-
-    def read(path: str, *_: Any, **__: Any) -> dict[str, Tensor]:
-        state = load_state_dict(path, program=weight.pins(Path(path)))
-        for key in ("input_resolution", "context_length", "vocab_size"):  # in OpenAI's archives, and no weights
-            state.pop(key, None)
-        return {key.removeprefix("module."): value for key, value in state.items()}
-
-    with _reading:
-        theirs = factory.load_state_dict
-        factory.load_state_dict = read
-        try:
-            yield
-        finally:
-            factory.load_state_dict = theirs
-
-
-def _check_hub(name: str) -> None:
-    """Some models have a tokenizer from the hub, which the hub's own library downloads.
-
-    That takes a minute to find that there is no network. This raises SgoolError within seconds.
-    """
-    import open_clip
-    from huggingface_hub import try_to_load_from_cache
-
-    text = open_clip.get_model_config(name)["text_cfg"]
-    for repository in {text[key] for key in ("hf_tokenizer_name", "hf_model_name") if text.get(key)}:
-        files = ("tokenizer_config.json", "tokenizer.json", "config.json")
-        if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
-            continue
-        for reason in unreachable([endpoint()]).values():
-            raise SgoolError(
-                f"The CLIP {name} has the tokenizer of {repository} on the Hugging Face hub, which is not here "
-                f"({reason}): connect to the network and try again, or choose another CLIP."
-            )
 
 
 def load_clip_folder(
@@ -263,6 +189,12 @@ def weights(variant: str, role: Role) -> tuple[Weight, ...]:
     return (published(*(variant or VARIANTS[role]).split("/")),)
 
 
+def network(variant: str, role: Role) -> str:
+    """See CriticKind. open_clip takes a tag in any case, and has some models once more with the name of QuickGELU."""
+    name, tag = (variant or VARIANTS[role]).split("/")
+    return f"{name.removesuffix('-quickgelu')}/{tag.lower().replace('-', '_')}"
+
+
 def load(variant: str, role: Role, models_dir: Path, device: torch.device) -> Clip:
     """See CriticKind."""
     weights(variant, role)
@@ -270,4 +202,13 @@ def load(variant: str, role: Role, models_dir: Path, device: torch.device) -> Cl
     return load_clip(name, tag, models_dir=models_dir, device=device)
 
 
-KIND = CriticKind("CLIP, how well the image fits the prompt; any model of open_clip", load, check_variant, weights)
+KIND = CriticKind(
+    "how well the image fits the prompt; any model of open_clip",
+    load,
+    check_variant,
+    weights,
+    network,
+    licence="MIT",
+    download=1.2,
+    memory=0.3,
+)

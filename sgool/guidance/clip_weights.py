@@ -84,6 +84,11 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
+def on_hub(repository: str, file: str, own: str, sha256: str = "") -> Weight:
+    """A file on the Hugging Face hub, and its name in the models folder."""
+    return Weight(own, f"{endpoint()}/{repository}/resolve/main/{file}", sha256=sha256, hub=(repository, file))
+
+
 def _closest(word: str, choices: Sequence[str]) -> str:
     names = {choice.lower(): choice for choice in choices}
     close = [names[key] for key in difflib.get_close_matches(word.lower(), names, n=4, cutoff=0.4)]

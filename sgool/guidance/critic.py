@@ -7,14 +7,14 @@ The loss, the guide and the selector see critics only. A new critic is a file wi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgool.errors import SgoolError
 from sgool.weights import Weight
@@ -33,9 +33,18 @@ class Critic(ABC):
     image_size: tuple[int, int]
     """Height and width of the images that the network itself sees, in pixels."""
 
+    name: str = ""
+    """What its scores are called by: its name in the settings."""
+
+    unit: str = "cosine"
+    """What its scores are measured in. Scores of one unit may be added."""
+
     @abstractmethod
-    def to(self, device: torch.device) -> Critic:
-        """This critic, moved to another device."""
+    def to(self, device: torch.device, half: bool | None = None) -> Critic:
+        """This critic, moved to another device.
+
+        half: whether a large network computes images in float16 there; None leaves its precision as it is.
+        """
 
     @abstractmethod
     def encode_image(self, images: Tensor) -> Tensor:
@@ -59,6 +68,31 @@ class Critic(ABC):
             return images
         return F.interpolate(images, self.image_size, mode="bicubic", align_corners=False, antialias=True)
 
+    def encode(self, views: Sequence[Tensor]) -> Tensor:
+        """Features [N, ...] of N views [n, 3, h, w], which may differ in size, in one batch."""
+        return self.encode_image(torch.cat([self.resize(view) for view in views]))
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """The parts of the network that memory `low` recomputes one at a time."""
+        return ()
+
+    def fresh(self) -> Critic:
+        """This critic for one run, without what it has learned in another."""
+        return self
+
+    @property
+    def settled(self) -> bool:
+        """Whether it needs no `settle` before its scores can be compared with each other."""
+        return True
+
+    def parts(self, features: Tensor, texts: Sequence[str]) -> Tensor:
+        """The scores [N, K] that those of N encoded images are made of: one, but for a sum of critics."""
+        return self.rate(features, texts)[:, None]
+
+    def settle(self, parts: Tensor) -> Tensor:
+        """The scores [N] of images whose parts [N, K] are these. A sum weighs its critics by them from here on."""
+        return parts[:, 0]
+
     def score(self, images: Tensor, text: str) -> Tensor:
         """Scores [N] of images [N, 3, H, W] for one text; differentiable."""
         return self.table(self.encode_image(images), [text])[:, 0]
@@ -72,6 +106,10 @@ class Critic(ABC):
         """The same for each of the images [B, 3, H, W]."""
         scores: list[float] = self.score(shifted(images), text).view(-1, len(images)).mean(0).tolist()
         return scores
+
+    def judge_parts(self, images: Tensor, text: str) -> Tensor:
+        """What `judge_all` gives, by its parts [B, K]; on the CPU, where images are compared by them."""
+        return torch.tensor(self.judge_all(images, text))[:, None]
 
 
 class EmbeddingCritic(Critic):
@@ -132,12 +170,18 @@ def no_weights(variant: str, role: Role) -> tuple[Weight, ...]:
 class CriticKind:
     """A kind of critic.
 
-    description: a line for people. load: the critic of a variant ("" for the one that suits the role), for a role, from
-    a models folder, on a device; raises SgoolError. check: raises SgoolError for a variant that cannot be. weights: the
-    files that it needs, for a variant and a role; asks nobody, and raises SgoolError for a variant that there is not.
+    description: what it measures, a line for people. load: the critic of a variant ("" for the one that suits the
+    role), for a role, from a models folder, on a device; raises SgoolError. check: raises SgoolError for a variant that
+    cannot be. weights: the files that it needs, for a variant and a role; asks nobody, and raises SgoolError for a
+    variant that there is not. network: names the image network of a variant in a role; critics with one name share it.
+    licence: of the weights. download: their size in GB. memory: what its weights take of a GPU, in GiB.
     """
 
     description: str
     load: Callable[[str, Role, Path, torch.device], Critic]
     check: Callable[[str], None] = no_variants
     weights: Callable[[str, Role], Sequence[Weight]] = no_weights
+    network: Callable[[str, Role], str] | None = None
+    licence: str = ""
+    download: float = 0.0
+    memory: float = 0.0

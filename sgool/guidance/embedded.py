@@ -16,4 +16,14 @@ def load(variant: str, role: Role, models_dir: Path, device: torch.device) -> Cl
     return load_clip_folder(tiny.CLIPS[role], device=device)
 
 
-KIND = CriticKind("The embedded model's own small CLIPs; they know its little world only", load)
+def network(variant: str, role: Role) -> str:
+    """See CriticKind."""
+    return f"embedded {role}"
+
+
+KIND = CriticKind(
+    "how well the image fits the prompt; the embedded model's own small CLIPs, which know its little world only",
+    load,
+    network=network,
+    licence="MIT",
+)

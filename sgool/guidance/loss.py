@@ -85,6 +85,10 @@ DOODL = Whole(cutouts=16, itself=False, reduce="min")
 """DOODL's published loss: the smallest distance among 16 cutouts. Use it with a saliency weight of 0."""
 
 
+SETTLING = 16
+"""Cutouts that a sum of critics is settled by."""
+
+
 class SaliencyLoss:
     """(1 - w) * whole + w * sum_r v_r * distance(crop_r), with the critic's distances.
 
@@ -124,9 +128,10 @@ class SaliencyLoss:
     ) -> Tensor:
         """The scalar loss of one image [1, 3, H, W] in [0, 1]. Without regions only the whole image counts."""
         salient = self._compared(regions)
+        self._settle(image)
         views = self._views(image, generator)
-        crops = [self.critic.resize(crop(image, regions[number])) for number in salient]
-        features = self.critic.encode_image(torch.cat(views + crops))
+        crops = [crop(image, regions[number]) for number in salient]
+        features = self.critic.encode(views + crops)
         seen = len(features) - len(crops)
         distances = self.critic.distance(features[:seen], [self.prompt] * seen)
         loss = distances.min() if self.whole.reduce == "min" else distances.mean()
@@ -137,12 +142,20 @@ class SaliencyLoss:
         local = (weights / weights.sum() * self.critic.distance(features[seen:], texts)).sum()
         return (1 - self.saliency_weight) * loss + self.saliency_weight * local
 
+    @torch.no_grad()
+    def _settle(self, image: Tensor) -> None:
+        """Before the first loss, a sum of critics weighs them by their scores of the image and of cutouts."""
+        if self.critic.settled:
+            return
+        cutouts = random_cutouts(image, SETTLING, min(self.critic.image_size), torch.Generator().manual_seed(0))
+        features = self.critic.encode([image, cutouts])
+        self.critic.settle(self.critic.parts(features, [self.prompt] * len(features)))
+
     def _views(self, image: Tensor, generator: torch.Generator | None) -> list[Tensor]:
-        views = [self.critic.resize(image)] if self.whole.itself else []
+        views = [image] if self.whole.itself else []
         if self.whole.cutouts:
             size = min(self.critic.image_size)
-            cutouts = random_cutouts(image, self.whole.cutouts, size, generator, self.whole.power)
-            views.append(self.critic.resize(cutouts))
+            views.append(random_cutouts(image, self.whole.cutouts, size, generator, self.whole.power))
         return views
 
     def _compared(self, regions: Sequence[Region]) -> list[int]:

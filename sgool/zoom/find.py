@@ -64,10 +64,11 @@ def find_places(picture: Picture, critics: Critics, settings: Settings) -> list[
     small = [each for each in every if each.asked or max(each.region.height, each.region.width) <= limit]
     if settings.zoom_order == "weakest-first":
         texts = likest(picture, [each.region for each in small], critics.guide)
-        scores = [
-            critics.guide.judge(crop(picture.image, each.region), each.text or text)
+        parts = [
+            critics.guide.judge_parts(crop(picture.image, each.region), each.text or text)
             for each, text in zip(small, texts, strict=True)
         ]
+        scores = critics.guide.fresh().settle(torch.cat(parts)).tolist() if parts else []
         found = [small[number] for number in sorted(range(len(small)), key=scores.__getitem__)]
     else:
         found = sorted(small, key=lambda each: ORDERS[settings.zoom_order](each.region))
@@ -142,8 +143,8 @@ def by_phrases(picture: Picture, critics: Critics, settings: Settings) -> list[C
     phrases = phrases_of(picture.prompt)
     height, width = picture.image.shape[-2:]
     regions = windows(height, width, settings)
-    crops = torch.cat([critics.guide.resize(crop(picture.image, region)) for region in regions])
-    features = torch.cat([critics.guide.encode_image(part) for part in crops.split(FOUND)])
+    crops = [crop(picture.image, region) for region in regions]
+    features = torch.cat([critics.guide.encode(crops[at : at + FOUND]) for at in range(0, len(crops), FOUND)])
     scores = critics.guide.table(features, phrases).cpu()
     left = scores - scores.median(0).values  # of one phrase, as words differ in how high they score anywhere
     least = STANDS_OUT * float(left.max())
@@ -207,8 +208,7 @@ def likest(picture: Picture, regions: Sequence[Region], critic: Critic) -> list[
     if not regions:
         return []
     phrases = phrases_of(picture.prompt)
-    crops = torch.cat([critic.resize(crop(picture.image, region)) for region in regions])
-    scores = critic.table(critic.encode_image(crops), phrases)
+    scores = critic.table(critic.encode([crop(picture.image, region) for region in regions]), phrases)
     numbers = assign(scores.repeat(1, ceil(len(regions) / len(phrases))))
     return [phrases[number % len(phrases)] for number in numbers]
 

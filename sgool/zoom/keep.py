@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 
 import torch
 from torch import Tensor
@@ -19,13 +20,14 @@ class Judge:
     """Whether a repaint earns its place: the place must score higher for its text, and the whole image higher for the
     prompt.
 
-    critic: one that is never optimized. good: a place with this score is not painted at all.
+    critic: one that is never optimized. good: a place with this score is not painted at all; a cosine, so it holds for
+    critics that give these.
     """
 
     def __init__(self, critic: Critic, prompt: str, good: float = 1.0) -> None:
         self.critic = critic
         self.prompt = prompt
-        self.good = good
+        self.good = good if critic.unit == "cosine" else inf
 
     def of_place(self, image: Tensor, place: Place) -> float:
         """The score of a place for its own text."""
