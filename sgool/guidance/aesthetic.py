@@ -63,7 +63,9 @@ class Aesthetic(Clip):
 def folded(head: State) -> tuple[Tensor, Tensor]:
     """The head's layers as one: weights [D], and what is added. Raises SgoolError for another head."""
     try:
-        layers = [(head[f"layers.{number}.weight"].double(), head[f"layers.{number}.bias"].double()) for number in LAYERS]
+        layers = [
+            (head[f"layers.{number}.weight"].double(), head[f"layers.{number}.bias"].double()) for number in LAYERS
+        ]
         weight, bias = layers[0]
         for weights, biases in layers[1:]:
             weight, bias = weights @ weight, weights @ bias + biases

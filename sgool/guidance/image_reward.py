@@ -125,10 +125,11 @@ class ImageReward(Critic):
         return (value - MEAN) / STD
 
 
-def build(state: State, vocabulary: Path, heads: tuple[int, int] = HEADS) -> ImageReward:
-    """ImageReward of published weights, its size read off them. vocabulary: BERT's, a word piece a line.
+def build(state: State, vocabulary: Path, heads: tuple[int, int]) -> ImageReward:
+    """ImageReward of published weights, its size read off them.
 
-    Raises SgoolError where something is missing or does not fit.
+    vocabulary: BERT's, a word piece a line. heads: see `HEADS`. Raises SgoolError where something is missing or has
+    another shape.
     """
     from tokenizers import BertWordPieceTokenizer
 
@@ -230,7 +231,7 @@ def load(variant: str, role: Role, models_dir: Path, device: torch.device) -> Im
     """See CriticKind."""
     file, words = (ensure(each, models_dir) for each in weights(variant, role))
     with torch.inference_mode(False):
-        return build(load_state_dict(file), words).to(device)
+        return build(load_state_dict(file), words, HEADS).to(device)
 
 
 KIND = CriticKind(
