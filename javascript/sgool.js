@@ -278,7 +278,10 @@ view of the page's own last run. All text is set as text, never as HTML. */
         this.place.textContent = `${this.index + 1} of ${all}`;
         this.scores.replaceChildren(...(wasImproved(image) ? figures(image, this.candidates) : []));
         this.facts.title = image.sampled ? `Sampled with ${image.sampled}` : "";
-        this.facts.textContent = [wasImproved(image) ? facts(image) : "", zoom ? zoomFacts(zoom) : ""]
+        const critic = image.scored_by ?? zoom?.scored_by;
+        this.facts.textContent = [
+            wasImproved(image) ? facts(image) : "", zoom ? zoomFacts(zoom) : "", critic ? `scored by ${critic}` : "",
+        ]
             .filter(Boolean).join(" · ");
         this.places.replaceChildren(...(zoom?.places ?? []).map((place, i) => this.placeRow(place, i + 1)));
         this.message.textContent = image.message || "";

@@ -1,4 +1,4 @@
-"""The command line: ``python -m sgool demo | generate | export-webui``. Only results go to stdout."""
+"""The command line: ``python -m sgool demo | generate | critics | export-webui``. Only results go to stdout."""
 
 from __future__ import annotations
 
@@ -76,6 +76,11 @@ def build_parser(more: AddCommands | None = None) -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text, description=text, epilog=f"{EXIT_CODES} {KEPT}")
         _add_generate(command, demo=name == "demo")
+    text = "list the critics: what each measures, its size and licence, and whether its weights are here"
+    command = commands.add_parser("critics", help=text, description=text)
+    command.set_defaults(run=run_critics)
+    command.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+    _add_models_dir(command)
     text = "write the embedded model for the WebUI"
     command = commands.add_parser("export-webui", help=text, description=text)
     command.set_defaults(run=run_export)
@@ -125,7 +130,11 @@ def _add_generate(command: argparse.ArgumentParser, demo: bool) -> None:
     machine.add_argument("--device", help="cuda, cpu, ... (default: cuda where there is one)")
     dtypes = ("float32", "float16", "bfloat16")
     machine.add_argument("--dtype", choices=dtypes, help="of the UNet (default: float16 on cuda, else float32)")
-    machine.add_argument(
+    _add_models_dir(machine)
+
+
+def _add_models_dir(command: Any) -> None:
+    command.add_argument(
         "--models-dir",
         metavar="FOLDER",
         type=path,
@@ -150,6 +159,25 @@ def run_generate(args: argparse.Namespace) -> int:
         return 2
     stopped = 130 if result.ending is Ending.INTERRUPTED else 0
     return 128 + args.guard.number if args.guard.number else stopped
+
+
+def run_critics(args: argparse.Namespace) -> int:
+    from sgool.guidance import listed
+    from sgool.weights import default_models_dir
+
+    critics = listed(args.models_dir or default_models_dir())
+    if args.json:
+        print(json.dumps(critics, indent=1))
+        return 0
+    for each in critics:
+        size = (
+            f"{each['download_gb']:.1f} GB, {each['gpu_gib']:.1f} GiB of a GPU"
+            if each["download_gb"]
+            else "no download"
+        )
+        here = "here" if each["here"] else "not here yet"
+        print(f"{each['name']:13} {each['measures']}\n{'':13} {size}; {each['licence']}; {here}")
+    return 0
 
 
 def run_export(args: argparse.Namespace) -> int:

@@ -83,7 +83,9 @@ class Improver:
         self.backend = DiffusersBackend(pipeline, self.settings.memory)
         wanted = needs(self.settings)
         fetch(wanted, default_models_dir())
-        self.critics: Critics = load_critics(wanted, default_models_dir(), self.backend.device)
+        self.critics: Critics = load_critics(
+            wanted, default_models_dir(), self.backend.device, self.backend.dtype != torch.float32
+        )
 
     def __call__(
         self,

@@ -81,7 +81,7 @@ def run(job: Job, guard: Guard | None = None) -> tuple[dict[str, Any], Result]:
         if job.model in tiny.NAMES:
             torch.set_num_threads(1)  # its layers are so small that a second thread only waits for the first
         backend = load_backend(job.model, device=device, dtype=dtype, memory=settings.memory)
-        critics = load_critics(wanted, folder, device)
+        critics = load_critics(wanted, folder, device, dtype != torch.float32)
         image, mask = at_size(image, mask, settings, backend.size)
         latent = None if image is None or only_zooms(settings) else backend.encode(image.to(device))
         if device.type == "cuda":
@@ -189,6 +189,7 @@ def write(
         "sampler": result.sampler,
         "iterations_done": result.iterations,
         "best_iteration": result.best_update,
+        "scored_by": settings.selector,
         "score_before": result.first.score,
         "score_start": result.score_start,
         "score_after": closer.score if closer and closer.zoomed else result.best.score,
@@ -271,6 +272,7 @@ class Bar(Progress):
 
     def __init__(self, bar: tqdm, guard: Guard, settings: Settings) -> None:
         self.bar = bar
+        self.what = f"{settings.selector} score"
         self.guard = guard
         self.settings = settings
         self.scores = ""
@@ -286,7 +288,7 @@ class Bar(Progress):
             self.bar.write(f"sgool: about {seconds:.0f} s", file=sys.stderr)
         before, start, after = result.first.score, result.scores[0], result.best.score
         where = "" if result.best_update == TRIED else f" at {result.best_update}"
-        self.scores = f"score before {before:.3f}, start {start:.3f}, best {after:.3f}{where}, "
+        self.scores = f"{self.what} before {before:.3f}, start {start:.3f}, best {after:.3f}{where}, "
         self.bar.update()
         self._check()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sgool.checks import check_kind, shown
 from sgool.samplers import SAMPLERS
-from sgool.settings import DEFAULTS, SettingError, Settings, check_names
+from sgool.settings import BOTH, DEFAULTS, SettingError, Settings, check_names
 
 PRESETS: dict[str, dict[str, Any]] = {
     "Detail": {"iterations": 0, "zoom": True},
@@ -18,6 +18,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What a preset sets; a button of the WebUI sets the rest of `PRESET_FIELDS` to the defaults."""
 
 PRESET_FIELDS = tuple(dict.fromkeys(name for preset in PRESETS.values() for name in preset))
+
+AIMS = {"the prompt": "clip", "people's taste": "hps-v2.1", "both": BOTH}
+"""The guides that the WebUI offers at first sight, by what they improve an image for."""
 
 METHODS: dict[str, dict[str, Any]] = {
     "sgool": {},

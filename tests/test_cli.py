@@ -58,7 +58,7 @@ def snapshot(iteration, score, shade=0.5):
 
 def test_the_bar_shows_the_scores_of_the_first_image_of_the_start_and_of_the_best(capsys):
     class Seen:
-        text, images = "", 0
+        text, images, total = "", 0, 1
 
         def set_postfix_str(self, text):
             self.text = text
@@ -66,11 +66,11 @@ def test_the_bar_shows_the_scores_of_the_first_image_of_the_start_and_of_the_bes
         def update(self):
             self.images += 1
 
-    bar = Bar(Seen(), Guard())
+    bar = Bar(Seen(), Guard(), Settings())
     result = Result(snapshot(TRIED, 0.5), snapshot(2, 0.75), scores=[0.625, 0.6, 0.75])
     bar.image(result, result.best)
     bar.step(3, 8)
-    assert bar.bar.text == "score before 0.500, start 0.625, best 0.750 at 2, step 3/8"
+    assert bar.bar.text == "clip score before 0.500, start 0.625, best 0.750 at 2, step 3/8"
     bar.image(Result(snapshot(TRIED, 0.5), snapshot(TRIED, 0.9), scores=[0.625]), result.best)
     bar.step(4, 8)
     assert "best 0.900, step 4/8" in bar.bar.text and bar.bar.images == 2

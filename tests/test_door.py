@@ -368,7 +368,7 @@ def test_weights_are_kept_where_the_environment_says(pipeline: Any, monkeypatch:
     monkeypatch.setattr("sgool.door.fetch", lambda *given: asked.append(given))
     monkeypatch.setattr("sgool.door.load_critics", lambda *given: asked.append(given))
     wanted = needs(sgool.Improver(pipeline).settings)
-    assert asked == [(wanted, tmp_path), (wanted, tmp_path, torch.device("cpu"))]
+    assert asked == [(wanted, tmp_path), (wanted, tmp_path, torch.device("cpu"), False)]
 
 
 def test_zoom_paints_a_place_of_an_image_of_ones_own(pipeline: Any) -> None:

@@ -109,6 +109,7 @@ def test_the_figures_tell_what_was_asked_for_and_what_came_of_it(tmp_path):
         "sampler": "ddim",  # the one that ran
         "iterations_done": 2,
         "best_iteration": 1,
+        "scored_by": "embedded",
         "score_before": 0.2,
         "score_start": 0.2,
         "score_after": 0.6,

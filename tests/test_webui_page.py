@@ -23,10 +23,10 @@ from modules import script_callbacks, scripts, shared
 from sgool import __version__, cost
 from sgool.errors import SgoolError
 from sgool.generate import Request, generate
-from sgool.guidance import CRITICS, parse_critic
-from sgool.presets import METHODS, PRESET_FIELDS, PRESETS
+from sgool.guidance import CRITICS, parse_critic, parse_sum
+from sgool.presets import AIMS, METHODS, PRESET_FIELDS, PRESETS
 from sgool.settings import ABOUT, DEFAULTS, Settings
-from sgool.webui import api, controls, gallery, infotext, options, register, script, xyz
+from sgool.webui import api, controls, gallery, infotext, models, options, register, script, xyz
 from sgool.webui.arguments import WEBUI, parse
 from sgool.webui.records import Run
 from sgool.webui.script import SgoolScript, remember_file
@@ -82,8 +82,24 @@ def test_a_critic_is_chosen_from_a_list_or_typed(webui, name):
     assert set(CRITICS) < set(made.options["choices"])
     known = {"/".join(each) for each in pytest.importorskip("open_clip").list_pretrained()}
     for choice in made.options["choices"]:
-        kind, variant = parse_critic(choice)
-        assert kind in CRITICS.values() and (not variant or variant in known)
+        for kind, variant in map(parse_critic, parse_sum(choice)):
+            assert kind in CRITICS.values() and (not variant or variant in known)
+
+
+@pytest.mark.parametrize("tab", ["txt2img", "img2img"])
+def test_at_first_sight_there_is_a_choice_of_three_guides_which_says_what_it_costs(webui, tab):
+    gradio.made.clear()
+    made = dict(zip(["enabled", *WEBUI], SgoolScript().ui(tab == "img2img"), strict=True))
+    (aim,) = [block for block in gradio.made if block.elem_id == f"sgool_{tab}_aim"]
+    assert aim.options["choices"] == ["the prompt", "people's taste", "both"] == list(AIMS)
+    assert AIMS[aim.value] == DEFAULTS["guide"]
+    for guide in AIMS.values():
+        assert Settings(guide=guide).guide == guide
+    assert "2 GB" in aim.options["info"] and "GiB of the GPU" in aim.options["info"]
+    # Either follows the other, in the page; the choice is no argument of its own.
+    assert aim.chosen["fn"] is None and aim.chosen["outputs"] == [made["guide"]]
+    assert made["guide"].changed["fn"] is None and made["guide"].changed["outputs"] == [aim]
+    assert all(json.dumps(guide) in aim.chosen["_js"] for guide in AIMS.values())
 
 
 def test_the_page_is_told_the_settings_without_a_request(webui):
@@ -92,7 +108,7 @@ def test_the_page_is_told_the_settings_without_a_request(webui):
     counted = [made[name] for name in controls.COUNTED]
     for wiring in (gradio.context.Context.root_block.loaded, *(control.changed for control in counted)):
         assert wiring["fn"] is None and wiring["inputs"] == counted and wiring["outputs"] == []
-    assert {name for name, control in made.items() if control.changed} == set(controls.COUNTED)
+    assert {name for name, control in made.items() if control.changed} == {*controls.COUNTED, "guide"}
 
 
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
@@ -307,6 +323,19 @@ def test_version_and_detectors(client):
     assert "spectral" in [each["name"] for each in client.get("/sgool/v1/detectors").json()]
 
 
+def test_the_critics_are_listed_with_what_they_cost_and_whether_they_are_here(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "models_dir", lambda: tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    listed = {each["name"]: each for each in client.get("/sgool/v1/critics").json()}
+    assert list(listed) == list(CRITICS)
+    assert {name for name, each in listed.items() if each["here"]} == {"embedded"}
+    hps = listed["hps-v2.1"]
+    assert (hps["licence"], hps["download_gb"], hps["gpu_gib"]) == ("Apache-2.0", 2.0, 1.2)
+    assert "people prefer" in hps["measures"] and all(each["measures"] and each["licence"] for each in listed.values())
+    (tmp_path / "HPS_v2.1_compressed.pt").write_bytes(b"")
+    assert {each["name"] for each in client.get("/sgool/v1/critics").json() if each["here"]} == {"embedded", "hps-v2.1"}
+
+
 def test_a_run_can_be_seen_by_its_id(client, webui):
     p, processed = webui.make({"sampler": "bdia"}, prompt="<b>a car</b>", seed=6)
     (number,) = json.loads(json.dumps(p.extra_generation_params))["SGOOL run"]  # as the page reads it
@@ -318,6 +347,7 @@ def test_a_run_can_be_seen_by_its_id(client, webui):
         assert f"{image[name]:.4f}" == text[f"SGOOL {name.replace('_', ' ')}"]
     assert image["iterations"] == 1 and image["regions"] >= 1 and image["message"] == ""
     assert image["sampled"] == text["SGOOL sampled with"] == "its own bdia, 2 steps"
+    assert image["scored_by"] == text["SGOOL scored by"] == "embedded"
     root = f"/sgool/v1/runs/{number}"
     for name in ("before", "after", "saliency", "loss"):
         answer = client.get(f"{root}/0/{name}.png")

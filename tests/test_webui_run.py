@@ -286,8 +286,9 @@ def test_the_webuis_own_gelu_in_half_precision_is_none_of_ours(webui, monkeypatc
 
 
 def test_critics_move_once_for_a_batch(webui, monkeypatch):
+    webui.make({})
     moved, to = [], Critics.to
-    monkeypatch.setattr(Critics, "to", lambda self, device: moved.append(device) or to(self, device))
+    monkeypatch.setattr(Critics, "to", lambda self, *where, **how: moved.append(where) or to(self, *where, **how))
     webui.make({}, batch_size=3)
     assert len(moved) == 2
 
@@ -372,7 +373,7 @@ def test_what_sampling_again_gains_is_not_credited_to_the_updates(webui, monkeyp
     given = iter(scores)
     monkeypatch.setattr(Clip, "judge", lambda self, image, prompt: next(given))
     _, processed = webui.make({"sampler": "bdia", "start": "seed", "steps": 4, "iterations": 2})
-    assert f"SGOOL: {told} (sampled with its own bdia, 4 steps)\n" in capsys.readouterr().out
+    assert f"SGOOL: {told} (embedded; sampled with its own bdia, 4 steps)\n" in capsys.readouterr().out
     text = processed.infotexts[0]
     best = max(range(4), key=scores.__getitem__)
     assert text["SGOOL score resampled"] == f"{scores[1]:.4f}"

@@ -1,4 +1,4 @@
-"""Routes of the extension: GET /sgool/v1/schema, /version, /detectors, and where there is a page /runs for its view."""
+"""Routes of the extension: GET /sgool/v1/schema, /version, /critics, /detectors, and with a page /runs for its view."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 
 from sgool import __version__
+from sgool.guidance import listed
 from sgool.presets import PRESETS
 from sgool.saliency import DETECTORS
 from sgool.settings import DEFAULTS
@@ -24,6 +25,7 @@ def add_routes(demo: Any, app: FastAPI) -> None:
     """Called by the WebUI when its server has started."""
     app.add_api_route("/sgool/v1/version", version, methods=["GET"])
     app.add_api_route("/sgool/v1/schema", schema, methods=["GET"])
+    app.add_api_route("/sgool/v1/critics", critics, methods=["GET"])
     app.add_api_route("/sgool/v1/detectors", detectors, methods=["GET"])
     if demo is None:  # --nowebui: nobody to show a run to, and --api-auth knows nothing of our routes
         return
@@ -65,6 +67,13 @@ def schema() -> dict[str, Any]:
     }
 
 
+def critics() -> list[dict[str, Any]]:
+    """What `python -m sgool critics --json` prints."""
+    from sgool.webui import models
+
+    return listed(models.models_dir())
+
+
 def detectors() -> list[dict[str, str]]:
     return [{"name": name, "description": each.description} for name, each in DETECTORS.items()]
 
@@ -85,6 +94,7 @@ def _of_the_whole(outcome: Outcome | None) -> dict[str, Any]:
     if outcome is None:
         return {}
     return {
+        "scored_by": outcome.critic,
         "score_before": outcome.score_before,
         "score_resampled": outcome.score_resampled,
         "score_after": outcome.score_after,
@@ -121,7 +131,7 @@ def _of_the_zoom(zoom: ZoomOutcome | None) -> dict[str, Any] | None:
         }
         for place in zoom.places
     ]
-    return {"kept": zoom.kept, "places": places}
+    return {"kept": zoom.kept, "places": places, "scored_by": zoom.critic}
 
 
 def picture(run: str, index: int, name: str) -> Response:

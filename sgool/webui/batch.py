@@ -164,6 +164,7 @@ class Batch:
             saliency=saliency.half().cpu(),
             regions=tuple(region_finder(self.run.settings)(saliency)),
             score_before=score,
+            critic=critics.selector.name,
             start=self.run.settings.start,
             improved=better is not None,
             result=Scores.of(result),

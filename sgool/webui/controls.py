@@ -11,7 +11,8 @@ import gradio as gr
 from modules.ui_components import InputAccordion
 
 from sgool import cost
-from sgool.presets import METHODS, PRESET_FIELDS, PRESETS
+from sgool.guidance import CRITICS
+from sgool.presets import AIMS, METHODS, PRESET_FIELDS, PRESETS
 from sgool.settings import DEFAULTS, Settings
 from sgool.webui import infotext
 from sgool.webui.arguments import WEBUI
@@ -44,6 +45,9 @@ _ZOOM = ("zoom_places", "zoom_strength", "zoom_iterations")
 
 COUNTED = tuple(dict.fromkeys((*PRESET_FIELDS, "candidates", "start", "method", "way_back", "render", "zoom", *_ZOOM)))
 """The settings by which the page tells which preset is in force and what a run costs."""
+
+AIM = "Improve for"
+"""The label of the choice of three that sets the guide."""
 
 METHOD_FIELDS = tuple(dict.fromkeys(name for method in METHODS.values() for name in method if name in WEBUI))
 
@@ -98,6 +102,7 @@ def build(tab: str) -> Controls:
                 name: gr.Button(name, size="sm", elem_id=f"sgool_{tab}_preset_{name.lower()}", tooltip=_tooltip(name))
                 for name in PRESETS
             }
+        aim = _aim(tab)
         made.draw_group("")
         with gr.Group(elem_id=f"sgool_{tab}_zooming", elem_classes=["sgool-zooming"]):
             made.draw_group("Zoom")
@@ -118,11 +123,34 @@ def build(tab: str) -> Controls:
         outputs=[made.controls[key] for key in METHOD_FIELDS],
         show_progress=False,
     )
+    _join(aim, made.controls["guide"])
     _tell_the_page(made)
     ordered = {name: made.controls[name] for name in WEBUI}
     pasted: list[Any] = [(enabled, infotext.paste_enabled)]
     pasted += [(control, infotext.paste(name)) for name, control in ordered.items()]
     return Controls([enabled, *ordered.values()], pasted)
+
+
+def _aim(tab: str) -> Any:
+    """The choice of three, and what the second costs."""
+    taste = CRITICS[AIMS["people's taste"]]
+    cost_of_taste = f"a download of {taste.download:.0f} GB, and {taste.memory:.1f} GiB of the GPU for its weights"
+    return gr.Radio(
+        choices=list(AIMS),
+        label=AIM,
+        value=next(name for name, guide in AIMS.items() if guide == DEFAULTS["guide"]),
+        elem_id=f"sgool_{tab}_aim",
+        tooltip=f"the prompt: CLIP; people's taste: HPSv2.1 ({cost_of_taste}); others are in More, Guide",
+        info=f"people's taste: {cost_of_taste}",
+        min_width=WIDTH,
+    )
+
+
+def _join(aim: Any, guide: Any) -> None:
+    """A choice of three sets the guide, and a guide of another kind leaves none chosen. No request is made."""
+    told, found = json.dumps(AIMS), json.dumps({guide: name for name, guide in AIMS.items()})
+    aim.input(fn=None, _js=f"(aim) => ({told})[aim]", inputs=[aim], outputs=[guide])
+    guide.change(fn=None, _js=f"(guide) => ({found})[guide] ?? null", inputs=[guide], outputs=[aim])
 
 
 def _tell_the_page(made: _Made) -> None:

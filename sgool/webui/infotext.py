@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from sgool.webui.records import Outcome, Run, ZoomOutcome
 _PREFIX = "SGOOL "
 VERSION = f"{_PREFIX}version"
 """Stands in every infotext of an image that was made with SGOOL ticked."""
+CRITIC = f"{_PREFIX}scored by"
+"""Which critic an image's scores are of: the selector."""
 NOTE = f"{_PREFIX}note"
 """Why an image is as it was, or a run ended early."""
 
@@ -112,7 +115,8 @@ def _fields(run: Run) -> dict[str, tuple[Mapping[int, Any], Callable[[Any], Any]
         fields |= {field: (run.outcomes, read) for field, read in _OUTCOME.items()}
     if run.settings.zoom:
         fields |= {field: (run.zooms, read) for field, read in _ZOOM.items()}
-    return {**fields, NOTE: (run.notes, str)}
+    scored = ChainMap(run.outcomes, run.zooms)  # as both are while they fill
+    return {**fields, CRITIC: (scored, lambda found: found.critic), NOTE: (run.notes, str)}
 
 
 def _per_image(found: Mapping[int, Any], read: Callable[[Any], Any]) -> Callable[..., Any]:

@@ -49,7 +49,8 @@ def story(outcome: Outcome) -> str:
         parts.append(f"no better one in {outcome.result.iterations} iterations")
     if outcome.rendered is not None:
         parts.append(f"by your sampler {outcome.rendered:.3f}" + (", which is kept" if outcome.by_yours else ""))
-    return ", ".join(parts) + (f" (sampled with {outcome.sampled})" if outcome.sampled else "")
+    sampled = f"; sampled with {outcome.sampled}" if outcome.sampled else ""
+    return f"{', '.join(parts)} ({outcome.critic}{sampled})"
 
 
 def sentence(error: SgoolError) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from modules import devices, paths
 from torch import nn
 
@@ -45,11 +46,12 @@ def critics(settings: Settings) -> Iterator[Critics]:
         progress.tell("SGOOL loads its networks")
         loaded = load_critics(wanted, models_dir(), devices.cpu)
         for critic in (loaded.guide, loaded.selector):
-            _plain_gelus(critic)
+            for each in getattr(critic, "critics", (critic,)):  # of a sum, each of its critics
+                _plain_gelus(each)
         _last = wanted, loaded
     loaded = _last[1]
     try:
-        yield loaded.to(devices.device)
+        yield loaded.to(devices.device, half=devices.dtype == torch.float16)  # float32 with --no-half
     finally:
         loaded.to(devices.cpu)
 

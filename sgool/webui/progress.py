@@ -33,6 +33,7 @@ class BatchProgress(Progress):
         self.iterations = 0 if settings.method == "none" else settings.iterations
         self.steps = steps
         self.resamples = resamples
+        self.critic = settings.selector
         # There and back for every update, and before them every candidate once, or the image there and back.
         passes = 2 * self.iterations + (2 if settings.start == "image" else settings.candidates)
         self.first_pass, self.of_an_image = 0 if settings.as_uploaded else p.steps, passes * self.steps
@@ -47,7 +48,7 @@ class BatchProgress(Progress):
         self.done = 0
         self.label, self.before = label, before
         self._advance(0)
-        tell(f"SGOOL {label}0/{self.iterations}, your image {before:.3f}")
+        tell(f"SGOOL {label}0/{self.iterations}, your image {before:.3f} ({self.critic})")
 
     def step(self, done: int, total: int) -> None:
         """After every step of the reversible sampler, `done` of `total` in this pass. Raises Stop when asked to."""
@@ -63,7 +64,7 @@ class BatchProgress(Progress):
             scores += f", sampled again {result.scores[0]:.3f}"
         if newest.iteration:
             scores += f", best {max(self.before, result.best.score):.3f}"
-        tell(f"SGOOL {self.label}{newest.iteration}/{self.iterations}, {scores}")
+        tell(f"SGOOL {self.label}{newest.iteration}/{self.iterations}, {scores} ({self.critic})")
         opts = shared.opts
         if opts.live_previews_enable and opts.show_progress_every_n_steps != -1:
             shared.state.assign_current_image(Image.fromarray(pictures.to_uint8(newest.image)))
@@ -133,7 +134,10 @@ class ZoomBar(ZoomProgress, Progress):
         """After every image of a place: the score of the place as it was painted, and of the best one since."""
         best = f", best {result.best.score:.3f}" if newest.iteration else ""
         painted = f"painted {result.scores[0]:.3f}{best}"
-        tell(f"{self.text}, update {newest.iteration}/{self.settings.zoom_iterations}, {painted}")
+        tell(
+            f"{self.text}, update {newest.iteration}/{self.settings.zoom_iterations}, {painted} "
+            f"({self.settings.selector})"
+        )
         interrupts.check()
 
     def end(self, repaint: Repaint, image: Tensor) -> None:

@@ -21,11 +21,11 @@ class Outcome:
     """What has come of one image.
 
     before, after: uint8 [H, W, 3], as the WebUI itself decodes them; saliency: [H, W], float16, and regions: of after.
-    score_before: of the WebUI's own image. result: the run; its iteration 0 is the image sampled again by SGOOL, or the
-    image itself where that was the start. improved: whether something beats the WebUI's own. sampled: with what SGOOL
-    sampled, in words; follows: whether that is how the user does. rendered: the score of the noise that was found,
-    once the user's own sampler has sampled it; by_yours: whether that image is the best. seconds: of the WebUI's own
-    sampling, for one image; 0 where nothing was sampled.
+    score_before: of the WebUI's own image; critic: what the scores are called by. result: the run; its iteration 0 is
+    the image sampled again by SGOOL, or the image itself where that was the start. improved: whether something beats
+    the WebUI's own. sampled: with what SGOOL sampled, in words; follows: whether that is how the user does. rendered:
+    the score of the noise that was found, once the user's own sampler has sampled it; by_yours: whether that image is
+    the best. seconds: of the WebUI's own sampling, for one image; 0 where nothing was sampled.
     """
 
     before: np.ndarray
@@ -33,6 +33,7 @@ class Outcome:
     saliency: Tensor
     regions: tuple[Region, ...]
     score_before: float
+    critic: str
     start: str
     improved: bool
     result: Scores
@@ -118,12 +119,15 @@ class ZoomedPlace:
 
 @dataclass(frozen=True)
 class ZoomOutcome:
-    """What a zoom has made of one image. before, after: uint8 [H, W, 3]; saliency: [H, W], float16, of after."""
+    """What a zoom has made of one image. before, after: uint8 [H, W, 3]; saliency: [H, W], float16, of after; critic:
+    what the places' scores are called by.
+    """
 
     before: np.ndarray
     after: np.ndarray
     saliency: Tensor
     places: tuple[ZoomedPlace, ...]
+    critic: str
 
     @property
     def kept(self) -> int:

@@ -107,6 +107,7 @@ class Zoom:
             after=after,
             saliency=saliency.half().cpu(),
             places=tuple(map(ZoomedPlace.of, repaints)),
+            critic=critics.selector.name,
         )
         if not result.kept:
             return self.image

@@ -8,7 +8,7 @@ class NansException(Exception):
 
 
 cpu = device = torch.device("cpu")
-dtype_vae = torch.float32
+dtype = dtype_vae = torch.float32
 unet_needs_upcast = False
 
 
