@@ -17,9 +17,10 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 @dataclass(frozen=True)
 class Memory:
-    """decoder, network: whether their blocks are recomputed. sequential: whether guidance runs one prompt at a time.
+    """decoder, network: whether their blocks are recomputed; with the decoder's, those of the guide.
 
-    pixels: of how many images may be made together without a gradient. One image of any size is always made.
+    sequential: whether guidance runs one prompt at a time. pixels: of how many images may be made together without a
+    gradient. One image of any size is always made.
     """
 
     decoder: bool
@@ -33,8 +34,8 @@ MEMORY = {
     "balanced": Memory(decoder=True, network=False, sequential=False, pixels=2 * 512 * 512),
     "low": Memory(decoder=True, network=True, sequential=True, pixels=0),
 }
-"""From fastest to least memory. The decoder comes first because its graph is the largest and cheap to recompute.
-Decoding so many pixels without a graph takes about as much memory as the graphs of one image of 512 x 512."""
+"""From fastest to least memory. The decoder and the guide come first because their graphs are large and cheap to
+recompute. Decoding so many pixels without a graph takes about as much memory as the graphs of one image of 512 x 512."""
 
 _CONTAINERS = ("down_blocks", "up_blocks", "input_blocks", "output_blocks", "up", "down")
 _MIDDLES = ("mid_block", "middle_block", "mid")

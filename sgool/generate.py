@@ -202,7 +202,7 @@ def _attempt(
         1 if request.init_latent is not None else settings.candidates,
         together(backend, settings),
     )
-    undo = checkpoint(list(guide.blocks()) if MEMORY[settings.memory].network else [])
+    undo = checkpoint(list(guide.blocks()) if MEMORY[settings.memory].decoder else [])
     try:
         return optimize(problem, _start(backend, trajectory, request, progress or Progress()), plan, progress)
     finally:

@@ -272,7 +272,7 @@ class Settings:
     memory: str = setting(
         "balanced",
         "Memory",
-        "fast: keep everything; balanced: compute the decoder twice; low: also the UNet, one prompt at a time",
+        "fast: keep everything; balanced: compute decoder and guide twice; low: also the UNet, one prompt at a time",
         group="Sampling",
         choices=tuple(MEMORY),
     )

@@ -73,7 +73,7 @@ class Critic(ABC):
         return self.encode_image(torch.cat([self.resize(view) for view in views]))
 
     def blocks(self) -> Iterable[nn.Module]:
-        """The parts of the network that memory `low` recomputes one at a time."""
+        """The parts of the network that the memory settings `balanced` and `low` recompute one at a time."""
         return ()
 
     def fresh(self) -> Critic:
