@@ -21,6 +21,7 @@ from sgool.backends.diffusers import DiffusersBackend, check_pipeline
 from sgool.checks import check_seed, check_tensor
 from sgool.errors import SgoolError, brief
 from sgool.generate import Critics, Request, check_progress, check_prompts, generate, load_critics
+from sgool.guidance.half import is_half
 from sgool.needs import fetch, needs
 from sgool.pictures import to_uint8
 from sgool.presets import only_zooms, resolve
@@ -84,7 +85,7 @@ class Improver:
         wanted = needs(self.settings)
         fetch(wanted, default_models_dir())
         self.critics: Critics = load_critics(
-            wanted, default_models_dir(), self.backend.device, self.backend.dtype != torch.float32
+            wanted, default_models_dir(), self.backend.device, is_half(self.backend.dtype)
         )
 
     def __call__(

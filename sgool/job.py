@@ -20,6 +20,7 @@ from sgool.checks import as_folder, check_seed, usable_device, usable_dtype
 from sgool.errors import SgoolError
 from sgool.flags import flag
 from sgool.generate import Critics, Request, check_prompts, check_start, generate, load_critics
+from sgool.guidance.half import is_half
 from sgool.guidance.prompt import clean_prompt
 from sgool.images import read_image, read_mask
 from sgool.needs import fetch, needs
@@ -81,7 +82,7 @@ def run(job: Job, guard: Guard | None = None) -> tuple[dict[str, Any], Result]:
         if job.model in tiny.NAMES:
             torch.set_num_threads(1)  # its layers are so small that a second thread only waits for the first
         backend = load_backend(job.model, device=device, dtype=dtype, memory=settings.memory)
-        critics = load_critics(wanted, folder, device, dtype != torch.float32)
+        critics = load_critics(wanted, folder, device, is_half(dtype))
         image, mask = at_size(image, mask, settings, backend.size)
         latent = None if image is None or only_zooms(settings) else backend.encode(image.to(device))
         if device.type == "cuda":

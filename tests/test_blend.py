@@ -14,7 +14,7 @@ from sgool.generate import CANDIDATE_STRIDE, Critics, Request, generate
 from sgool.guidance import CRITICS, check_critic, critic_weights, load_critic, parse_sum
 from sgool.guidance.blend import Blend, favorite
 from sgool.guidance.critic import Critic, shifted
-from sgool.guidance.half import LARGE, in_precision, precision
+from sgool.guidance.half import LARGE, in_precision, is_half, precision
 from sgool.guidance.loss import SaliencyLoss, Whole
 from sgool.presets import resolve
 from sgool.region import Region
@@ -302,6 +302,8 @@ def test_good_enough_holds_for_cosines_only() -> None:
 def test_only_a_large_network_on_a_gpu_is_halved() -> None:
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert precision(LARGE, cuda, True) == torch.float16
+    halved = [torch.float16, torch.bfloat16]
+    assert [each for each in (*halved, torch.float32, torch.float64) if is_half(each)] == halved
     assert {precision(*each) for each in ((LARGE, cpu, True), (LARGE, cuda, False), (LARGE - 1, cuda, True))} == {
         torch.float32
     }

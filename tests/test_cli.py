@@ -18,7 +18,7 @@ from sgool.errors import SgoolError
 from sgool.flags import flag
 from sgool.job import Bar, Job
 from sgool.result import TRIED, Result, Snapshot
-from sgool.settings import ABOUT, DEFAULTS
+from sgool.settings import ABOUT, DEFAULTS, Settings
 from sgool.signals import Guard
 
 FILES = {"before.png", "after.png", "saliency.png", "loss.png", "comparison.png", "result.json"}

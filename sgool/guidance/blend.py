@@ -66,7 +66,7 @@ class Blend(Critic):
     def _split(self, features: Tensor) -> list[Tensor]:
         """The features of each critic."""
         sizes = [shape.numel() for shape in self._shapes]
-        parts = zip(features.split(sizes, 1), self._shapes, strict=True)
+        parts = zip(torch.split(features, sizes, 1), self._shapes, strict=True)
         return [part.reshape(len(part), *shape) for part, shape in parts]
 
     def parts(self, features: Tensor, texts: Sequence[str]) -> Tensor:

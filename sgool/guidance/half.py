@@ -11,6 +11,11 @@ LARGE = 200_000_000
 """Parameters from which on a network computes in half precision: a smaller one takes little, and would lose digits."""
 
 
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether a UNet in this precision lets critics compute in half precision, too."""
+    return dtype in (torch.float16, torch.bfloat16)
+
+
 def precision(parameters: int, device: torch.device, half: bool) -> torch.dtype:
     """What a network of so many parameters computes in. CPUs are slow in float16, or cannot."""
     return torch.float16 if half and device.type == "cuda" and parameters >= LARGE else torch.float32
@@ -34,6 +39,6 @@ def in_precision(network: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dt
             peaks.append(torch.where(peak > 0, peak, torch.ones_like(peak)))
             return gradient / peaks[-1]
 
-        outward.register_hook(enter)
-        inward.register_hook(lambda gradient: gradient * peaks.pop())
+        outward.register_hook(enter)  # type: ignore[no-untyped-call]
+        inward.register_hook(lambda gradient: gradient * peaks.pop())  # type: ignore[no-untyped-call]
     return outward

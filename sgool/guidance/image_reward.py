@@ -75,7 +75,8 @@ class ImageReward(Critic):
         self.tokenizer = tokenizer
         self.device = torch.device("cpu")
         self.dtype = torch.float32
-        size = int(image.config.image_size)
+        config: Any = image.config
+        size = int(config.image_size)
         self.image_size = size, size
         self._mean, self._std = (torch.tensor(each).view(1, 3, 1, 1) for each in (OPENAI_MEAN, OPENAI_STD))
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sgool.backends.diffusers import DiffusersBackend
-from sgool.guidance.clip import BpeTokenizer, Clip
+from sgool.guidance.clip import Clip
+from sgool.guidance.clip_loading import BpeTokenizer
 
 TOKENS = 77
 

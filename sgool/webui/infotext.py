@@ -115,7 +115,7 @@ def _fields(run: Run) -> dict[str, tuple[Mapping[int, Any], Callable[[Any], Any]
         fields |= {field: (run.outcomes, read) for field, read in _OUTCOME.items()}
     if run.settings.zoom:
         fields |= {field: (run.zooms, read) for field, read in _ZOOM.items()}
-    scored = ChainMap(run.outcomes, run.zooms)  # as both are while they fill
+    scored: ChainMap[int, Any] = ChainMap({}, run.outcomes, run.zooms)  # type: ignore[arg-type]  # while they fill
     return {**fields, CRITIC: (scored, lambda found: found.critic), NOTE: (run.notes, str)}
 
 

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from modules import devices, paths
 from torch import nn
 
 from sgool.generate import Critics, load_critics
+from sgool.guidance.half import is_half
 from sgool.needs import Needs, fetch, needs
 from sgool.settings import Settings
 from sgool.webui import progress
@@ -51,7 +51,7 @@ def critics(settings: Settings) -> Iterator[Critics]:
         _last = wanted, loaded
     loaded = _last[1]
     try:
-        yield loaded.to(devices.device, half=devices.dtype == torch.float16)  # float32 with --no-half
+        yield loaded.to(devices.device, half=is_half(devices.dtype))  # float32 with --no-half
     finally:
         loaded.to(devices.cpu)
 

@@ -12,6 +12,7 @@ from payloads import BASE, HIRES, IMG2IMG, INPAINT, SGOOL, differ, difference, m
 from webui_server import Refused
 
 from sgool import __version__
+from sgool.guidance import CRITICS
 from sgool.presets import resolve
 from sgool.saliency import DETECTORS
 from sgool.settings import DEFAULTS
@@ -69,6 +70,11 @@ def test_switched_off_it_does_nothing(server, plain):
         {"guide": "<img src=x onerror=alert(1)>"},
         {"guide": "clip:../model/weights"},
         {"guide": "clip:ViT-B-32/no-such-weights"},
+        {"guide": "embedded 1, hps-v3 5"},
+        {"guide": "embedded 1, hps-v2.1 0"},
+        {"guide": "embedded 1, hps-v2.1 5"},  # not here, and there is no network
+        {"selector": "image-reward"},
+        {"selector": "hps-v2.1", "guide": "embedded, hps-v2.1"},
         {"preset": "Best"},
         {"preset": ["Quick"]},
         {"enabled": "yes"},
@@ -182,6 +188,17 @@ def test_the_defaults_page_knows_every_control(server, tab):
     known = json.loads((server.home / "ui-config.json").read_text())
     labels = ["SGOOL", *(about.label for about in WEBUI.values())]
     assert [label for label in labels if f"customscript/sgool.py/{tab}/{label}/value" not in known] == []
+
+
+def test_the_critics_are_listed(server):
+    listed = {each["name"]: each for each in server.get("/sgool/v1/critics")}
+    assert list(listed) == list(CRITICS)
+    assert [name for name, each in listed.items() if each["here"]] == ["embedded"]
+    assert listed["hps-v2.1"]["download_gb"] == 2.0 and listed["hps-v2.1"]["licence"] == "Apache-2.0"
+
+
+def test_the_scores_say_whose_they_are(better):
+    assert "SGOOL scored by: embedded," in better.texts[0]
 
 
 def test_routes(server):

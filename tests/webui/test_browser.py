@@ -19,7 +19,7 @@ from webui_server import encode
 
 from sgool import cost
 from sgool.guidance import CRITICS
-from sgool.presets import PRESETS
+from sgool.presets import AIMS, PRESETS
 from sgool.settings import ABOUT, DEFAULTS, Settings
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -348,6 +348,35 @@ def test_the_critics_are_lists_with_the_embedded_ones_and_take_others(open_page,
     expect(field).to_have_value("clip:RN50/openai")
 
 
+def test_a_choice_of_three_sets_the_guide_and_follows_it(open_page, server):
+    """Without a request, and with a guide of another kind none is chosen."""
+    page = open_page()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    fold(page)
+    chosen = page.locator("#sgool_txt2img_aim input:checked")
+    expect(chosen).to_have_value("the prompt")
+    expect(page.locator("#sgool_txt2img_aim")).to_contain_text("2 GB")
+    shoot(page, "aim-light", "#sgool_txt2img")
+    fold(page, "more")
+    guide = page.locator("#sgool_txt2img_guide input")
+    for name, value in list(AIMS.items())[::-1]:
+        page.locator("#sgool_txt2img_aim label").get_by_text(name, exact=True).click()
+        expect(guide).to_have_value(value)
+        expect(chosen).to_have_value(name)
+    choose(page, "sgool_txt2img_guide", "pickscore")
+    expect(chosen).to_have_count(0)
+    choose(page, "sgool_txt2img_guide", "hps-v2.1")
+    expect(chosen).to_have_value("people's taste")
+    assert not [url for url in asked if server.url in url]
+    # It is the guide that the run gets, and the infotext that brings the choice back.
+    text = 'a frog\nSteps: 20, Seed: 1, SGOOL Guide: "clip 1, hps-v2.1 1", SGOOL version: 0'
+    page.locator("#txt2img_prompt textarea").fill(text)
+    page.locator("#txt2img_tools #paste").click()
+    expect(chosen).to_have_value("both")
+    expect(guide).to_have_value(AIMS["both"])
+
+
 @pytest.mark.parametrize("width", [1400, 900, 420])
 def test_nothing_wraps_badly(open_page, width):
     """Everything lies within the accordion, and every label and every row of choices is one line."""
@@ -442,7 +471,7 @@ def test_tick_generate_watch_and_compare(open_page, theme, width):
     expect(view.locator(".sgool-scores")).to_have_text(
         re.compile(r"^Your image \d\.\d{3} · sampled again \d\.\d{3} · after iteration \d \d\.\d{3} \(best\)$")
     )
-    expect(view.locator(".sgool-facts")).to_have_text(re.compile(r"^\d regions? · 5 iterations$"))
+    expect(view.locator(".sgool-facts")).to_have_text(re.compile(r"^\d regions? · 5 iterations · scored by embedded$"))
     expect(view.locator(".sgool-title")).to_have_text("SGOOL, seed 1")
     # It lies below the gallery, within its column, and has come into sight.
     box = f"document.querySelector('{VIEW}').getBoundingClientRect()"
