@@ -35,7 +35,8 @@ MEMORY = {
     "low": Memory(decoder=True, network=True, sequential=True, pixels=0),
 }
 """From fastest to least memory. The decoder and the guide come first because their graphs are large and cheap to
-recompute. Decoding so many pixels without a graph takes about as much memory as the graphs of one image of 512 x 512."""
+recompute. Decoding so many pixels without a graph takes about as much memory as the graphs of one image of 512 x 512.
+"""
 
 _CONTAINERS = ("down_blocks", "up_blocks", "input_blocks", "output_blocks", "up", "down")
 _MIDDLES = ("mid_block", "middle_block", "mid")

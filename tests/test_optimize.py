@@ -102,6 +102,9 @@ class Scripted:
     def fresh(self):
         return self
 
+    def blocks(self):
+        return ()
+
     def settle(self, parts):
         return parts[:, 0]
 
