@@ -74,8 +74,6 @@ def run(job: Job, guard: Guard | None = None) -> tuple[dict[str, Any], Result]:
         device, dtype = machine(job.device, job.dtype)
         for note in notes(job, settings):
             print(f"sgool: {note}", file=sys.stderr)
-        if (images := cost.images(settings, settings.steps)) > 1:
-            print(f"sgool: This takes {cost.in_words(images)}.", file=sys.stderr)
         wanted, folder = needs(settings), as_folder(job.models_dir or default_models_dir())
         fetch(wanted, folder)
         print("Loading the models ...", file=sys.stderr)
@@ -88,6 +86,8 @@ def run(job: Job, guard: Guard | None = None) -> tuple[dict[str, Any], Result]:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         request = Request(job.prompt, job.negative_prompt, job.seed, latent)
+        if (images := cost.images(settings, settings.steps)) > 1:
+            print(f"sgool: This takes {cost.in_words(images).removeprefix('slow: ')}.", file=sys.stderr)
         guard.hold()
         if image is not None and only_zooms(settings):
             result = as_given(image, critics, job.prompt, settings)
