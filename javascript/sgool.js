@@ -52,12 +52,13 @@ view of the page's own last run. All text is set as text, never as HTML. */
             const inForce = Object.entries(preset).every(([field, value]) => set[field] === value);
             press(find(`#sgool_${tab}_preset_${name.toLowerCase()}`), inForce);
         }
-        const {sampler, steps} = sampling(tab);
+        const {sampler, steps, scale} = sampling(tab);
+        const passes = told.update[scale > 1 ? set.way_back : "full"];
         const follows = set.sampler === "auto" && (told.start || set.start) === "seed" &&
             told.followed.includes(sampler) && steps <= told.mostSteps;
-        const improved = wholeImages(told, set, steps, follows ? steps : set.steps);
+        const improved = wholeImages(told, set, passes, steps, follows ? steps : set.steps);
         const whole = improved && improved + rendered(told, set, follows);
-        const count = whole + zoomImages(told, set, steps);
+        const count = whole + zoomImages(told, set, passes, steps);
         const parts = [whole > 0 ? "whole" : "", set.zoom ? "zoom" : ""].filter(Boolean);
         const does = parts.length === 2 ? "both" : parts[0] ?? "nothing";
         const own = whole > 0 && follows ? `, sampled with your own ${sampler}` : "";
@@ -68,20 +69,21 @@ view of the page's own last run. All text is set as text, never as HTML. */
         words.classList.toggle("sgool-slow", count >= told.slow);
     }
 
-    /* The WebUI's own sampler, which is a list or, by its settings, buttons. */
+    /* How the WebUI samples. The sampler is a list or, by its settings, buttons. */
     function sampling(tab) {
         const chosen = find(`#${tab}_sampling input:checked`) ?? find(`#${tab}_sampling input`);
-        return {sampler: chosen?.value, steps: Number(find(`#${tab}_steps input[type=number]`)?.value) || 20};
+        const number = (name) => Number(find(`#${tab}_${name} input[type=number]`)?.value);
+        return {sampler: chosen?.value, steps: number("steps") || 20, scale: number("cfg_scale")};
     }
 
     /* As sgool/cost.py counts: the image as a whole, and the places of a zoom. */
-    function wholeImages(told, set, imageSteps, steps) {
+    function wholeImages(told, set, passes, imageSteps, steps) {
         const fromImage = (told.start || set.start) === "image";
         const iterations = set.method === "none" ? 0 : set.iterations;
         if (!iterations && (set.candidates === 1 || fromImage)) return 0;
         const way = set.strength * told.evaluations[set.sampler];
         const begin = fromImage ? 2 * way : set.candidates * (1 - set.strength + way);
-        return (begin + iterations * told.update[set.way_back] * way) * steps / imageSteps;
+        return (begin + iterations * passes * way) * steps / imageSteps;
     }
 
     /* One image more where the noise that is found is then sampled by the user's own sampler. */
@@ -91,10 +93,10 @@ view of the page's own last run. All text is set as text, never as HTML. */
         return set.render === "yours" && fromNoise && !follows ? 1 : 0;
     }
 
-    function zoomImages(told, set, imageSteps) {
+    function zoomImages(told, set, passes, imageSteps) {
         if (!set.zoom) return 0;
         const way = set.strength * told.evaluations[set.sampler];
-        const updates = (2 + set.zoom_iterations * told.update[set.way_back]) * way * set.steps / imageSteps;
+        const updates = (2 + set.zoom_iterations * passes) * way * set.steps / imageSteps;
         return set.zoom_places * (set.zoom_strength + (set.zoom_iterations ? updates : 0));
     }
 
@@ -132,7 +134,7 @@ view of the page's own last run. All text is set as text, never as HTML. */
         // The WebUI's accordion ticks itself when it is opened, until its box has been clicked once. This event tells it
         // that the box was clicked, and is not a click: it ticks nothing.
         find(`#sgool_${tab}-visible-checkbox`).dispatchEvent(new Event("click"));
-        for (const name of ["steps", "width", "height"]) {
+        for (const name of ["steps", "cfg_scale", "width", "height"]) {
             find(`#${tab}_${name}`)?.addEventListener("input", () => describe(tab));
         }
         // No event tells of another choice in a list of Gradio's, but the list goes.

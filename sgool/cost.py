@@ -7,7 +7,8 @@ from sgool.settings import Settings
 
 UPDATE = {"full": 3, "prompt": 2}
 """Network evaluations of an update for each one of rendering, by its way back: to render its image, to recompute it on
-the way back, and for its gradient. Without the negative half, the latter two cost half as much."""
+the way back, and for its gradient. Without the negative half, the latter two cost half as much; at guidance scale 1
+there is none to leave out."""
 
 IMAGE_STEPS = 20
 """The WebUI's own default for its sampling steps."""
@@ -50,7 +51,7 @@ def images(settings: Settings, image_steps: int = IMAGE_STEPS, sampler: str = ""
 
     sampler: the WebUI's, which SGOOL may follow.
 
-    At the default strength, where 0.8 of the steps are improved, an update costs 2.4 samplings. A zoom is counted with
+    At the default strength, where 0.8 of the steps are improved, an update costs 1.6 samplings. A zoom is counted with
     as many places as it may have. Not counted: the critics and the decoder; the memory setting "low"; patience, which
     may end a run early; places that are too large or already good.
     """
@@ -62,7 +63,7 @@ def whole(settings: Settings, image_steps: int = IMAGE_STEPS, sampler: str = "")
     iterations = 0 if settings.method == "none" else settings.iterations
     if not iterations and (settings.candidates == 1 or settings.start == "image"):
         return 0.0
-    updates = iterations * UPDATE[settings.way_back] * _way(settings)
+    updates = iterations * update(settings) * _way(settings)
     sampled = begin(settings, image_steps) + updates * settings.steps / image_steps
     if follows(settings, sampler, image_steps):
         return sampled * image_steps / settings.steps
@@ -76,6 +77,11 @@ def begin(settings: Settings, image_steps: int = IMAGE_STEPS) -> float:
     return (2 * way if settings.start == "image" else from_seeds) * settings.steps / image_steps
 
 
+def update(settings: Settings) -> int:
+    """Of an update, in runs of the part that is improved."""
+    return UPDATE["full" if settings.guidance_scale == 1 else settings.way_back]
+
+
 def _way(settings: Settings) -> float:
     """One run of the part that is improved, in samplings."""
     return settings.strength * EVALUATIONS[settings.sampler]
@@ -85,7 +91,7 @@ def zoom(settings: Settings, image_steps: int = IMAGE_STEPS) -> float:
     """Of the zoom: each place is painted again from its strength on, and then improved as an image is."""
     if not settings.zoom:
         return 0.0
-    passes = 2 + settings.zoom_iterations * UPDATE[settings.way_back]
+    passes = 2 + settings.zoom_iterations * update(settings)
     updates = passes * _way(settings) * settings.steps / image_steps
     return settings.zoom_places * (settings.zoom_strength + (updates if settings.zoom_iterations else 0))
 

@@ -11,11 +11,15 @@ from sgool.settings import BOTH, DEFAULTS, SettingError, Settings, check_names
 
 PRESETS: dict[str, dict[str, Any]] = {
     "Detail": {"iterations": 0, "zoom": True},
-    "Quick": {"iterations": 5, "steps": 10, "cutouts": 4},
+    "Quick": {"iterations": 3, "steps": 10, "cutouts": 4},
     "Balanced": {},
-    "Paper": {"sampler": "edict", "strength": 1.0, "steps": 50, "iterations": 50, "patience": 0},
+    "Thorough": {"iterations": 12},
+    "Paper": {"sampler": "edict", "strength": 1.0, "steps": 50, "iterations": 50, "patience": 0, "way_back": "full"},
 }
-"""What a preset sets; a button of the WebUI sets the rest of `PRESET_FIELDS` to the defaults."""
+"""What a preset sets; a button of the WebUI sets the rest of `PRESET_FIELDS` to the defaults.
+
+By cost, see `sgool.cost`: 1, 3, 7, 20 and 750 images of 20 steps.
+"""
 
 PRESET_FIELDS = tuple(dict.fromkeys(name for preset in PRESETS.values() for name in preset))
 
@@ -24,7 +28,10 @@ AIMS = {"the prompt": "clip", "people's taste": "hps-v2.1", "both": BOTH}
 
 METHODS: dict[str, dict[str, Any]] = {
     "sgool": {},
-    "doodl": {"sampler": "edict", "strength": 1.0, "steps": 50, "iterations": 50, "guidance_scale": 7.5},
+    "doodl": {
+        **{"sampler": "edict", "strength": 1.0, "steps": 50, "iterations": 50},
+        **{"guidance_scale": 7.5, "way_back": "full"},
+    },
     "none": {"strength": 1.0, "iterations": 0},
 }
 """What a method sets; DOODL's values are the published ones."""
@@ -41,6 +48,7 @@ IGNORED: dict[str, tuple[str, ...]] = {
 
 _TINY: dict[str, Any] = {
     "steps": 10,
+    "iterations": 12,  # its image takes a third of a second
     "guidance_scale": 4.0,
     "saliency": "spectral",
     "threshold": 0.25,

@@ -103,7 +103,7 @@ class Settings:
         slider=(1, 100, 1),
     )
     iterations: int = setting(
-        12,
+        4,
         "Iterations",
         "how often the starting noise is improved; 0: never",
         low=0,
@@ -369,7 +369,7 @@ class Settings:
         group="Zoom details",
     )
     way_back: str = setting(
-        "full",
+        "prompt",
         "Way back",
         "what the gradient goes through; prompt: the prompt's half of the guidance alone, which costs a third less",
         group="Expert",

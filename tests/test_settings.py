@@ -176,7 +176,7 @@ class TestOrder:
 
     def test_the_preset_over_the_method_and_the_model(self) -> None:
         settings = resolve({"method": "doodl"}, preset="Quick", model="tiny")
-        assert (settings.steps, settings.iterations, settings.cutouts) == (10, 5, 4)
+        assert (settings.steps, settings.iterations, settings.cutouts) == (10, 3, 4)
         assert (settings.sampler, settings.strength) == ("edict", 1.0)  # the method's, of which the preset says nothing
         assert resolve({}, preset="Paper", model="tiny").steps == 50
 
@@ -191,7 +191,7 @@ class TestOrder:
 
     def test_the_user_over_all(self) -> None:
         settings = resolve({"method": "doodl", "steps": 33, "guidance_scale": 2}, preset="Quick", model="tiny")
-        assert (settings.steps, settings.guidance_scale, settings.iterations) == (33, 2.0, 5)
+        assert (settings.steps, settings.guidance_scale, settings.iterations) == (33, 2.0, 3)
         assert resolve({"method": "none", "iterations": 4}).iterations == 4
         same = {"steps": DEFAULTS["steps"], "guide": DEFAULTS["guide"]}  # given, though a default
         assert resolve(same, preset="Paper", model="tiny").as_dict().items() >= same.items()
@@ -210,7 +210,7 @@ def test_presets_methods_and_models_hold_settings() -> None:
 
 def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(
-        SettingError, match="preset must be one of Detail, Quick, Balanced, Paper, not 'Fast'"
+        SettingError, match="preset must be one of Detail, Quick, Balanced, Thorough, Paper, not 'Fast'"
     ) as caught:
         resolve({}, preset="Fast")
     assert caught.value.name == "preset"
@@ -254,7 +254,8 @@ def test_the_docs_show_what_a_preset_sets() -> None:
     head = next(line for line in DOCS.splitlines() if line.startswith("| preset |"))
     labels = [cell.strip() for cell in head.strip("| ").split(" | ")][1:]
     assert labels == [
-        ABOUT[name].label for name in ("iterations", "steps", "cutouts", "sampler", "strength", "patience", "zoom")
+        ABOUT[name].label
+        for name in ("iterations", "steps", "cutouts", "sampler", "strength", "patience", "way_back", "zoom")
     ]
     by_label = {about.label: name for name, about in ABOUT.items()}
     assert {by_label[label] for label in labels} == set(PRESET_FIELDS)

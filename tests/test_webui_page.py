@@ -129,19 +129,19 @@ def test_a_presets_tooltip_says_what_it_sets_and_paper_warns(webui):
     SgoolScript().ui(False)
     tips = {b.value: b.options["tooltip"] for b in gradio.made if isinstance(b, gradio.Button)}
     assert set(tips) == set(PRESETS)
-    assert "5 iterations of 10 steps" in tips["Quick"] and "12 iterations of 20 steps" in tips["Balanced"]
+    assert "3 iterations of 10 steps" in tips["Quick"] and "4 iterations of 20 steps" in tips["Balanced"]
     assert "slow: about 760 times an image's time" in tips["Paper"]
     assert "slow" not in tips["Quick"] + tips["Balanced"]
 
 
 def test_the_cost_counts_what_the_network_is_asked():
-    """At the defaults the README's thirty images: one is sampled again, twelve updates cost two and a half each."""
-    assert cost.images(Settings()) == pytest.approx(1 + 12 * 2.4)
-    assert cost.in_words(cost.images(Settings())) == "about 30 times an image's time"
+    """At the defaults the README's seven images: one is sampled again, four updates cost one and a half each."""
+    assert cost.images(Settings()) == pytest.approx(1 + 4 * 1.6)
+    assert cost.in_words(cost.images(Settings())) == "about 7 times an image's time"
     assert cost.images(Settings(), image_steps=40) == pytest.approx(cost.images(Settings()) / 2)
-    assert cost.images(Settings(candidates=8)) == pytest.approx(8 + 12 * 2.4)
-    assert cost.images(Settings(start="image", candidates=8)) == pytest.approx(1.6 + 12 * 2.4)
-    assert cost.images(Settings(sampler="edict")) == pytest.approx(0.2 + 1.6 + 12 * 4.8)
+    assert cost.images(Settings(candidates=8)) == pytest.approx(8 + 4 * 1.6)
+    assert cost.images(Settings(start="image", candidates=8)) == pytest.approx(1.6 + 4 * 1.6)
+    assert cost.images(Settings(sampler="edict")) == pytest.approx(0.2 + 1.6 + 4 * 3.2)
     assert cost.images(Settings(method="none", candidates=4)) == pytest.approx(4)
     assert cost.images(Settings(iterations=0, candidates=2, steps=10)) == pytest.approx(1)
     assert cost.images(Settings(iterations=0)) == 0
@@ -149,11 +149,12 @@ def test_the_cost_counts_what_the_network_is_asked():
 
 def test_the_cost_counts_the_webuis_steps_where_its_sampler_is_followed():
     few = Settings(steps=20, iterations=5)
-    assert cost.images(few, 4, "LCM") == pytest.approx(1 + 5 * 2.4)
+    assert cost.images(few, 4, "LCM") == pytest.approx(1 + 5 * 1.6)
+    assert cost.images(few.changed(guidance_scale=1.0), 4, "LCM") == pytest.approx(1 + 5 * 2.4)
     for other in (cost.images(few, 4, "DPM++ 2M"), cost.images(few.changed(sampler="bdia"), 4, "LCM")):
-        assert other == pytest.approx(5 * (1 + 5 * 2.4))
-    assert cost.images(few, 13, "LCM") == pytest.approx(20 / 13 * (1 + 5 * 2.4))
-    assert cost.images(few.changed(start="image"), 4, "LCM") == pytest.approx(5 * (1.6 + 5 * 2.4))
+        assert other == pytest.approx(5 * (1 + 5 * 1.6))
+    assert cost.images(few, 13, "LCM") == pytest.approx(20 / 13 * (1 + 5 * 1.6))
+    assert cost.images(few.changed(start="image"), 4, "LCM") == pytest.approx(5 * (1.6 + 5 * 1.6))
 
 
 def test_the_cost_of_zoom_is_that_of_its_places():
@@ -163,7 +164,7 @@ def test_the_cost_of_zoom_is_that_of_its_places():
     assert cost.line(detail) == ("Paints small places again", "about an image's time")
     assert cost.images(detail.changed(zoom_places=4, zoom_strength=0.5)) == pytest.approx(4 * 0.5)
     # Inside a place, SGOOL starts from the image as it was painted: carried back, rendered, and then as everywhere.
-    assert cost.images(detail.changed(zoom_places=1, zoom_iterations=3)) == pytest.approx(0.3 + 1.6 + 3 * 2.4)
+    assert cost.images(detail.changed(zoom_places=1, zoom_iterations=3)) == pytest.approx(0.3 + 1.6 + 3 * 1.6)
     both = Settings(zoom=True, zoom_places=2, zoom_strength=0.3)
     assert cost.images(both) == pytest.approx(cost.images(Settings()) + 0.6)
     assert cost.line(both)[0] == "Improves the image's starting noise and paints small places again"
@@ -179,6 +180,8 @@ def test_the_cost_knows_every_sampler():
     "values",
     [
         {"iterations": 2},
+        {"iterations": 2, "way_back": "full"},
+        {"iterations": 2, "guidance_scale": 1.0},
         {"iterations": 1, "candidates": 3},
         {"iterations": 1, "sampler": "edict"},
         {"iterations": 1, "start": "image"},
@@ -186,14 +189,12 @@ def test_the_cost_knows_every_sampler():
     ],
 )
 def test_the_cost_counts_as_a_run_counts(backend, critics, values):
-    """A run counts the way back, which recomputes and differentiates, as one evaluation a step, and the cost as two."""
     settings = Settings.of({"steps": 5, "cutouts": 0, "saliency_weight": 0.0, **values})
     latent = torch.zeros(1, 4, *backend.latent_size) if settings.start == "image" else None
     result = generate(backend, critics, Request("a red car", init_latent=latent), settings)
-    way = settings.strength * cost.EVALUATIONS[settings.sampler]
-    told = cost.images(settings, image_steps=settings.steps) - result.iterations * way
+    told = cost.images(settings, image_steps=settings.steps)
     rough = 0.15 if settings.start == "image" else 1e-6  # there, a two-step sampler takes a step more
-    assert result.unet_evals == pytest.approx(2 * settings.steps * told, rel=rough)  # both halves of guidance
+    assert cost.spent(result.forward_equivalents, settings) == pytest.approx(told, rel=rough)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ PRESET_WORDS = {
     "Detail": "For small things",
     "Quick": "A first look",
     "Balanced": "The default",
+    "Thorough": "For an image that is worth it",
     "Paper": "As the paper did it, with EDICT, all the way from the noise and without stopping early",
 }
 

@@ -208,7 +208,7 @@ def pretend(page, images, kept=8, run="x", **params):
 def test_closed_it_says_what_it_does_what_it_costs_and_whether_it_is_on(open_page, theme):
     page = open_page(theme)
     line = page.locator("#sgool_txt2img [data-sgool]")
-    expect(line).to_have_text("Improves the image's starting noise; about 30 times an image's time")
+    expect(line).to_have_text("Improves the image's starting noise; about 7 times an image's time")
     title, about = page.locator(f"{TITLE} > span").first.bounding_box(), line.bounding_box()
     assert about["y"] >= title["y"] + title["height"] - 1
     expect(page.locator(BOX)).to_be_visible()
@@ -307,11 +307,11 @@ def test_the_cost_follows_the_settings_without_a_request(open_page):
 
 def test_the_cost_and_the_preset_are_those_of_what_is_pasted(open_page):
     page = open_page()
-    text = "a frog\nSteps: 20, Seed: 1, SGOOL Steps: 10, SGOOL Iterations: 5, SGOOL Cutouts: 4, SGOOL version: 0"
+    text = "a frog\nSteps: 20, Seed: 1, SGOOL Steps: 10, SGOOL Iterations: 3, SGOOL Cutouts: 4, SGOOL version: 0"
     page.locator("#txt2img_prompt textarea").fill(text)
     page.locator("#txt2img_tools #paste").click()
     expect(page.locator(BOX)).to_be_checked()
-    expect(page.locator("#sgool_txt2img .sgool-cost")).to_have_text("about 7 times an image's time")
+    expect(page.locator("#sgool_txt2img .sgool-cost")).to_have_text("about 3 times an image's time")
     expect(page.locator("#sgool_txt2img_preset_quick")).to_have_attribute("aria-pressed", "true")
 
 

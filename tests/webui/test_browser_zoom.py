@@ -88,7 +88,7 @@ def test_the_second_switch_and_its_words(open_page, theme, width):  # noqa: F811
     page.locator(SWITCH).uncheck()
     expect(line).to_have_text("Has nothing to do: 0 iterations, and no zoom")
     page.locator("#sgool_txt2img_preset_balanced").click()
-    expect(line).to_have_text("Improves the image's starting noise; about 30 times an image's time")
+    expect(line).to_have_text("Improves the image's starting noise; about 7 times an image's time")
     fold(page, "more")
     expect(page.locator("#sgool_txt2img_zoom_order")).to_be_visible()
     shoot(page, f"zoom-more-{theme}-{width}", "#sgool_txt2img")
