@@ -32,6 +32,9 @@ class Heard:
     def __getattr__(self, name):
         return getattr(self.critic, name)
 
+    def fresh(self):
+        return self
+
     @property
     def scores(self):
         return [score for group in self.groups for score in group]
@@ -39,6 +42,9 @@ class Heard:
     def judge_all(self, images, text):
         self.groups.append(self.critic.judge_all(images, text))
         return self.groups[-1]
+
+    def judge_parts(self, images, text):
+        return torch.tensor(self.judge_all(images, text))[:, None]
 
 
 class Backend:

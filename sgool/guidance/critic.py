@@ -97,9 +97,10 @@ class Critic(ABC):
         """Scores [N] of images [N, 3, H, W] for one text; differentiable."""
         return self.table(self.encode_image(images), [text])[:, 0]
 
+    @torch.no_grad()
     def judge(self, image: Tensor, text: str) -> float:
         """The score of one image [1, 3, H, W] for a text: the mean over five `shifted` views of it."""
-        return self.judge_all(image, text)[0]
+        return float(self.score(shifted(image), text).mean())
 
     @torch.no_grad()
     def judge_all(self, images: Tensor, text: str) -> list[float]:
