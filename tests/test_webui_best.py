@@ -137,7 +137,7 @@ def test_an_interrupt_ranks_what_there_is(webui, monkeypatch):
             webui.shared.state.interrupted = True
 
     monkeypatch.setattr(best, "score", interrupt)
-    p, processed = webui.make(ONLY, **EIGHT)
+    _, processed = webui.make(ONLY, **EIGHT)
     scores = [float(fields(text, "score")) for text in processed.infotexts]
     assert len(processed.images) == 4 and scores == sorted(scores, reverse=True)
     assert [fields(text, "rank") for text in processed.infotexts] == [f"{place} of 4" for place in range(1, 5)]
@@ -242,11 +242,14 @@ def test_the_score_in_a_files_name(webui, monkeypatch):
     monkeypatch.setattr(SgoolScript, "postprocess", lambda self, p, processed, *args: seen.append(named(p)))
 
     def named(p):
-        return score_in_name(SimpleNamespace(p=p, basename=""))
+        return score_in_name(images.FilenameGenerator(p, 1, PROMPT, None))
 
     p, _ = webui.make(ONLY, **{**EIGHT, "n_iter": 1})
     assert re.fullmatch(r"-?\d\.\d{4}", seen[0])
-    assert score_in_name(SimpleNamespace(p=p, basename="grid")) is images.NOTHING_AND_SKIP_PREVIOUS_TEXT
+    assert (
+        score_in_name(images.FilenameGenerator(p, 1, PROMPT, None, basename="grid"))
+        is images.NOTHING_AND_SKIP_PREVIOUS_TEXT
+    )
     plain, _ = webui.make(**EIGHT)
     assert named(plain) is images.NOTHING_AND_SKIP_PREVIOUS_TEXT
 

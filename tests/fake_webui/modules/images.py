@@ -6,7 +6,10 @@ NOTHING_AND_SKIP_PREVIOUS_TEXT = object()
 
 
 class FilenameGenerator:
-    replacements = dict()  # noqa: C408,RUF012
+    replacements = dict()  # noqa: RUF012
+
+    def __init__(self, p, seed, prompt, image, basename=""):
+        self.p, self.basename = p, basename
 
 
 def save_image(
@@ -17,12 +20,12 @@ def save_image(
     prompt=None,
     extension="png",
     info=None,
+    short_filename=False,
+    grid=False,
     p=None,
     forced_filename=None,
     suffix="",
     save_to_dirs=None,
-    short_filename=False,
-    grid=False,
 ):
     saved.append((forced_filename or suffix, image, info))
 
