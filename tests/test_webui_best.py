@@ -257,3 +257,17 @@ def test_the_score_in_a_files_name(webui, monkeypatch):
 def test_only_scoring_needs_no_guide():
     assert needs(Settings(iterations=0, best=True)).guide == "embedded"
     assert needs(Settings(iterations=0, best=True, zoom=True)).guide == needs(Settings(best=True)).guide == "clip"
+
+
+class Taker:
+    """Another script, which takes an image out of the gallery before SGOOL sorts it."""
+
+    def postprocess(self, p, processed, *args):
+        del processed.images[2]
+
+
+def test_a_gallery_that_lacks_an_image_is_not_sorted(webui):
+    p, processed = webui.make({**ONLY, "best_shown": 2, "best_save_all": False}, first=[Taker()], **EIGHT)
+    assert processed.all_seeds == p.all_seeds and len(processed.images) == 7
+    assert "another extension has taken some out" in processed.comments
+    assert len(images.saved) == 8

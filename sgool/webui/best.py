@@ -73,7 +73,7 @@ def sorting(p: Any, processed: Any, run: Run) -> Iterator[None]:
     for name, value in run.held.items():
         setattr(p, name, value)
     try:
-        _rank(processed, run)
+        _rank(p, processed, run)
     except SgoolError as error:
         _report(p, run, run.made, error)
         processed.comments += f"{messages.not_scored(error)}\n"
@@ -84,12 +84,13 @@ def sorting(p: Any, processed: Any, run: Run) -> Iterator[None]:
         _arrange(p, processed, run)
 
 
-def _rank(processed: Any, run: Run) -> None:
+def _rank(p: Any, processed: Any, run: Run) -> None:
     """Who comes first. Raises SgoolError where the gallery does not hold the images."""
     if not run.sorts or run.unscored or len(run.made) < 2:
         return
-    if len(processed.images) < len(run.made) or len(processed.infotexts) < len(run.made):
-        raise SgoolError("another extension has taken images out of the gallery.")
+    shown, first = len(processed.images), processed.index_of_first_image
+    if shown - first < _size(p) * len(run.made) or len(_texts(processed, run)) < len(run.made):
+        raise SgoolError("another extension has taken some out of the gallery.")
     order = sorted(run.made, key=lambda number: -run.scores[number].value)
     run.ranks = {number: place for place, number in enumerate(order, 1)}
     run.shown = order[: run.settings.best_shown or None]
@@ -158,11 +159,16 @@ def _texts(processed: Any, run: Run) -> dict[int, str]:
 
 
 def _groups(p: Any, processed: Any, run: Run) -> dict[int, list[Any]]:
-    """By the image's number: the image and, where the WebUI shows them, its mask and its masked part."""
-    masked = getattr(p, "mask_for_overlay", None) is not None
-    size = 1 + masked * (bool(shared.opts.return_mask) + bool(shared.opts.return_mask_composite))
+    """The pictures of each image, by its number."""
+    size = _size(p)
     made = processed.images[processed.index_of_first_image :]
     return {number: made[i * size : (i + 1) * size] for i, number in enumerate(run.made)}
+
+
+def _size(p: Any) -> int:
+    """Pictures in the gallery of one image: itself and, where the WebUI shows them, its mask and its masked part."""
+    masked = getattr(p, "mask_for_overlay", None) is not None
+    return 1 + masked * (bool(shared.opts.return_mask) + bool(shared.opts.return_mask_composite))
 
 
 def _report(p: Any, run: Run, numbers: Sequence[int], error: Exception) -> None:

