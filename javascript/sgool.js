@@ -60,7 +60,7 @@ view of the page's own last run. All text is set as text, never as HTML. */
         const whole = improved && improved + rendered(told, set, follows);
         const count = whole + zoomImages(told, set, passes, steps);
         const parts = [whole > 0 ? "whole" : "", set.zoom ? "zoom" : ""].filter(Boolean);
-        const does = parts.length === 2 ? "both" : parts[0] ?? "nothing";
+        const does = parts.length === 2 ? "both" : parts[0] ?? (set.best ? "best" : "nothing");
         const own = whole > 0 && follows ? `, sampled with your own ${sampler}` : "";
         line.querySelector(".sgool-does").textContent = told.does[does] + own;
         const words = line.querySelector(".sgool-cost");

@@ -29,6 +29,7 @@ DOES = {
     "whole": "Improves the image's starting noise",
     "zoom": "Paints small places again",
     "both": "Improves the image's starting noise and paints small places again",
+    "best": "Scores the images; the best come first",
     "nothing": "Has nothing to do: 0 iterations, and no zoom",
 }
 """What a run does."""
@@ -111,7 +112,8 @@ def in_words(count: float) -> str:
 
 
 def line(settings: Settings) -> tuple[str, str]:
-    """What a run does, and what it costs: "" where it does nothing."""
+    """What a run does, and what it costs: "" where it makes nothing."""
     parts = (whole(settings) > 0, settings.zoom)
-    does = {(True, True): "both", (True, False): "whole", (False, True): "zoom", (False, False): "nothing"}[parts]
+    neither = "best" if settings.best else "nothing"
+    does = {(True, True): "both", (True, False): "whole", (False, True): "zoom", (False, False): neither}[parts]
     return DOES[does], in_words(images(settings)) if any(parts) else ""

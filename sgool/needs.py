@@ -53,14 +53,17 @@ def naming(setting: str) -> Iterator[None]:
 def needs(settings: Settings) -> Needs:
     """What a run with these settings needs.
 
-    Without saliency in the loss only the map is drawn, by a detector without weights.
+    Without saliency in the loss only the map is drawn, by a detector without weights. Where images are only scored,
+    the guide needs none either.
     """
     improved = settings.method == "sgool" and settings.iterations > 0
     refined = settings.zoom and settings.zoom_iterations > 0  # by SGOOL's own loss, whatever the method
     salient = settings.saliency_weight > 0 and (improved or refined)
     salient = salient or (settings.zoom and settings.zoom_by == "attention")
     faces = settings.zoom and settings.zoom_by == "faces"
-    return Needs(settings.guide, settings.selector, settings.saliency if salient else "spectral", faces)
+    only_scores = settings.best and not (settings.iterations or settings.candidates > 1 or settings.zoom)
+    guide = "embedded" if only_scores else settings.guide  # of which nothing is asked
+    return Needs(guide, settings.selector, settings.saliency if salient else "spectral", faces)
 
 
 def missing(wanted: Needs, models_dir: str | os.PathLike[str]) -> list[Weight]:

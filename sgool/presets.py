@@ -72,15 +72,20 @@ MODELS |= {f"sgool-{name}": values for name, values in MODELS.items()}  # as che
 ZOOMS = tuple(name for name in DEFAULTS if name.startswith("zoom_"))
 """What does nothing without zoom."""
 
+BESTS = ("best_shown", "best_save_all")
+"""What does nothing without the best of the batch."""
+
 ZOOM_USES = ("saliency", "threshold", "region_prompt")
 """What zoom uses of the other settings."""
 
 
-def ignored(given: Iterable[str], method: str, start: str = "seed", zoom: bool = False) -> tuple[str, ...]:
-    """Which of the given settings do nothing with this method, this start and with zoom or without, in the order of
-    `Settings`.
+def ignored(
+    given: Iterable[str], method: str, start: str = "seed", zoom: bool = False, best: bool = False
+) -> tuple[str, ...]:
+    """Which of the given settings do nothing with this method, this start, and with zoom and best or without, in the
+    order of `Settings`.
     """
-    idle = {*IGNORED[method], *(("candidates",) if start == "image" else ())}
+    idle = {*IGNORED[method], *(("candidates",) if start == "image" else ()), *(() if best else BESTS)}
     idle = idle - set(ZOOM_USES) if zoom else idle | set(ZOOMS)
     names = set(given)
     return tuple(name for name in DEFAULTS if name in names and name in idle)
@@ -89,10 +94,12 @@ def ignored(given: Iterable[str], method: str, start: str = "seed", zoom: bool =
 def unused(settings: Settings, model: str = "") -> tuple[str, ...]:
     """Which settings differ from what their method and model set, and do nothing with that method and start.
 
-    Not the zoom's own, whose switch says as much.
+    Not those of zoom and of the best of the batch, whose switches say as much.
     """
     own = resolve({"method": settings.method}, model=model)
-    changed = [name for name in DEFAULTS if name not in ZOOMS and getattr(settings, name) != getattr(own, name)]
+    changed = [
+        name for name in DEFAULTS if name not in (*ZOOMS, *BESTS) and getattr(settings, name) != getattr(own, name)
+    ]
     return ignored(changed, settings.method, settings.start, settings.zoom)
 
 

@@ -390,6 +390,40 @@ class Settings:
         choices=("optimized", "yours"),
         cli=False,
     )
+    best: bool = setting(
+        False,
+        "Best of the batch",
+        "score every image with the selector; the best come first in the gallery",
+        group="Batch",
+        cli=False,
+    )
+    best_shown: int = setting(
+        0,
+        "Best images shown",
+        "only so many are shown, the best ones; 0: all",
+        group="Batch",
+        low=0,
+        high=1000,
+        slider=(0, 16, 1),
+        cli=False,
+    )
+    best_save_all: bool = setting(
+        True,
+        "Save the others too",
+        "off: only what is shown is saved, once all images are made",
+        group="Batch",
+        cli=False,
+    )
+    best_improved: int = setting(
+        0,
+        "Improve only the best",
+        "so many of each batch (batch size) are improved, the best ones; the others stay as they are; 0: all",
+        group="Batch",
+        low=0,
+        high=1000,
+        slider=(0, 8, 1),
+        cli=False,
+    )
 
     def __post_init__(self) -> None:
         for name, about in ABOUT.items():

@@ -43,8 +43,9 @@ def test_what_a_method_ignores_changes_no_image_of_it(method, backend, critics):
 def test_ignored_keeps_the_order_of_the_settings_and_what_was_not_given_out():
     assert set(IGNORED) == set(METHODS)
     assert ignored(["cutouts", "saliency_weight", "steps"], "doodl") == ("saliency_weight", "cutouts")
-    assert ignored(ABOUT, "sgool", zoom=True) == ()
-    assert ignored(ABOUT, "sgool") == tuple(name for name in ABOUT if name.startswith("zoom_"))
+    assert ignored(ABOUT, "sgool", zoom=True, best=True) == ()
+    assert ignored(ABOUT, "sgool", best=True) == tuple(name for name in ABOUT if name.startswith("zoom_"))
+    assert ignored(ABOUT, "sgool", zoom=True) == ("best_shown", "best_save_all")
     assert ignored(["saliency", "zoom_by", "rule"], "none", zoom=True) == ("rule",)
     assert ignored(["candidates", "rule"], "sgool", "image") == ("candidates",)
     assert ignored(["iterations", "steps"], "none") == ("iterations",)
@@ -57,4 +58,4 @@ def test_unknown_names_are_refused():
 
 def test_the_zooms_settings_are_no_news_while_it_is_off():
     """The accordion always sends them, at the general defaults, which the embedded model's own differ from."""
-    assert unused(Settings(), "sgool-tiny") == unused(Settings(zoom_places=5)) == ()
+    assert unused(Settings(), "sgool-tiny") == unused(Settings(zoom_places=5, best_shown=3)) == ()

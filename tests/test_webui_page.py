@@ -40,6 +40,7 @@ OTHER = {
     **{"guide": "clip:RN50/openai", "selector": "embedded"},
     **{"zoom": True, "zoom_places": 3, "zoom_strength": 0.45, "zoom_iterations": 4, "zoom_smallest": 0.2},
     **{"zoom_largest": 0.6, "zoom_padding": 0.5, "zoom_good": 0.7, "zoom_judge": False, "as_uploaded": True},
+    **{"best": True, "best_shown": 2, "best_save_all": False, "best_improved": 3},
 }
 """No parameter at its default."""
 
@@ -537,6 +538,7 @@ def test_register_hands_over_the_callbacks():
         ("ui_settings", options.add),
         ("app_started", api.add_routes),
         ("image_saved", script.remember_file),
+        ("ui_settings", script.add_name_pattern),
         ("ui_settings", xyz.add_axes),
     ]
 

@@ -12,5 +12,6 @@ def register() -> None:
     script_callbacks.on_ui_settings(options.add)
     script_callbacks.on_app_started(api.add_routes)
     script_callbacks.on_image_saved(script.remember_file)
+    script_callbacks.on_ui_settings(script.add_name_pattern)
     # Not on_before_ui: with --nowebui that callback comes after the plot has read its list of axes.
     script_callbacks.on_ui_settings(xyz.add_axes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -54,7 +55,7 @@ def improves(settings: Settings) -> bool:
 
 def nothing_to_do(settings: Settings) -> str | None:
     """Why these settings leave every image as it is, or None."""
-    if improves(settings) or settings.zoom:
+    if improves(settings) or settings.zoom or settings.best:
         return None
     what = "With method none" if settings.method == "none" else "With 0 iterations"
     return (
@@ -66,7 +67,7 @@ def nothing_to_do(settings: Settings) -> str | None:
 class Batch:
     """The images of one batch. samples: [B, 4, h, w], as the WebUI's sampler left them; improved: what became of them.
 
-    numbers: the images' numbers within the generation.
+    numbers: the images' numbers within the generation. chosen: the places in the batch of those to improve, in turn.
     """
 
     def __init__(self, p: Any, run: Run, samples: Tensor) -> None:
@@ -75,17 +76,19 @@ class Batch:
         self.samples = self.improved = samples
         first = p.iteration * p.batch_size
         self.numbers = [first + i for i in range(len(samples))]
+        self.chosen = list(range(len(samples)))
 
     def each(self, critics: Critics) -> None:
-        """Improve one image after another, until the user stops it."""
+        """Improve one image after another, or only the best of them, until the user stops it."""
+        self.chosen = self._best(critics)
         self.followed = self._followed()
         steps = self.followed.schedule.steps if self.followed else self.run.settings.steps
         resamples = self.run.settings.start == "seed" and self.followed is None
-        self.progress = BatchProgress(self.p, self.run.settings, len(self.samples), steps, resamples)
-        for i, number in enumerate(self.numbers):
+        self.progress = BatchProgress(self.p, self.run.settings, len(self.chosen), steps, resamples)
+        for i in self.chosen:
             if interrupts.stopped():
                 break
-            with self.told([number]):
+            with self.told([self.numbers[i]]):
                 latent = self._image(i, critics)
                 if latent is not None:
                     self.improved = self.samples.clone() if self.improved is self.samples else self.improved
@@ -95,7 +98,8 @@ class Batch:
         """What the user's Interrupt or Skip leaves to say and to do."""
         if not interrupts.stopped():
             return
-        left = [each for each in self.numbers if each not in self.run.outcomes and each not in self.run.notes]
+        wanted = [self.numbers[i] for i in self.chosen]
+        left = [each for each in wanted if each not in self.run.outcomes and each not in self.run.notes]
         word = "skipped" if shared.state.skipped else "interrupted"
         if left:
             tell(self.p, self.run, left, f"SGOOL was {word}, so this is the image without it.")
@@ -115,6 +119,25 @@ class Batch:
             if not isinstance(error, SgoolError) and not out_of_memory(error):
                 errors.report("SGOOL failed", exc_info=True)
 
+    def _best(self, critics: Critics) -> list[int]:
+        """The places of the images to improve: all, or the best of them, the best one first."""
+        count, most = len(self.samples), self.run.settings.best_improved
+        if not most or most >= count:
+            return self.chosen
+        scores = [self._scored(i, critics) for i in range(count)]
+        order = sorted(range(count), key=lambda i: -scores[i] if math.isfinite(scores[i]) else math.inf)
+        for place, i in enumerate(order, 1):
+            self.run.first_ranks[self.numbers[i]] = f"{place} of {count}, {scores[i]:.4f}"
+        return order[:most]
+
+    def _scored(self, i: int, critics: Critics) -> float:
+        """The score of an image as it was."""
+        interrupts.check()
+        memory = MEMORY[self.run.settings.memory]
+        with torch.no_grad(), devices.without_autocast(), sparing(self.p, memory):
+            backend = WebuiBackend(self.p, i, self.samples[i : i + 1], None, memory)
+            return critics.selector.judge(self._original(i, backend), self.p.prompts[i])
+
     def _image(self, i: int, critics: Critics) -> Tensor | None:
         """One image's better latent [1, 4, h, w], or None where the original is the best there is."""
         settings = self.run.settings.changed(guidance_scale=float(self.p.cfg_scale))
@@ -131,7 +154,7 @@ class Batch:
         with torch.enable_grad(), devices.without_autocast(), sparing(self.p, memory):
             backend = WebuiBackend(self.p, i, self.samples[i : i + 1], self._noise(i), memory, self.followed)
             score = critics.selector.judge(self._original(i, backend), prompt)
-            self.progress.begin(i, self._label(i), score)
+            self.progress.begin(self.chosen.index(i), self._label(i), score)
             latent = backend.original if settings.start == "image" else None
             sampling = self.followed.sampling(i) if self.followed else None
             request = Request(prompt, seed=seed, init_latent=latent, sampling=sampling)

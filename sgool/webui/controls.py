@@ -20,7 +20,7 @@ from sgool.webui.arguments import WEBUI
 FIRST = ("", "Zoom")
 """The groups that are seen at first."""
 
-MORE = ("Zoom details", "Sampling", "Regions", "Critics")
+MORE = ("Batch", "Zoom details", "Sampling", "Regions", "Critics")
 """The groups that are folded away under "More", in this order."""
 
 EXPERT = "Expert"
@@ -44,7 +44,9 @@ WIDTH = 240
 
 _ZOOM = ("zoom_places", "zoom_strength", "zoom_iterations")
 
-COUNTED = tuple(dict.fromkeys((*PRESET_FIELDS, "candidates", "start", "method", "way_back", "render", "zoom", *_ZOOM)))
+COUNTED = tuple(
+    dict.fromkeys((*PRESET_FIELDS, "candidates", "start", "method", "way_back", "render", "zoom", *_ZOOM, "best"))
+)
 """The settings by which the page tells which preset is in force and what a run costs."""
 
 AIM = "Improve for"

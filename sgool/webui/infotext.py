@@ -10,13 +10,16 @@ from sgool import __version__
 from sgool.presets import ignored
 from sgool.settings import DEFAULTS
 from sgool.webui.arguments import WEBUI
-from sgool.webui.records import Outcome, Run, ZoomOutcome
+from sgool.webui.records import Outcome, Run, Score, ZoomOutcome
 
 _PREFIX = "SGOOL "
 VERSION = f"{_PREFIX}version"
 """Stands in every infotext of an image that was made with SGOOL ticked."""
 CRITIC = f"{_PREFIX}scored by"
 """Which critic an image's scores are of: the selector."""
+SCORE = f"{_PREFIX}score"
+RANK = f"{_PREFIX}rank"
+"""Of a finished image, in the best of a batch."""
 NOTE = f"{_PREFIX}note"
 """Why an image is as it was, or a run ended early."""
 
@@ -53,6 +56,14 @@ def _rendered(outcome: Outcome) -> str | None:
     return None if outcome.rendered is None else f"{outcome.rendered:.4f}, {kept}"
 
 
+def shown(score: Score) -> str:
+    return f"{score.value:.4f}"
+
+
+def place(run: Run, number: int) -> str:
+    return f"{run.ranks[number]} of {len(run.ranks)}"
+
+
 def _score(value: float | None) -> str | None:
     return None if value is None else f"{value:.4f}"
 
@@ -80,7 +91,7 @@ def write(p: Any, run: Run) -> None:
     """Add every setting that has a part in the run and is not at its default, what came of each image, the version."""
     params = p.extra_generation_params
     settings = run.settings
-    without = ignored(WEBUI, settings.method, settings.start, settings.zoom)
+    without = ignored(WEBUI, settings.method, settings.start, settings.zoom, settings.best)
     for name in [name for name in WEBUI if name not in without]:
         value = getattr(run.settings, name)
         if value != DEFAULTS[name]:
@@ -91,14 +102,15 @@ def write(p: Any, run: Run) -> None:
 
 
 def settle(p: Any, run: Run, number: str) -> None:
-    """After the last image: plain lists in place of functions, because the API's JSON shows no functions.
+    """After the last image: plain lists in place of functions, because the API's JSON shows no functions. They are in
+    the gallery's order.
 
     number: the run's id for the page, or "".
     """
-    count = len(p.all_seeds)
+    order = [*run.ranks, *(number for number in range(len(p.all_seeds)) if number not in run.ranks)]
     for field, (found, read) in _fields(run).items():
         if found:
-            p.extra_generation_params[field] = [read(found[i]) if i in found else None for i in range(count)]
+            p.extra_generation_params[field] = [read(found[i]) if i in found else None for i in order]
         else:
             p.extra_generation_params.pop(field, None)
     if number:
@@ -111,11 +123,16 @@ def _fields(run: Run) -> dict[str, tuple[Mapping[int, Any], Callable[[Any], Any]
     Nothing stands there of what the run does not do.
     """
     fields: dict[str, tuple[Mapping[int, Any], Callable[[Any], Any]]] = {}
+    places = {number: place(run, number) for number in run.ranks}
     if run.whole:
         fields |= {field: (run.outcomes, read) for field, read in _OUTCOME.items()}
     if run.settings.zoom:
         fields |= {field: (run.zooms, read) for field, read in _ZOOM.items()}
-    scored: ChainMap[int, Any] = ChainMap({}, run.outcomes, run.zooms)  # type: ignore[arg-type]  # while they fill
+    if run.settings.best_improved and run.whole:
+        fields["SGOOL rank before"] = (run.first_ranks, str)
+    if run.settings.best:
+        fields |= {SCORE: (run.scores, shown), RANK: (places, str)}
+    scored: ChainMap[int, Any] = ChainMap({}, run.outcomes, run.zooms, run.scores)  # type: ignore[arg-type]  # while they fill
     return {**fields, CRITIC: (scored, lambda found: found.critic), NOTE: (run.notes, str)}
 
 

@@ -81,6 +81,15 @@ def no_zoom(error: Exception) -> str:
     return f"SGOOL's zoom failed, so this is the image without it: {type(error).__name__}: {brief(error, 200)}"
 
 
+def not_scored(error: Exception) -> str:
+    """Why the images stay in their order."""
+    if out_of_memory(error):
+        return "SGOOL ran out of memory while it scored the images, so they stay in their order."
+    if isinstance(error, SgoolError):
+        return f"SGOOL leaves the images in their order: {error}"
+    return f"SGOOL could not score the images, so they stay in their order: {type(error).__name__}: {brief(error, 200)}"
+
+
 def not_painted(repaint: Repaint, memory: str) -> str:
     """Why a place is as it was. memory: the setting."""
     error, name = repaint.error, brief(repaint.place.name, 60)

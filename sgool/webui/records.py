@@ -172,6 +172,14 @@ class Entry:
         return self.outcome.regions
 
 
+@dataclass(frozen=True)
+class Score:
+    """What the selector says of a finished image; critic: what the score is called by."""
+
+    value: float
+    critic: str
+
+
 @dataclass
 class Run:
     """What is known of one generation.
@@ -183,6 +191,12 @@ class Run:
     improved as they are (`sgool.webui.uploaded`). outcomes, zooms, notes: by
     the image's number. files: the number of the image that each saved file belongs to. interrupted: whether the user
     has stopped the run; stopped: the numbers of the images that were in work when the user stopped it, or skipped them.
+
+    Of the best of a batch: sorts: whether the gallery is to be sorted; held: what the processing object saved before
+    some of that had to wait; waiting: the pictures that are saved at the end. made: the numbers of all finished images;
+    scores: theirs; unscored: whether scoring has failed. ranks: from 1, the best first, once all are made; shown: the
+    numbers of those that the gallery keeps, the best first, or [] for all as they came. first_ranks: where only the
+    best of a batch are improved, each one's place in it and its score before.
     """
 
     settings: Settings
@@ -200,9 +214,19 @@ class Run:
     files: dict[str, int] = field(default_factory=dict)
     interrupted: bool = False
     stopped: set[int] = field(default_factory=set)
+    first_ranks: dict[int, str] = field(default_factory=dict)
+    made: list[int] = field(default_factory=list)
+    waiting: dict[int, Any] = field(default_factory=dict)
+    scores: dict[int, Score] = field(default_factory=dict)
+    ranks: dict[int, int] = field(default_factory=dict)
+    sorts: bool = False
+    unscored: bool = False
+    shown: list[int] = field(default_factory=list)
+    held: dict[str, bool] = field(default_factory=dict)
 
     @property
     def entries(self) -> dict[int, Entry]:
-        """By the image's number, in order: all that something has come of."""
-        numbers = sorted({*self.outcomes, *self.zooms})
+        """By the image's number, in the gallery's order: all that are shown and that something has come of."""
+        found = {*self.outcomes, *self.zooms}
+        numbers = [number for number in self.shown if number in found] if self.shown else sorted(found)
         return {number: Entry(self.outcomes.get(number), self.zooms.get(number)) for number in numbers}

@@ -73,7 +73,7 @@ class SgoolScript(scripts.Script):
                 from sgool.webui.records import Run
 
                 told_all = dict.fromkeys(range(len(p.all_seeds)), p.extra_generation_params[infotext.NOTE])
-                left = settings.changed(iterations=0, zoom=False)
+                left = settings.changed(iterations=0, zoom=False, best=False)
                 self._take(p, Run(left, weakref.ref(p), whole=False, notes=told_all))
             return
         self._take(p, run)
@@ -85,6 +85,10 @@ class SgoolScript(scripts.Script):
             from sgool.webui import uploaded
 
             p.inpainting_fill = uploaded.KEEP
+        if run.settings.best:
+            from sgool.webui import best
+
+            best.begin(p, run)
 
     def _begin(self, p: Any, settings: Settings, mask: Any) -> Run:
         """The run of these settings, with its networks here. mask: of the API, or None. Raises Refused."""
@@ -93,13 +97,13 @@ class SgoolScript(scripts.Script):
         from sgool.webui.records import Run
 
         upscaled = getattr(p, "firstpass_image", None) is not None
-        if upscaled and not settings.zoom:
+        if upscaled and not settings.zoom and not settings.best:
             raise Refused("SGOOL leaves an image that is only upscaled as it is.")
         notes: dict[int, str] = {}
         if settings.zoom and settings.zoom_by == "mask" and mask is None and not masks.is_inpainting(p):
             lacking = "SGOOL's zoom on a mask needs a mask: paint one in img2img, Inpaint."
             settings = settings.changed(zoom=False)
-            if not improves(settings) or upscaled:
+            if (not improves(settings) or upscaled) and not settings.best:
                 raise Refused(lacking)
             self._note(p, lacking)
             notes = dict.fromkeys(range(len(p.all_seeds)), lacking)
@@ -165,6 +169,10 @@ class SgoolScript(scripts.Script):
             from sgool.webui import uploaded
 
             pp.image = uploaded.composed(p, run, pp.image)
+        if run is not None and run.settings.best:
+            from sgool.webui import best
+
+            best.score(p, run, pp.image)
 
     def postprocess_image(self, p: Any, pp: Any, *args: Any) -> None:
         """The image is finished, after hires fix: zoom into it."""
@@ -182,7 +190,13 @@ class SgoolScript(scripts.Script):
         from sgool.webui import gallery, interrupts
 
         try:
-            gallery.show(p, processed, run)
+            if run.settings.best:
+                from sgool.webui import best
+
+                with best.sorting(p, processed, run):
+                    gallery.show(p, processed, run)
+            else:
+                gallery.show(p, processed, run)
         finally:
             infotext.settle(p, run, gallery.keep(run))
             if run.interrupted:
@@ -228,6 +242,22 @@ def remember_file(saved: Any) -> None:
     run = _run(saved.p) if saved.p is not None else None
     if run is not None and hasattr(saved.p, "batch_index"):
         run.files[saved.filename] = saved.p.iteration * saved.p.batch_size + saved.p.batch_index
+
+
+def add_name_pattern() -> None:
+    """Offer [sgool_score] for the names of files."""
+    from modules import images
+
+    images.FilenameGenerator.replacements["sgool_score"] = score_in_name
+
+
+def score_in_name(names: Any) -> Any:
+    """[sgool_score] in the pattern of a file's name: of the finished image, in the best of a batch; else nothing."""
+    from modules import images
+
+    run = _run(names.p) if names.p is not None and not names.basename else None  # a grid has a basename
+    score = run.scores.get(names.p.iteration * names.p.batch_size + names.p.batch_index) if run is not None else None
+    return images.NOTHING_AND_SKIP_PREVIOUS_TEXT if score is None else infotext.shown(score)
 
 
 def _run(p: Any) -> Any:

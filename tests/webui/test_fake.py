@@ -31,6 +31,8 @@ OWN = {
     *(f"sd_samplers.{name}.{own}" for name in ("DDIM", "EulerAncestral") for own in ("func", "levels")),
     *(f"sd_samplers.Levels{own}" for own in ("", ".t_to_sigma", ".sigma_to_t")),
     "images.saved",
+    "processing.Infotext",
+    "processing.Infotext.get",
     "processing.prompts",
     "processing.schedule",
     # The WebUI sets these on the object, where they apply.

@@ -21,7 +21,7 @@ def decode_latent_batch(model, batch, target_device=None, check_for_nans=False):
 class StableDiffusionProcessing:
     mask = nmask = None
     refiner_checkpoint_info = None
-    do_not_save_samples = False
+    do_not_save_samples = do_not_save_grid = False
 
     paste_to = overlay_images = mask_for_overlay = None
     init_images = image_mask = None
@@ -210,6 +210,9 @@ class Processed:
         self.images, self.infotexts = images_list, infotexts
         self.index_of_first_image = 0
         self.all_seeds, self.all_prompts = p.all_seeds, p.all_prompts
+        self.all_subseeds, self.all_negative_prompts = p.all_subseeds, p.all_negative_prompts
+        self.seed, self.subseed, self.info = p.all_seeds[0], p.all_subseeds[0], infotexts[0] if infotexts else ""
+        self.comments = "".join(f"{comment}\n" for comment in p.comments)
 
     def infotext(self, p, index):
         place = index % p.batch_size, index // p.batch_size
@@ -236,7 +239,25 @@ def create_infotext(
     for key, value in p.extra_generation_params.items():
         value = value[index] if isinstance(value, list) else value
         found[key] = value(**locals()) if callable(value) else value
-    return {key: str(value) for key, value in found.items() if value is not None}
+    return Infotext({key: str(value) for key, value in found.items() if value is not None})
+
+
+class Infotext(str):
+    """A text, as the WebUI makes it, which tests read like a dict."""
+
+    def __new__(cls, found):
+        text = super().__new__(cls, ", ".join(f"{key}: {value}" for key, value in found.items()))
+        text.found = found
+        return text
+
+    def __getitem__(self, key):
+        return self.found[key]
+
+    def __contains__(self, key):
+        return key in self.found
+
+    def get(self, key, default=None):
+        return self.found.get(key, default)
 
 
 def process_images(p):
@@ -265,6 +286,7 @@ def process_images_inner(p):
                 break
             batch = slice(n * p.batch_size, (n + 1) * p.batch_size)
             p.prompts, p.seeds = p.all_prompts[batch], p.all_seeds[batch]
+            p.negative_prompts, p.subseeds = p.all_negative_prompts[batch], p.all_subseeds[batch]
             p.rng = rng.ImageRNG((4, p.height // 8, p.width // 8), p.seeds)
             p.prompts, p.extra_network_data = extra_networks.parse_prompts(p.prompts)
             if not p.disable_extra_networks:
