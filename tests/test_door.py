@@ -19,7 +19,7 @@ from sgool.images import fit
 from sgool.needs import needs
 from sgool.presets import resolve
 from sgool.result import Ending, Progress, Stop
-from sgool.settings import SettingError
+from sgool.settings import ABOUT, SettingError
 
 PROMPT = "a small penguin and a pizza on a green background"
 FEW = {"steps": 4, "iterations": 2, "cutouts": 2}
@@ -320,7 +320,7 @@ def test_pipelines_of_other_models_are_refused(pipeline: Any) -> None:
             sgool.improve(other, PROMPT)
     # Another pipeline of the same parts will do: only the parts are used.
     img2img = StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
-    own = resolve(FEW, model="tiny").as_dict()
+    own = {name: value for name, value in resolve(FEW, model="tiny").as_dict().items() if ABOUT[name].cli}
     assert sgool.improve(img2img, PROMPT, **own).result.ending is Ending.DONE
 
 
