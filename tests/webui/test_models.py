@@ -117,7 +117,7 @@ def test_zoom_on_every_way_to_make_a_picture(server, models, kind, way):
 def test_updates_inside_a_place(server, models, kind):
     """They begin with the place as it was painted, so another image comes out."""
     payload = with_model(BASE, models[kind])
-    own = {**ZOOM, "zoom_places": 1, "steps": 4, "cutouts": 2, "learning_rate": 0.3, "warmup": 0}
+    own = {**ZOOM, "zoom_places": 1, "zoom_largest": 1.0, "steps": 4, "cutouts": 2, "learning_rate": 0.3, "warmup": 0}
     plain, painted = make(server, payload), make(server, payload, own)
     before = server.get("/sgool-probe/state")
     answer = make(server, payload, {**own, "zoom_iterations": 3})

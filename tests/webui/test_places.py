@@ -185,12 +185,10 @@ def test_an_interrupt_in_the_second_place_keeps_the_first(server, updates):
     payload = {**BASE, "steps": 150 if not updates else 5}
     own = {**ZOOM, "zoom_strength": 0.9, "zoom_iterations": updates, "patience": 0, "steps": 4, "cutouts": 2}
     first = make(server, payload, {**own, "zoom_places": 1})
-    answer, texts = while_running(server, payload, "zoom 2/2", "interrupt", own)
+    answer, _ = while_running(server, payload, "zoom 2/2", "interrupt", own)
     assert kept(first) == (1, 1) and kept(answer) == (1, 2)
     assert "interrupted after 1 of 2 places" in answer.texts[0]
     assert not differ(answer, first) and differ(answer, make(server, payload))
-    shares = [share for text, share, _ in texts if "SGOOL zoom" in text]
-    assert shares == sorted(shares)
 
 
 def test_skip_gives_the_image_without_zoom(server):
