@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -58,7 +59,10 @@ def snapshot(iteration, score, shade=0.5):
 
 def test_the_bar_shows_the_scores_of_the_first_image_of_the_start_and_of_the_best(capsys):
     class Seen:
-        text, images, total = "", 0, 1
+        text, images, total, written = "", 0, 8, ()
+
+        def write(self, text, file):
+            self.written += (text,)
 
         def set_postfix_str(self, text):
             self.text = text
@@ -66,7 +70,8 @@ def test_the_bar_shows_the_scores_of_the_first_image_of_the_start_and_of_the_bes
         def update(self):
             self.images += 1
 
-    bar = Bar(Seen(), Guard(), Settings())
+    bar = Bar(Seen(), Guard(), Settings(iterations=5, steps=20, strength=0.8))
+    bar.begun -= 30
     result = Result(snapshot(TRIED, 0.5), snapshot(2, 0.75), scores=[0.625, 0.6, 0.75])
     bar.image(result, result.best)
     bar.step(3, 8)
@@ -74,6 +79,7 @@ def test_the_bar_shows_the_scores_of_the_first_image_of_the_start_and_of_the_bes
     bar.image(Result(snapshot(TRIED, 0.5), snapshot(TRIED, 0.9), scores=[0.625]), result.best)
     bar.step(4, 8)
     assert "best 0.900, step 4/8" in bar.bar.text and bar.bar.images == 2
+    assert re.fullmatch(r"sgool: about 39\d s", *bar.bar.written), "30 s for an image, and 5 updates of 2.4 each"
 
 
 def test_with_candidates_the_score_at_the_start_is_that_of_the_one_chosen(tmp_path):

@@ -50,3 +50,31 @@ def server(webui_folder, tmp_path_factory) -> Iterator:
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def lora(server):
+    """A LoRA file of random weights for one attention of the network, in kohya's key names."""
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    checkpoint = server.home / "models" / "Stable-diffusion" / "sgool-tiny.safetensors"
+    with safe_open(checkpoint, "pt") as weights:
+        keys = [key for key in weights.keys() if key.endswith("attn1.to_q.weight")]  # noqa: SIM118
+        block = next(key for key in keys if "input_blocks" in key)
+        out, inner = weights.get_slice(block).get_shape()
+    name = "lora_unet_" + block.removeprefix("model.diffusion_model.").removesuffix(".weight").replace(".", "_")
+    folder = server.home / "models" / "Lora"
+    folder.mkdir(exist_ok=True)
+    generator = torch.Generator().manual_seed(0)
+    save_file(
+        {
+            f"{name}.lora_down.weight": torch.randn(4, inner, generator=generator),
+            f"{name}.lora_up.weight": torch.randn(out, 4, generator=generator),
+            f"{name}.alpha": torch.tensor(4.0),
+        },
+        folder / "random.safetensors",
+    )
+    server.post("/sdapi/v1/refresh-loras", {})
+    return "random"

@@ -160,32 +160,6 @@ def test_other_sizes(server, size):
     assert answer.image().size == size
 
 
-@pytest.fixture(scope="module")
-def lora(server):
-    """A LoRA file of random weights for one attention of the network, in kohya's key names."""
-    checkpoint = server.home / "models" / "Stable-diffusion" / "sgool-tiny.safetensors"
-    from safetensors import safe_open
-
-    with safe_open(checkpoint, "pt") as weights:
-        keys = [key for key in weights.keys() if key.endswith("attn1.to_q.weight")]  # noqa: SIM118
-        block = next(key for key in keys if "input_blocks" in key)
-        out, inner = weights.get_slice(block).get_shape()
-    name = "lora_unet_" + block.removeprefix("model.diffusion_model.").removesuffix(".weight").replace(".", "_")
-    folder = server.home / "models" / "Lora"
-    folder.mkdir(exist_ok=True)
-    generator = torch.Generator().manual_seed(0)
-    save_file(
-        {
-            f"{name}.lora_down.weight": torch.randn(4, inner, generator=generator),
-            f"{name}.lora_up.weight": torch.randn(out, 4, generator=generator),
-            f"{name}.alpha": torch.tensor(4.0),
-        },
-        folder / "random.safetensors",
-    )
-    server.post("/sdapi/v1/refresh-loras", {})
-    return "random"
-
-
 def test_lora_acts_as_in_the_first_pass(server, lora):
     payload = {**BASE, "prompt": f"{BASE['prompt']} <lora:{lora}:0.5>"}
     assert differ(make(server, payload), make(server, BASE))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import random_models
-from payloads import BASE, HIRES, IMG2IMG, INPAINT, SGOOL, make, outcome, plot
+from payloads import BASE, HIRES, IMG2IMG, INPAINT, SGOOL, differ, difference, make, outcome, plot
+from test_places import ZOOM, kept, only_the_places_differ
 
 SAME_STEPS = {**SGOOL, "iterations": 1, "steps": BASE["steps"], "sampler": "ddim"}
 """From the seed's noise, the reference sampler takes exactly the steps of the WebUI's DDIM."""
@@ -26,6 +27,12 @@ def models(server):
 def with_model(payload, name):
     settings = {"sd_model_checkpoint": name}
     return {**payload, "override_settings": settings, "override_settings_restore_afterwards": False}
+
+
+def payloads_of(kind):
+    upscaler = "Lanczos" if kind == "inpainting" else "Latent"  # the WebUI's own latent upscaling fails on such a model
+    hires = {**HIRES, "hr_upscaler": upscaler}
+    return {"image": BASE, "hires": hires, "img2img": IMG2IMG, "inpainting": INPAINT}
 
 
 @pytest.fixture(params=["tiny", "sd2", "inpainting", "sdxl"])
@@ -80,15 +87,44 @@ def test_memory_settings_change_only_the_memory(server, base):
 @pytest.mark.parametrize("kind", ["sd2", "inpainting", "sdxl"])
 @pytest.mark.parametrize("way", ["image", "hires", "img2img", "inpainting"])
 def test_every_way_to_make_a_picture(server, models, kind, way):
-    upscaler = "Lanczos" if kind == "inpainting" else "Latent"  # the WebUI's own latent upscaling fails on such a model
-    payload = {"image": BASE, "hires": {**HIRES, "hr_upscaler": upscaler}, "img2img": IMG2IMG, "inpainting": INPAINT}
     sgool = {**SGOOL, "iterations": 1, "start": "image"}
-    answer = make(server, with_model(payload[way], models[kind]), sgool)
+    answer = make(server, with_model(payloads_of(kind)[way], models[kind]), sgool)
     found = outcome(answer)
     assert not found.note
     assert found.iterations == 1
     run = last(server)
     assert run["scores"][0] == pytest.approx(run["before"], abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["sd2", "inpainting", "sdxl"])
+@pytest.mark.parametrize("way", ["image", "hires", "img2img", "inpainting"])
+def test_zoom_on_every_way_to_make_a_picture(server, models, kind, way):
+    payload = with_model(payloads_of(kind)[way], models[kind])
+    make(server, payload)  # img2img's encoder draws from numbers that the image before it has left, without SGOOL too
+    plain = make(server, payload)
+    answer = make(server, payload, {**ZOOM, "zoom_largest": 1.0})
+    count, all_ = kept(answer)
+    assert count == all_ > 0 and not outcome(answer).note
+    if way == "inpainting":
+        differs = difference(answer.image(), plain.image()) > 0
+        assert differs.any() and not differs[:, :64].any()
+    else:
+        assert only_the_places_differ(server, answer, plain)
+    assert make(server, payload).encoded == plain.encoded
+
+
+@pytest.mark.parametrize("kind", ["sd2", "inpainting", "sdxl"])
+def test_updates_inside_a_place(server, models, kind):
+    """They begin with the place as it was painted, so another image comes out."""
+    payload = with_model(BASE, models[kind])
+    own = {**ZOOM, "zoom_places": 1, "zoom_largest": 1.0, "steps": 4, "cutouts": 2, "learning_rate": 0.3, "warmup": 0}
+    plain, painted = make(server, payload), make(server, payload, own)
+    before = server.get("/sgool-probe/state")
+    answer = make(server, payload, {**own, "zoom_iterations": 3})
+    assert kept(answer) == kept(painted) == (1, 1) and not outcome(answer).note
+    assert only_the_places_differ(server, answer, plain) and differ(answer, painted)
+    assert {**server.get("/sgool-probe/state"), "rng": ""} == {**before, "rng": ""}
+    assert make(server, payload).encoded == plain.encoded
 
 
 def test_models_switched_between_generations(server, models):

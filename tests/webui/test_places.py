@@ -179,11 +179,41 @@ def test_an_interrupt_in_the_first_place_keeps_the_image(server):
     assert make(server, BASE).encoded == plain.encoded
 
 
+@pytest.mark.parametrize("updates", [0, 12])
+def test_an_interrupt_in_the_second_place_keeps_the_first(server, updates):
+    """In the WebUI's own sampling of the place, and in SGOOL's updates there."""
+    payload = {**BASE, "steps": 150 if not updates else 5}
+    own = {**ZOOM, "zoom_strength": 0.9, "zoom_iterations": updates, "patience": 0, "steps": 4, "cutouts": 2}
+    first = make(server, payload, {**own, "zoom_places": 1})
+    answer, _ = while_running(server, payload, "zoom 2/2", "interrupt", own)
+    assert kept(first) == (1, 1) and kept(answer) == (1, 2)
+    assert "interrupted after 1 of 2 places" in answer.texts[0]
+    assert not differ(answer, first) and differ(answer, make(server, payload))
+
+
 def test_skip_gives_the_image_without_zoom(server):
     plain = make(server, BASE)
     answer, _ = while_running(server, BASE, "zoom 1/", "skip", LONG)
     assert not differ(answer, plain) and "zoom was skipped" in answer.texts[0]
     assert kept(make(server, BASE, ZOOM))[0] > 0
+
+
+def test_lora_of_the_prompt_and_of_a_place(server, lora):
+    """Each paints the place otherwise. A LoRA that only a place has is unloaded afterwards."""
+    own = {**ZOOM, "zoom_places": 1, "as_uploaded": True}
+    tag = f"<lora:{lora}:0.5>"
+    without = make(server, IMG2IMG, own)
+    prompted = {**IMG2IMG, "prompt": f"{IMG2IMG['prompt']} {tag}"}
+    placed = {**own, "region_prompt": f"a small frog {tag}"}
+    plain = make(server, BASE)
+    for payload, each in ((prompted, own), (IMG2IMG, placed)):
+        answer = make(server, payload, each)
+        assert kept(answer) == (1, 1) and "SGOOL note" not in answer.texts[0]
+        assert only_the_places_differ(server, answer, without)
+        assert make(server, BASE).encoded == plain.encoded
+    assert differ(make(server, IMG2IMG, placed), make(server, IMG2IMG, {**own, "region_prompt": "a small frog"}))
+    both = make(server, {**BASE, "prompt": prompted["prompt"]}, {**ZOOM, "region_prompt": "a small frog"})
+    assert only_the_places_differ(server, both, make(server, {**BASE, "prompt": prompted["prompt"]}))
 
 
 def test_settings_come_back_from_the_infotext_of_the_image(server):
