@@ -132,7 +132,7 @@ def test_out_of_memory_halves_the_number_and_goes_on(backend, critics, at):
     if at == "decoder":
         narrow.decode = lambda latent: full(latent, backend.decode(latent))
     heard, wide = both(critics), both(critics)
-    own = small(candidates=8, sampler="ddim")
+    own = small(candidates=8, sampler="ddim", way_back="full")
     result, expected = generate(narrow, heard, candidate(0), own), generate(backend, wide, candidate(0), own)
     assert [len(group) for group in heard.selector.groups] == [2, 2, 2, 2] and not result.ended
     assert heard.selector.scores == pytest.approx(wide.selector.scores, abs=1e-4)

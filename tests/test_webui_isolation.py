@@ -132,7 +132,7 @@ def test_only_the_denoiser_sees_the_runs_settings(webui, monkeypatch, memory, se
     monkeypatch.setattr(sd_samplers_cfg_denoiser.CFGDenoiser, "forward", watch)
     opts.data.update(skip_early_cond=0.2, batch_cond_uncond=True)
     p_steps = 4
-    _, processed = webui.make({"memory": memory}, steps=p_steps)
+    _, processed = webui.make({"memory": memory, "way_back": "full"}, steps=p_steps)
     assert "SGOOL score after" in processed.infotexts[0]
     assert {theirs for theirs, _ in seen[:p_steps]} == {(0.2, False, True)}
     runs = {theirs for theirs, _ in seen[p_steps:]}
