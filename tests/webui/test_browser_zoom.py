@@ -104,7 +104,7 @@ def test_a_zoom_alone_is_shown_with_its_places(open_page, theme):  # noqa: F811
     generate(page)
     wait_for_the_view(page)
     view = page.locator(VIEW)
-    expect(view.locator(".sgool-facts")).to_have_text(re.compile(r"^zoom: \d of \d places? kept$"))
+    expect(view.locator(".sgool-facts")).to_have_text(re.compile(r"^zoom: \d of \d places? kept · scored by embedded$"))
     expect(view.locator(".sgool-scores")).to_be_hidden()
     rows = view.locator(".sgool-zoomed")
     assert rows.count() >= 1
