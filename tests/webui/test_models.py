@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import random_models
-from payloads import BASE, HIRES, IMG2IMG, INPAINT, SGOOL, differ, difference, make, outcome, plot
+from payloads import BASE, HIRES, IMG2IMG, INPAINT, SGOOL, difference, make, outcome, plot
 from test_places import ZOOM, kept, only_the_places_differ
 
 SAME_STEPS = {**SGOOL, "iterations": 1, "steps": BASE["steps"], "sampler": "ddim"}
@@ -115,14 +115,18 @@ def test_zoom_on_every_way_to_make_a_picture(server, models, kind, way):
 
 @pytest.mark.parametrize("kind", ["sd2", "inpainting", "sdxl"])
 def test_updates_inside_a_place(server, models, kind):
-    """They begin with the place as it was painted, so another image comes out."""
+    """Whether one of them is better than the place as it was painted is up to the random weights."""
     payload = with_model(BASE, models[kind])
     own = {**ZOOM, "zoom_places": 1, "zoom_largest": 1.0, "steps": 4, "cutouts": 2, "learning_rate": 0.3, "warmup": 0}
-    plain, painted = make(server, payload), make(server, payload, own)
+    plain = make(server, payload)
+    server.get("/sgool-probe/calls")
+    painted = make(server, payload, own)
+    few = len(server.get("/sgool-probe/calls"))
     before = server.get("/sgool-probe/state")
     answer = make(server, payload, {**own, "zoom_iterations": 3})
     assert kept(answer) == kept(painted) == (1, 1) and not outcome(answer).note
-    assert only_the_places_differ(server, answer, plain) and differ(answer, painted)
+    assert len(server.get("/sgool-probe/calls")) >= few + 3 * 2 * 3  # of 4 steps, 0.8 are improved
+    assert only_the_places_differ(server, answer, plain)
     assert {**server.get("/sgool-probe/state"), "rng": ""} == {**before, "rng": ""}
     assert make(server, payload).encoded == plain.encoded
 
