@@ -324,7 +324,7 @@ def test_what_only_an_expert_turns_has_a_fold_of_its_own(open_page):
     }
     fold(page, "more")
     more = {name for name in ABOUT if page.locator(f"#sgool_txt2img_{name}").is_visible()} - shown
-    assert {ABOUT[name].group for name in more} == {"Zoom details", "Sampling", "Regions", "Critics"}
+    assert {ABOUT[name].group for name in more} == {"Batch", "Zoom details", "Sampling", "Regions", "Critics"}
     shoot(page, "more-light", "#sgool_txt2img")
     fold(page, "more", "expert")
     expert = {name for name in ABOUT if page.locator(f"#sgool_txt2img_{name}").is_visible()} - shown
