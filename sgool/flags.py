@@ -29,7 +29,7 @@ def add_settings(command: argparse.ArgumentParser, model: str = "") -> None:
 
     What the user does not give is not in the namespace: the defaults are `sgool.presets.resolve`'s.
     """
-    for group in sorted({about.group for about in ABOUT.values()}, key=_place):
+    for group in sorted({about.group for about in ABOUT.values() if about.cli}, key=_place):
         flags = command.add_argument_group(f"settings: {group.lower()}" if group else "settings")
         for name, about in ABOUT.items():
             if about.group == group and about.cli:
