@@ -12,6 +12,8 @@ import pytest
 from payloads import BASE, SGOOL, make, outcome, plot
 from webui_server import CHECKOUT, NAME, Refused, WebUI, interpreter
 
+from sgool.settings import DEFAULTS
+
 VERSIONS = (
     "import importlib.metadata as m, json; print(json.dumps(sorted([d.name, d.version] for d in m.distributions())))"
 )
@@ -72,7 +74,8 @@ def test_changed_defaults_are_kept_after_a_restart(webui_folder, tmp_path):
     with started(webui_folder, tmp_path) as server:
         shown = [each["props"] for each in server.get("/config")["components"]]
     ids = ["-checkbox", "_iterations", "_sampler", "_region_prompt"]
-    for tab, expected in (("txt2img", list(defaults.values())), ("img2img", [False, 12, "auto", ""])):
+    as_shipped = [False, DEFAULTS["iterations"], "auto", ""]
+    for tab, expected in (("txt2img", list(defaults.values())), ("img2img", as_shipped)):
         by_id = {props.get("elem_id"): props.get("value") for props in shown}
         assert [by_id[f"sgool_{tab}{each}"] for each in ids] == expected
 
