@@ -121,12 +121,11 @@ view of the page's own last run. All text is set as text, never as HTML. */
         return Number(width) * Number(height);
     }
 
-    /* How long the WebUI itself has sampled an image of this run. */
+    /* How long this run took, for what it cost. */
     function learn(tab, run, told) {
         const seconds = run?.images.find((image) => image.seconds)?.seconds;
         if (!seconds) return;
-        const share = tab === "img2img" ? told.denoising_strength : 1;
-        speeds[tab] = seconds / (told.steps * share * told.width * told.height);
+        speeds[tab] = seconds / (told.steps * told.width * told.height);
         describe(tab);
     }
 

@@ -79,7 +79,7 @@ def test_the_bar_shows_the_scores_of_the_first_image_of_the_start_and_of_the_bes
     bar.image(Result(snapshot(TRIED, 0.5), snapshot(TRIED, 0.9), scores=[0.625]), result.best)
     bar.step(4, 8)
     assert "best 0.900, step 4/8" in bar.bar.text and bar.bar.images == 2
-    assert re.fullmatch(r"sgool: about 39\d s", *bar.bar.written), "30 s for an image, and 5 updates of 2.4 each"
+    assert re.fullmatch(r"sgool: about 27\d s", *bar.bar.written), "30 s for an image, and 5 updates of 1.6 each"
 
 
 def test_with_candidates_the_score_at_the_start_is_that_of_the_one_chosen(tmp_path):

@@ -406,6 +406,7 @@ def rows(backend, monkeypatch):
 def test_at_cfg_scale_1_a_run_leaves_the_negative_prompt_out(webui, rows, memory, prompt, scale, each):
     """The WebUI's own sampler does not. Prompts whose weights do not add up to 1 leave a part to the negative one."""
     values = {"sampler": "ddim", "steps": 4, "learning_rate": 0.0, "start": "seed", "memory": memory, "strength": 1.0}
+    values["way_back"] = "full"
     webui.make(values, prompt=prompt, negative_prompt="snow", cfg_scale=scale, steps=4)
     (run,) = _outcomes()
     assert sum(rows) == 4 * max(2, each) + 3 * 4 * each  # the first pass; an image, the way back, an image

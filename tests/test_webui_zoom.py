@@ -118,7 +118,7 @@ def test_where_nothing_is_kept_the_very_image_comes_out(webui, monkeypatch):
 
 
 def test_zoom_comes_after_what_sgool_does_to_the_whole_image(webui):
-    _, whole = webui.make({"start": "seed", "steps": 5}, steps=2)
+    _, whole = webui.make({"start": "seed", "steps": 5, "threshold": DETAIL["threshold"]}, steps=2)
     _, processed = webui.make({**DETAIL, "iterations": 1, "start": "seed", "steps": 5}, steps=2)
     differs = changed(processed.images[0], whole.images[0])
     assert differs.any() and not (differs & ~inside(LEFT, RIGHT)).any()

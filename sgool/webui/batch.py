@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -34,7 +33,6 @@ def improve(p: Any, run: Run, samples: Tensor) -> Tensor:
     """The batch's latents [B, 4, h, w], improved where that succeeded; the very same tensor where nothing did."""
     if interrupts.stopped():
         return samples
-    run.seconds = (time.monotonic() - run.begun) / len(samples) if run.begun else 0.0
     batch = Batch(p, run, samples)
     with batch.told(batch.numbers):
         if sentence := unsupported.reason(p):
@@ -195,11 +193,16 @@ class Batch:
             follows=self.followed is not None,
             rendered=self.rendered.score if self.rendered else None,
             by_yours=self.rendered is not None and better is self.rendered.latent,
-            seconds=self.run.seconds,
+            seconds=self._seconds(result),
         )
         print(f"SGOOL: {self._label(i)}{story(outcome)}")
         if result.ended:
             tell(self.p, self.run, [number], f"SGOOL: {result.ended}")
+
+    def _seconds(self, result: Result) -> float:
+        """How long the run took for each image's worth of evaluations."""
+        image = self.p.steps * (1 if self.p.cfg_scale == 1 else 2)
+        return result.seconds * image / max(image, result.forward_equivalents)
 
     def _render(self, i: int, backend: WebuiBackend, critics: Critics, result: Result) -> Rendered | None:
         """The noise that was found, by the user's own sampler; None where there is none, or that did not succeed."""

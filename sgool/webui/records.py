@@ -25,7 +25,7 @@ class Outcome:
     the image sampled again by SGOOL, or the image itself where that was the start. improved: whether something beats
     the WebUI's own. sampled: with what SGOOL sampled, in words; follows: whether that is how the user does. rendered:
     the score of the noise that was found, once the user's own sampler has sampled it; by_yours: whether that image is
-    the best. seconds: of the WebUI's own sampling, for one image; 0 where nothing was sampled.
+    the best. seconds: of the run, for each image's worth of its cost.
     """
 
     before: np.ndarray
@@ -186,11 +186,10 @@ class Run:
 
     owner: gives its processing object, while that lives. whole: whether SGOOL improves its images as a whole. mask: a
     picture, white where the zoom may paint, as the API gave it. noise: of the batch at hand. recording: hears how that
-    batch is sampled, where SGOOL should sample likewise (`sgool.webui.follow`). begun, seconds: when the WebUI began to
-    sample it, and how long that took for each image. uploaded: its pictures, where they are
-    improved as they are (`sgool.webui.uploaded`). outcomes, zooms, notes: by
-    the image's number. files: the number of the image that each saved file belongs to. interrupted: whether the user
-    has stopped the run; stopped: the numbers of the images that were in work when the user stopped it, or skipped them.
+    batch is sampled, where SGOOL should sample likewise (`sgool.webui.follow`). uploaded: its pictures, where they are
+    improved as they are (`sgool.webui.uploaded`). outcomes, zooms, notes: by the image's number. files: the number of
+    the image that each saved file belongs to. interrupted: whether the user has stopped the run; stopped: the numbers
+    of the images that were in work when the user stopped it, or skipped them.
 
     Of the best of a batch: sorts: whether the gallery is to be sorted; held: what the processing object saved before
     some of that had to wait; waiting: the pictures that are saved at the end. made: the numbers of all finished images;
@@ -205,8 +204,6 @@ class Run:
     mask: Any = None
     noise: Tensor | None = None
     recording: Any = None
-    begun: float = 0.0
-    seconds: float = 0.0
     uploaded: list[np.ndarray] = field(default_factory=list)
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     zooms: dict[int, ZoomOutcome] = field(default_factory=dict)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +139,6 @@ class SgoolScript(scripts.Script):
         if not run.whole:
             return
         run.noise = kwargs["noise"].detach().clone()
-        run.begun = 0.0 if run.settings.as_uploaded else time.monotonic()
         if follow.wanted(p, run.settings):
             run.recording = follow.Recording(p)
         if getattr(p, "enable_hr", False):

@@ -468,6 +468,8 @@ def test_tick_generate_watch_and_compare(open_page, theme, width):
     expect(view).to_have_count(0)
     shoot(page, f"running-{name}", "#txt2img_extra_tabs")
     wait_for_the_view(page)
+    seconds = re.compile(r"image's time \(about \d+ (s|min)\)$")
+    expect(page.locator("#sgool_txt2img .sgool-cost")).to_have_text(seconds)
     expect(view.locator(".sgool-scores")).to_have_text(
         re.compile(r"^Your image \d\.\d{3} · sampled again \d\.\d{3} · after iteration \d \d\.\d{3} \(best\)$")
     )
