@@ -99,7 +99,12 @@ def zoom(settings: Settings, image_steps: int = IMAGE_STEPS) -> float:
 
 def spent(forward_equivalents: int, settings: Settings) -> float:
     """How many plain images of the settings' own steps and guidance scale as many evaluations make."""
-    return forward_equivalents / (settings.steps * (2 if settings.guidance_scale > 1 else 1))
+    return forward_equivalents / (settings.steps * halves(settings))
+
+
+def halves(settings: Settings) -> int:
+    """Evaluations of a noise prediction: of both halves of the guidance, where there is any."""
+    return 2 if settings.guidance_scale > 1 else 1
 
 
 def in_words(count: float) -> str:

@@ -3,7 +3,7 @@
 1. run the reversible sampler from the starting state to the image latent
 2. decode the latent; every few iterations run the saliency detector
 3. compute the loss on the whole image and the salient crops, and its gradient with respect to the image latent
-4. pull the gradient back through every sampling step, in constant memory
+4. pull the gradient back through every sampling step; one network evaluation at a time has a graph in memory
 5. move the starting state against the gradient, and keep it close to the prior
 """
 

@@ -18,7 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """What a preset sets; a button of the WebUI sets the rest of `PRESET_FIELDS` to the defaults.
 
-By cost, see `sgool.cost`: 1, 3, 7, 20 and 750 images of 20 steps.
+By cost, see `sgool.cost`: 1, 3, 7, 20 and 760 images of 20 steps.
 """
 
 PRESET_FIELDS = tuple(dict.fromkeys(name for preset in PRESETS.values() for name in preset))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgool.errors import SgoolError
+from sgool.guidance.views import scaled
 from sgool.weights import Weight
 
 Role = Literal["guide", "selector"]
@@ -63,10 +64,8 @@ class Critic(ABC):
         return torch.stack([self.rate(features, [text] * len(features)) for text in texts], 1)
 
     def resize(self, images: Tensor) -> Tensor:
-        """The images at the network's own size (antialiased bicubic; stretched where the shapes differ)."""
-        if tuple(images.shape[-2:]) == self.image_size:
-            return images
-        return F.interpolate(images, self.image_size, mode="bicubic", align_corners=False, antialias=True)
+        """The images at the network's own size; stretched where the shapes differ."""
+        return scaled(images, self.image_size)
 
     def encode(self, views: Sequence[Tensor]) -> Tensor:
         """Features [N, ...] of N views [n, 3, h, w], which may differ in size, in one batch."""

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from sgool import lab, tiny
 from sgool.backends.diffusers import DiffusersBackend, load_backend
 from sgool.checks import SEEDS, shown
+from sgool.cost import halves
 from sgool.errors import SgoolError
 from sgool.generate import Critics, Request, generate, load_critics, make_sampler
 from sgool.guidance.clip import Clip, load_clip_folder
@@ -119,7 +120,7 @@ def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str
     closer = resolve(ZOOMS.get(method, {}), model=model)
     if method == "sgool+zoom":
         # What both halves of the guidance cost in each step of each place.
-        budget -= _network(closer) * round(closer.zoom_strength * closer.steps) * closer.zoom_places
+        budget -= halves(closer) * round(closer.zoom_strength * closer.steps) * closer.zoom_places
     plain = method == "none" or (zooms and method != "sgool+zoom")
     begun = time.process_time()
     if method in CHANGES:
@@ -138,8 +139,8 @@ def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str
             embedding = judge.encode_text(text) if text else texts[0]
             return float(embedding @ judge.encode_image(image)[0])
 
-        place = _network(closer) * round(closer.zoom_strength * closer.steps)
-        again = (budget - _network(settings) * settings.steps) // place
+        place = halves(closer) * round(closer.zoom_strength * closer.steps)
+        again = (budget - halves(settings) * settings.steps) // place
         repaints = max(1, again) if method == "resampled" else 0
         made = zoomed(backend, critics, request, (settings, closer), judged, repaints)
     else:
@@ -150,15 +151,10 @@ def trial(method: str, caption: str, seed: int, budget: int, captions: tuple[str
     return Trial(scores[0].item(), int(scores.argmax()) == 0, made.equivalents, seconds, made.places)
 
 
-def _network(settings: Settings) -> int:
-    """Network evaluations of a noise prediction: both halves of the guidance, where there is any."""
-    return 2 if settings.guidance_scale > 1 else 1
-
-
 def _within(method: str, budget: int, model: str) -> Settings:
     """The settings of a method that spends a budget of forward equivalents."""
     settings = resolve(PLAIN[model] if method == "best-of-N" else OPTIMIZERS[model][method], model=model)
-    network = _network(settings)
+    network = halves(settings)
     run = settings.steps * network * make_sampler(settings).evals_per_step
     if method == "best-of-N":
         return settings.changed(candidates=max(1, min(budget // run, MOST)))

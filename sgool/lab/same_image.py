@@ -16,6 +16,7 @@ from torch import Tensor
 from sgool import pictures
 from sgool.backends.diffusers import DiffusersBackend
 from sgool.checks import SEEDS
+from sgool.cost import halves
 from sgool.generate import CANDIDATE_STRIDE, Critics, Request, generate
 from sgool.samplers import Trajectory, get_sampler
 from sgool.settings import Settings
@@ -58,15 +59,11 @@ def changed(
     )
 
 
-def _network(settings: Settings) -> int:
-    return 2 if settings.guidance_scale > 1 else 1
-
-
 def _improved(
     backend: DiffusersBackend, critics: Critics, request: Request, settings: Settings, budget: int
 ) -> tuple[Tensor, int]:
     """SGOOL from the image: it is carried back and rendered again, and each update costs three times its share."""
-    share = _network(settings) * max(2, round(settings.strength * settings.steps))
+    share = halves(settings) * max(2, round(settings.strength * settings.steps))
     own = settings.changed(
         method="sgool",
         start="image",
@@ -92,7 +89,7 @@ def _varied(
     trajectory = Trajectory(sampler, schedule, network, sampler.start_node(schedule, settings.strength))
     node = trajectory.start_node
     made = [backend.decode(latent.float()).clamp(0, 1)]
-    for number in range(max(1, budget // (_network(settings) * (schedule.steps - node)))):
+    for number in range(max(1, budget // (halves(settings) * (schedule.steps - node)))):
         noise = backend.noise((request.seed + CANDIDATE_STRIDE * (number + 1)) % SEEDS)
         noisy = schedule.a[node] * latent + schedule.sigma[node] * noise
         final = trajectory.run(trajectory.initial(noisy))
