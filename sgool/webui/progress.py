@@ -16,7 +16,7 @@ from sgool.errors import brief
 from sgool.result import Progress, Result, Snapshot
 from sgool.settings import Settings
 from sgool.webui import interrupts
-from sgool.webui.isolation import attributes
+from sgool.webui.overlay import attributes
 from sgool.zoom import Place, Repaint, ZoomProgress
 
 
