@@ -13,10 +13,12 @@ from torch import Tensor
 
 from sgool.checkpointing import Memory
 from sgool.errors import SgoolError
+from sgool.guidance.half import is_half
 from sgool.result import Stop
 from sgool.samplers import Branch, Network
 from sgool.webui.follow import Followed
 from sgool.webui.hosts import host
+from sgool.webui.hosts.proof import prove
 
 
 class WebuiBackend:
@@ -103,6 +105,28 @@ class WebuiBackend:
         else:
             branches = [replace(branch(1.0, prompts, guidance_scale, alone=False), back=back)]
         return Network(branches, self.alphas_cumprod, "epsilon", torch.float32, network_precision)
+
+    def prove(self, guidance_scale: float) -> None:
+        """Where the host may have other networks than are known here, compare their gradients with differences.
+
+        Raises SgoolError where these differ.
+        """
+        if not host().proves:
+            return
+        t = self.schedule.timesteps[self.schedule.steps // 2] if self.schedule else len(self.alphas_cumprod) // 2
+        alphabar = self.alphas_cumprod[int(t)].item()
+        noise = torch.randn(self.original.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        x = alphabar**0.5 * self.original + (1 - alphabar) ** 0.5 * noise.to(self.original)
+        branches = self.network(None, "", guidance_scale).branches
+        first = next(each for branch in branches for each in ((branch,) if branch.back is None else branch.back))
+
+        def predict(x: Tensor) -> Tensor:
+            with network_precision():
+                return first.function(x.float(), t)
+
+        unet, decoder = host().unet(self.model), host().decoder(self.model)
+        prove("UNet", predict, x, [unet], half=is_half(devices.dtype))
+        prove("VAE's decoder", self.decode, self.original, [decoder], half=is_half(devices.dtype_vae))
 
     def noise(self, seed: int) -> Tensor:
         """The noise that the image's own sampler started from; for another seed, the WebUI's noise for that seed."""

@@ -54,7 +54,7 @@ def sparing(p: Any, memory: Memory) -> Iterator[None]:
             # One prompt at a time. With batched prompts, the denoiser would not trim an inpainting model's conditions.
             stack.enter_context(host().options(s_min_uncond_all=True, batch_cond_uncond=False))
         if memory.network:
-            stack.callback(checkpoint(blocks(host().unet(p.sd_model))))
+            stack.callback(checkpoint(host().blocks(p.sd_model)))
         if memory.decoder:
             stack.callback(checkpoint(blocks(host().decoder(p.sd_model))))
         yield

@@ -11,6 +11,7 @@ import torch
 from modules import devices, sd_samplers, sd_samplers_cfg_denoiser, sd_samplers_common, sd_unet, shared
 from torch import Tensor, nn
 
+from sgool.checkpointing import blocks
 from sgool.samplers import Schedule
 from sgool.webui.overlay import Overlay, attributes
 
@@ -82,6 +83,10 @@ class Automatic:
     def unet(self, model: Any) -> nn.Module:
         network: nn.Module = model.model.diffusion_model
         return network
+
+    def blocks(self, model: Any) -> Iterator[nn.Module]:
+        """The parts of the UNet to recompute one at a time."""
+        return blocks(self.unet(model))
 
     def decoder(self, model: Any) -> nn.Module:
         network: nn.Module = model.first_stage_model.decoder
