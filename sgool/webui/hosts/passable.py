@@ -21,7 +21,8 @@ class NormalTensors:
     def set(self) -> None:
         for network in self.networks:
             for module in network.modules():
-                for store in (module._parameters, module._buffers, vars(module)):
+                stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, vars(module))
+                for store in stores:
                     for name, tensor in list(store.items()):
                         if isinstance(tensor, Tensor) and tensor.is_inference():
                             stand_in = normal(tensor)

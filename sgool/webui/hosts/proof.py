@@ -1,6 +1,4 @@
-"""A gradient that is wrong looks like one that is right. Where nobody can know the networks, a run first compares it with
-a finite difference.
-"""
+"""Where nobody can know the networks, a run first compares their gradients with finite differences."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from sgool.errors import SgoolError
 STEP = {False: 0.01, True: 0.05}
 """Of the finite difference, in units of the input's spread; by whether the network computes in half precision."""
 
-TOLERANCE = {False: 0.005, True: 0.05}
+TOLERANCE = {False: 0.002, True: 0.05}
 """By how much the two may differ, as a fraction."""
 
 
