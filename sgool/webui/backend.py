@@ -169,7 +169,9 @@ class WebuiBackend:
         mask, nmask = getattr(self.p, "mask", None), getattr(self.p, "nmask", None)
         if mask is None or nmask is None:
             return latent
-        return latent * nmask.to(latent) + self.original.to(latent) * mask.to(latent)
+        # Copies, because masks from inference mode block gradients.
+        inside, outside = nmask.to(latent, copy=True), mask.to(latent, copy=True)
+        return latent * inside + self.original.to(latent) * outside
 
     def _total_steps(self) -> int:
         return getattr(self.p, "firstpass_steps", None) or self.p.steps

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -57,8 +57,8 @@ class Forge(Automatic):
     batching = ("backend.sampling.sampling_function", "memory_management")
     """The module that decides how many prompts fit into one evaluation, and what it calls its memory management."""
 
-    lora = ("backend.operations", "merge_lora_to_weight")
-    """Where weights are merged with a LoRA at every evaluation ("online")."""
+    lora: tuple[str, ...] = ("backend.operations", "backend.patcher.base")
+    """Modules in which `merge_lora_to_weight` may merge weights with a LoRA at every evaluation ("online")."""
 
     def __init__(self) -> None:
         self.tensors: NormalTensors | None = None  # of the run at hand
@@ -186,23 +186,24 @@ class Forge(Automatic):
     @contextmanager
     def _online_lora(self) -> Iterator[None]:
         """Weights that are merged in inference mode are normal ones for the network."""
-        module, name = importlib.import_module(self.lora[0]), self.lora[1]
-        merge = getattr(module, name, None)
-        if merge is None:
-            yield
-            return
-
-        def merged(*args: Any, **options: Any) -> Any:
-            with torch.no_grad():
-                weight = merge(*args, **options)
-                return normal(weight) if weight.is_inference() else weight
-
-        with attributes(module, {name: merged}):
+        with ExitStack() as stack:
+            for module in map(importlib.import_module, self.lora):
+                if merge := getattr(module, "merge_lora_to_weight", None):
+                    stack.enter_context(attributes(module, {"merge_lora_to_weight": normally(merge)}))
             yield
 
     def _streams(self) -> bool:
         stream = importlib.import_module("backend.stream")
         return bool(stream.should_use_stream())
+
+
+def normally(merge: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def merged(*args: Any, **options: Any) -> Tensor:
+        with torch.no_grad():
+            weight = merge(*args, **options)
+            return normal(weight) if weight.is_inference() else weight
+
+    return merged
 
 
 def quantised(network: nn.Module) -> bool:

@@ -17,7 +17,7 @@ class ReForge(Forge):
     memory_module = "ldm_patched.modules.model_management"
     sampling_module = "modules_forge.forge_sampler"
     batching = ("ldm_patched.modules.samplers", "model_management")
-    lora = ("ldm_patched.modules.ops", "merge_lora_to_weight")
+    lora = ()  # it merges in normal mode
 
     def blocks(self, model: Any) -> Iterator[nn.Module]:
         """The UNet calls the layers of a sequence itself, and not the sequence."""
