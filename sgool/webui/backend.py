@@ -125,8 +125,9 @@ class WebuiBackend:
                 return first.function(x.float(), t)
 
         unet, decoder = host().unet(self.model), host().decoder(self.model)
-        prove("UNet", predict, x, [unet], half=is_half(devices.dtype))
-        prove("VAE's decoder", self.decode, self.original, [decoder], half=is_half(devices.dtype_vae))
+        gpu = self.device.type != "cpu"
+        prove("UNet", predict, x, [unet], rough=gpu or is_half(devices.dtype))
+        prove("VAE's decoder", self.decode, self.original, [decoder], rough=gpu or is_half(devices.dtype_vae))
 
     def noise(self, seed: int) -> Tensor:
         """The noise that the image's own sampler started from; for another seed, the WebUI's noise for that seed."""
