@@ -96,7 +96,8 @@ class WebuiBackend:
         total = sum(each.weight for each in wanted)
         back = tuple(single(each.weight / total, each.schedules) for each in wanted) or None
         rest = 1 - guidance_scale * sum(each.weight for each in prompts)
-        if abs(rest) < 1e-9 or self.memory.sequential:
+        sequential = self.memory.sequential and not host().guides_whole(self.model)
+        if abs(rest) < 1e-9 or sequential:
             branches = [single(guidance_scale * each.weight, each.schedules) for each in prompts]
             if abs(rest) >= 1e-9:
                 branches = [single(rest, negative), *branches]

@@ -137,12 +137,17 @@ class Automatic:
         """Inside of `gradients`: what the WebUI itself does, with its networks as it has them."""
         return nullcontext()
 
+    def guides_whole(self, model: Any) -> bool:
+        """Whether an extension works on what guidance gives, so that its two halves cannot be told apart."""
+        return False
+
     @contextmanager
     def inner_pass(self, p: Any) -> Iterator[None]:
         """Around a generation in the middle of p's: what it changes in the model is put back."""
         with ExitStack() as stack:
             if (hijack := _hijack()) is not None:
-                stack.enter_context(attributes(hijack, {name: getattr(hijack, name) for name in _HIJACK}))
+                there = {name: getattr(hijack, name) for name in _HIJACK if hasattr(hijack, name)}
+                stack.enter_context(attributes(hijack, there))
                 stack.callback(hijack.apply_circular, bool(p.tiling))
             yield
 

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
-from modules import devices
+from modules import devices, processing
 from torch import Tensor, nn
 
 from sgool.samplers import Schedule
@@ -27,6 +27,12 @@ GRAPHS = 2 * 2**30
 
 KINDS = ("is_sd1", "is_sd2", "is_sdxl")
 """Of a model: what it is, where SGOOL knows its networks."""
+
+_OF_A_GENERATION = ("forge_objects", "comments", "extra_generation_params")
+"""Attributes of the model that a generation sets when it begins."""
+
+_GUIDING = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
+"""Options of the UNet by which extensions (perturbed attention, dynamic thresholding) change guidance."""
 
 _MISSING = object()
 
@@ -149,8 +155,16 @@ class Forge(Automatic):
     @contextmanager
     def inner_pass(self, p: Any) -> Iterator[None]:
         """A generation makes its own `forge_objects`, without what other extensions have added to those of p."""
-        with super().inner_pass(p), attributes(p.sd_model, {"forge_objects": p.sd_model.forge_objects}):
-            yield
+        model = p.sd_model
+        there = {name: getattr(model, name) for name in _OF_A_GENERATION if hasattr(model, name)}
+        with super().inner_pass(p), attributes(model, there):
+            try:
+                yield
+            finally:
+                processing.apply_circular_forge(model, bool(p.tiling))
+
+    def guides_whole(self, model: Any) -> bool:
+        return any(model.forge_objects.unet.model_options.get(name) for name in _GUIDING)
 
     def _networks(self, model: Any) -> list[nn.Module]:
         return [model.forge_objects.unet.model, model.forge_objects.vae.first_stage_model]
