@@ -141,6 +141,10 @@ class Automatic:
         """Whether an extension works on what guidance gives, so that its two halves cannot be told apart."""
         return False
 
+    def no_scripts(self) -> Any:
+        """The `scripts` of a generation in which none takes part."""
+        return None
+
     @contextmanager
     def inner_pass(self, p: Any) -> Iterator[None]:
         """Around a generation in the middle of p's: what it changes in the model is put back."""

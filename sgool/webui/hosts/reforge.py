@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
+from modules import scripts
 from torch import Tensor, nn
 
 from sgool.checkpointing import blocks
@@ -23,6 +24,9 @@ class ReForge(Forge):
         """The UNet calls the layers of a sequence itself, and not the sequence."""
         for block in blocks(self.unet(model)):
             yield from block.children() if isinstance(block, nn.Sequential) else (block,)
+
+    def no_scripts(self) -> Any:
+        return scripts.ScriptRunner()  # it asks for one of its own among them
 
     def _to_vae(self, model: Any, latent: Tensor) -> Tensor:
         z: Tensor = model.forge_objects.unet.model.latent_format.process_out(latent)
