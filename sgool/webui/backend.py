@@ -150,7 +150,9 @@ class WebuiBackend:
             image = self.decode(self.original)
             if not torch.isfinite(image).all():
                 with host().own_work(self.p):
-                    processing.decode_latent_batch(self.model, self.original.float(), check_for_nans=True)
+                    processing.decode_latent_batch(
+                        self.model, self.original.float(), target_device=devices.cpu, check_for_nans=True
+                    )
                 image = self.decode(self.original)
         if not torch.isfinite(image).all():
             raise SgoolError("The VAE decodes this image to NaN.")

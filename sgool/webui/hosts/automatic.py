@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any
 
 import torch
-from modules import devices, sd_samplers, sd_samplers_cfg_denoiser, sd_samplers_common, sd_unet, shared
+from modules import devices, sd_samplers, sd_samplers_cfg_denoiser, sd_samplers_common, shared
 from torch import Tensor, nn
 
 from sgool.checkpointing import blocks
@@ -61,6 +61,8 @@ class Automatic:
 
     def refuses(self, p: Any) -> str | None:
         """Why gradients cannot be had here, in one sentence, or None."""
+        from modules import sd_unet  # ersatzForge has none
+
         model = p.sd_model
         if torch.is_inference_mode_enabled():
             return "SGOOL needs gradients, which this WebUI switches off (inference mode)."
