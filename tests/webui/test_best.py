@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from payloads import BASE, HIRES, IMG2IMG, INPAINT, PROMPT, SGOOL, difference, make, plot
+from payloads import BASE, HIRES, IMG2IMG, INPAINT, PROMPT, SGOOL, SIZE, difference, make, plot
 from PIL import Image
 from test_browser import (
     browser,  # noqa: F401  a fixture
@@ -151,7 +151,7 @@ def test_the_grid_has_the_same_order(server, new_files):
     payload = {**BASE, "batch_size": 2, "n_iter": 2, "save_images": True, "override_settings": options}
     best = make(server, payload, BEST)
     assert best.info["index_of_first_image"] == 1 and len(best) == len(best.texts) == 5
-    corner = best.image().crop((0, 0, 128, 128))
+    corner = best.image().crop((0, 0, SIZE, SIZE))
     assert not difference(corner, best.image(1)).any()
     assert [value(text, "rank") for text in best.texts[1:]] == [f"{place} of 4" for place in range(1, 5)]
     (grid,) = [path for path in new_files() if "grid" in path.name]
@@ -193,7 +193,7 @@ def test_in_a_plot(server):
     answer = make(server, {**payload, "n_iter": 4}, {**BEST, "zoom": True, "zoom_largest": 0.05, "best": False})
     plain, best = make(server, {**BASE, "n_iter": 4}), make(server, {**BASE, "n_iter": 4}, BEST)
     assert seeds(best)[0] != seeds(plain)[0]
-    cells = [answer.image(i) for i in range(len(answer)) if answer.image(i).size == (128, 128)]
+    cells = [answer.image(i) for i in range(len(answer)) if answer.image(i).size == (SIZE, SIZE)]
     for expected in (plain, best):
         assert any(not difference(cell, expected.image()).any() for cell in cells)
 

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from payloads import BASE, PROMPT, SGOOL, make, picture
+from payloads import BASE, PROMPT, SGOOL, SIZE, make, picture
 from PIL import Image
 from webui_server import encode
 
@@ -129,7 +129,7 @@ def fold(page, *names):
 def small(page, prompt, seed=BASE["seed"]):
     """A small picture of few steps."""
     page.locator("#txt2img_prompt textarea").fill(prompt)
-    for elem_id, value in {"width": 128, "height": 128, "steps": BASE["steps"], "cfg_scale": 4}.items():
+    for elem_id, value in {"width": SIZE, "height": SIZE, "steps": BASE["steps"], "cfg_scale": 4}.items():
         number(page, f"txt2img_{elem_id}", value)
     page.locator("#txt2img_seed input").fill(str(seed))
 
@@ -485,7 +485,7 @@ def test_tick_generate_watch_and_compare(open_page, theme, width):
     shoot(page, f"done-{name}", "#txt2img_extra_tabs")
     shoot(page, f"window-{name}")
     view.get_by_role("button", name="Where people look").click()
-    page.wait_for_function(f"document.querySelector('{VIEW} .sgool-before').naturalWidth > 128")
+    page.wait_for_function(f"document.querySelector('{VIEW} .sgool-before').naturalWidth > {SIZE}")
     shoot(page, f"saliency-{name}", VIEW)
     view.get_by_role("button", name="Enlarge").click()
     wait_for_picture(page, ".sgool-dialog img")
@@ -549,11 +549,11 @@ def test_a_folder_batch_shows_the_run_of_the_first_file(open_page, tmp_path):
     """As the gallery does."""
     for name, color in (("a", "white"), ("b", "black")):
         image = picture()
-        image.paste(color, (0, 0, 128, 30))
+        image.paste(color, (0, 0, SIZE, SIZE // 4))
         image.save(tmp_path / f"{name}.png")
     page = open_page()
     page.locator("#tabs > .tab-nav button").get_by_text("img2img", exact=True).click()
-    for elem_id, value in {"width": 128, "height": 128, "steps": 5, "cfg_scale": 4, "denoising_strength": 0.3}.items():
+    for elem_id, value in {"width": SIZE, "height": SIZE, "steps": 5, "cfg_scale": 4, "denoising_strength": 0.3}.items():
         number(page, f"img2img_{elem_id}", value)
     text = ", ".join(f"SGOOL {ABOUT[name].label}: {value}" for name, value in SGOOL.items() if name != "enabled")
     page.locator("#img2img_prompt textarea").fill(

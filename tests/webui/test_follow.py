@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import random_models
+from hosts import AUTOMATIC1111, only_in
 from payloads import BASE, HIRES, SGOOL, make, outcome
 
 FEW = {**SGOOL, "iterations": 1, "cutouts": 1}
@@ -64,6 +65,7 @@ def test_every_schedule_type(server, sampler, schedule):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 4, 8, 12])
+@only_in(AUTOMATIC1111, "the embedded model for few steps loads there alone")
 def test_the_few_step_model(server, lcm_model, sampler, steps):
     if (sampler, steps) == ("DDIM", 1):
         pytest.skip("the WebUI's DDIM makes no image in one step")
@@ -103,6 +105,7 @@ def test_what_cannot_be_followed(server, options, sampler, set_options):
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "Euler a", "DDIM"])
+@only_in(AUTOMATIC1111, "it builds no small Stable Diffusion 2")
 def test_a_model_that_predicts_v(server, lcm_model, sampler):
     """Between the timesteps too: Karras' levels lie there."""
     name = random_models.write(server, "random-sd2", random_models.sd2())

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from payloads import BASE, IMG2IMG, SGOOL, differ, difference, make, outcome
+from payloads import BASE, IMG2IMG, SGOOL, SIZE, differ, difference, make, outcome
 from safetensors.torch import save_file
 from webui_server import ON_GPU
 
@@ -152,7 +152,7 @@ def test_our_samplers(server, sampler, start):
     assert ran(make(server, BASE, {**ONCE, "sampler": sampler, "start": start}))
 
 
-@pytest.mark.parametrize("size", [(192, 128), (128, 192)])
+@pytest.mark.parametrize("size", [(SIZE * 3 // 2, SIZE), (SIZE, SIZE * 3 // 2)])
 def test_other_sizes(server, size):
     width, height = size
     answer = make(server, {**BASE, "width": width, "height": height}, ONCE)
@@ -207,7 +207,7 @@ def test_prompts_for_the_regions(server):
 
 @equal_on_cpus
 def test_sd_upscale_takes_none_of_our_pictures_for_a_tile(server, restored_options):
-    payload = {**IMG2IMG, "width": 64, "height": 64, "script_name": "SD upscale", "script_args": ["", 0, "None", 2.0]}
+    payload = {**IMG2IMG, "width": SIZE // 2, "height": SIZE // 2, "script_name": "SD upscale", "script_args": ["", 0, "None", 2.0]}
     make(server, IMG2IMG, ONCE)  # the script's result depends a little on earlier images, with or without SGOOL
     without = make(server, payload, ONCE)
     server.options(sgool_return_before=True)

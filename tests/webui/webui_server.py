@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hosts import AUTOMATIC1111, HOST
 from PIL import Image
-
-from sgool.tiny.export import export
 
 CHECKOUT = Path(__file__).parents[2]
 PROBE = Path(__file__).parent / "probe"
@@ -75,7 +74,7 @@ class WebUI:
         self.log = home / "webui.log"
         for part in ("extensions", "models/Stable-diffusion", "tmp"):
             (home / part).mkdir(parents=True, exist_ok=True)
-        export(home / "models" / "Stable-diffusion")
+        HOST.provide(home / "models" / "Stable-diffusion")
         for name in LINKED:
             if (CHECKOUT / name).exists():
                 link = home / "extensions" / NAME / name
@@ -97,10 +96,12 @@ class WebUI:
         }
         environment.pop("SGOOL_MODELS", None)
         if not extension:
-            # The checkpoint's configuration names a class of ours. Usually the extension makes this class importable.
-            environment["PYTHONPATH"] = str(CHECKOUT)
             flags = ("--disable-extra-extensions", *flags)
-        command = [interpreter(folder), "launch.py", *FLAGS, "--port", str(self.port), "--data-dir", str(home), *flags]
+            if HOST is AUTOMATIC1111:
+                # The tiny model's configuration names a class of ours, which the extension makes importable.
+                environment["PYTHONPATH"] = str(CHECKOUT)
+        flags = [*FLAGS, *(flag.format(folder=folder) for flag in HOST.flags), *flags]
+        command = [interpreter(folder), "launch.py", *flags, "--port", str(self.port), "--data-dir", str(home)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -189,14 +190,12 @@ ON_GPU = bool(os.environ.get("SGOOL_WEBUI_GPU"))
 FLAGS = (
     "--skip-prepare-environment",
     "--api",
-    "--no-download-sd-model",
-    "--do-not-download-clip",
     "--disable-console-progressbars",
-    *(() if ON_GPU else ("--skip-torch-cuda-test", "--no-half", "--use-cpu", "all")),
+    *(() if ON_GPU else ("--skip-torch-cuda-test", *HOST.cpu)),
 )
 
 OPTIONS = {
-    "sd_model_checkpoint": "sgool-tiny.safetensors",
+    "sd_model_checkpoint": HOST.checkpoint,
     "show_progress_every_n_steps": 1,
     "show_progress_type": "Full",
     "samples_save": True,
@@ -204,4 +203,5 @@ OPTIONS = {
     "return_grid": False,
     # The WebUI's own default, stated because the tests compare pictures.
     "randn_source": "CPU",
+    **HOST.options,
 }
