@@ -18,7 +18,8 @@ from sgool.tiny.export import export
 @dataclass(frozen=True)
 class Host:
     """cpu: the flags that make it compute on the CPU in float32. flags: others; {folder} stands for its own folder.
-    options: what its config.json must say. hires: what its API wants to hear of hires fix. size: of the tests' images, in pixels; the random model is slow.
+    options: what its config.json must say. hires: what its API wants to hear of hires fix. outputs: the folder of its
+    pictures. size: of the tests' images, in pixels; the random model is slow.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Host:
     flags: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     hires: dict[str, Any] = field(default_factory=dict)
+    outputs: str = "outputs"
     checkpoint: str = random_checkpoint.NAME
     size: int = 64
 
@@ -60,6 +62,7 @@ NEO = Host(
     flags=("--gradio-allowed-path", "{folder}"),  # with --data-dir it would refuse its own JavaScript
     options={"VERSION_UID": "PY313"},  # otherwise it waits for a key
     hires=_SAME_MODULES,
+    outputs="output",
 )
 
 

@@ -165,7 +165,7 @@ def test_the_infotext_brings_everything_back(server):
 
 
 def test_options_return_and_save_the_other_pictures(server):
-    folder = server.home / "outputs"
+    folder = server.outputs
     before = set(folder.rglob("*sgool*"))
     server.options(
         **{f"sgool_{what}_{part}": True for what in ("return", "save") for part in ("before", "saliency", "loss")}

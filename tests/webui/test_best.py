@@ -109,10 +109,10 @@ def test_masks_stay_with_their_images(server):
 @pytest.fixture
 def new_files(server):
     """The files since the test began, by their names: of each its infotext."""
-    before = set((server.home / "outputs").rglob("*.*"))
+    before = set(server.outputs.rglob("*.*"))
 
     def found() -> dict[Path, str]:
-        files = sorted(set((server.home / "outputs").rglob("*.*")) - before)
+        files = sorted(set(server.outputs.rglob("*.*")) - before)
         told = {}
         for path in files:
             with Image.open(path) as image:

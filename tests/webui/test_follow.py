@@ -39,13 +39,19 @@ def lcm_model(server):
 def options(server):
     """Sets options of the WebUI until the test ends."""
     before = server.get("/sdapi/v1/options")
-    yield server.options
+
+    def set_(**values):
+        server.needs(*values)
+        server.options(**values)
+
+    yield set_
     after = server.get("/sdapi/v1/options")
     server.options(**{name: value for name, value in before.items() if after.get(name) != value})
 
 
 def followed(server, payload, sgool=FEW):
     """The distances of the runs' first latents from the WebUI's own, once all have been sampled as the user does."""
+    server.needs(sampler=payload["sampler_name"], schedule=payload.get("scheduler", ""))
     answer = make(server, payload, sgool)
     for index in range(len(answer)):
         assert not outcome(answer, index).note

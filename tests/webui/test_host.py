@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import random_checkpoint
 import torch
+from hosts import AUTOMATIC1111, HOST, only_in
 from payloads import BASE, IMG2IMG, SGOOL, SIZE, differ, difference, make, outcome
 from safetensors.torch import save_file
 from webui_server import ON_GPU
@@ -68,6 +70,7 @@ def begins_with_the_first_pass(server, payload, **own):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_kind_of_sampler(server, name):
     """Ancestral and stochastic samplers, too."""
+    server.needs(sampler=name)
     assert ran(make(server, {**BASE, "sampler_name": name}, ONCE))
 
 
@@ -99,6 +102,7 @@ def restored_options(server):
         server.post("/sgool-probe/reload", {})
 
 
+@only_in(AUTOMATIC1111, "it chooses its attention by itself")
 @pytest.mark.parametrize("name", ATTENTION)
 def test_every_attention_of_the_cpu(server, restored_options, name):
     server.options(cross_attention_optimization=name)
@@ -127,6 +131,7 @@ def test_every_attention_of_the_cpu(server, restored_options, name):
     ids=lambda options: next(iter(options)),
 )
 def test_options_of_the_webui(server, restored_options, options):
+    server.needs(*options)
     server.options(**options)
     assert begins_with_the_first_pass(server, BASE)
 
@@ -169,10 +174,13 @@ def test_lora_acts_as_in_the_first_pass(server, lora):
 @pytest.fixture(scope="module")
 def width(server):
     """The width of the model's text embeddings."""
+    if HOST is not AUTOMATIC1111:
+        return random_checkpoint.CONTEXT
     config = server.home / "models" / "Stable-diffusion" / "sgool-tiny" / "tokenizer" / "config.json"
     return json.loads(config.read_text())["hidden_size"]
 
 
+@only_in(AUTOMATIC1111, "it has no hypernetworks")
 def test_hypernetwork(server, width):
     (server.home / "models" / "hypernetworks").mkdir(exist_ok=True)
     layers = {"layer_structure": [1, 1], "weight_init": "KaimingNormal"}

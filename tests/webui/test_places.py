@@ -155,7 +155,7 @@ def test_nothing_is_left_behind(server):
 
 
 def test_the_files_that_are_saved_are_the_zoomed_images(server):
-    folder = server.home / "outputs"
+    folder = server.outputs
     before = set(folder.rglob("*.png"))
     answer = make(server, {**BASE, "save_images": True}, ZOOM)
     (path,) = set(folder.rglob("*.png")) - before

@@ -15,6 +15,7 @@ YOURS = {**SGOOL, "sampler": "bdia", "render": "yours", "strength": 1.0}
 )
 def test_of_the_seeds_noise_the_users_sampler_makes_the_users_image(server, sampler):
     """Every image of a batch has noises of its own."""
+    server.needs(sampler=sampler)
     payload = {**BASE, "prompt": f"{BASE['prompt']} rendered", "sampler_name": sampler, "batch_size": 2, "steps": 8}
     make(server, payload, {**YOURS, "iterations": 0, "candidates": 2})
     assert max(server.get("/sgool-probe/renders")[-2:]) < 1e-4

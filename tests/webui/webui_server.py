@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hosts import AUTOMATIC1111, HOST
 from PIL import Image
 
@@ -70,6 +71,7 @@ class WebUI:
         more: Sequence[Path] = (),
     ) -> None:
         self.folder, self.home, self.port = folder, home, free_port()
+        self.outputs = home / HOST.outputs
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = home / "webui.log"
         for part in ("extensions", "models/Stable-diffusion", "tmp"):
@@ -158,6 +160,15 @@ class WebUI:
 
     def post(self, path: str, body: Any, timeout: float = 1800) -> Any:
         return self.call(path, body, timeout)
+
+    def needs(self, *options: str, sampler: str = "", schedule: str = "") -> None:
+        """Skip the test where the program has no such option, sampler or schedule type."""
+        lacking = [name for name in options if name not in self.get("/sdapi/v1/options")]
+        for kind, name, key in (("samplers", sampler, "name"), ("schedulers", schedule, "label")):
+            if name and name not in [each[key] for each in self.get(f"/sdapi/v1/{kind}")]:
+                lacking.append(name)
+        if lacking and HOST is not AUTOMATIC1111:
+            pytest.skip(f"{HOST.name} has no {', '.join(lacking)}")
 
     def options(self, **values: Any) -> None:
         self.post("/sdapi/v1/options", values)

@@ -22,6 +22,7 @@ from modules import extensions, processing, script_callbacks, scripts, sd_models
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from sgool_describe import describe
+from sgool_gradient import measured
 from sgool_networks import left, networks, unet
 
 
@@ -98,6 +99,9 @@ def counted() -> list[int]:
 renders: list[float] = []
 """Of runs whose prompt ends with "rendered": the same distance of what the user's sampler makes of the seed's noise."""
 
+gradients: list[dict[str, Any]] = []
+"""Of runs whose prompt ends with "gradient", see sgool_gradient."""
+
 firsts: list[float] = []
 """For every run so far, the distance of its first latent from the WebUI's latent, relative to the WebUI's latent."""
 
@@ -108,6 +112,8 @@ def _watch() -> None:
     generate = batch.generate
 
     def watched(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host.p.prompt.split("<")[0].strip().endswith("gradient"):
+            gradients.append(measured(host))
         result = generate(host, *args, **kwargs)
         firsts.append(((result.first.latent - host.original).norm() / host.original.norm()).item())
         if host.p.prompt.endswith("rendered"):  # what the user's sampler makes of the seed's own noise
@@ -261,6 +267,7 @@ def _add(_demo: Any, app: Any) -> None:
     app.add_api_route("/sgool-probe/state", state, methods=["GET"])
     app.add_api_route("/sgool-probe/last", last, methods=["GET"])
     app.add_api_route("/sgool-probe/renders", lambda: renders, methods=["GET"])
+    app.add_api_route("/sgool-probe/gradients", lambda: gradients, methods=["GET"])
     app.add_api_route("/sgool-probe/calls", counted, methods=["GET"])
     app.add_api_route("/sgool-probe/hooks", hooks, methods=["GET"])
     app.add_api_route("/sgool-probe/extensions", extension_metadata, methods=["GET"])

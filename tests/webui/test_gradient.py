@@ -1,0 +1,54 @@
+"""In the running program: the gradient is right in every memory setting, and a run begins with the first pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from payloads import BASE, IMG2IMG, INPAINT, SGOOL, make, outcome
+
+ONCE = {**SGOOL, "iterations": 1, "steps": 3, "cutouts": 1, "memory": "fast"}
+
+CASES = {
+    "plain": BASE,
+    "AND": {**BASE, "prompt": "a car AND a small frog :0.7"},
+    "without a negative prompt": {**BASE, "cfg_scale": 1.0},
+    "inpainting": INPAINT,
+    "img2img": IMG2IMG,
+}
+
+
+@pytest.fixture(params=CASES)
+def measured(request, server):
+    return measure(server, CASES[request.param])
+
+
+def measure(server, payload):
+    answer = make(server, {**payload, "prompt": f"{payload['prompt']}, gradient"}, ONCE)
+    assert not outcome(answer).note
+    return server.get("/sgool-probe/gradients")[-1]
+
+
+def apart(one, other):
+    """The largest difference of two gradients, relative to their size."""
+    one, other = np.array(one), np.array(other)
+    return np.abs(one - other).max() / np.sqrt(np.square(other).mean())
+
+
+def test_the_gradient(measured):
+    right(measured)
+
+
+def right(measured):
+    memory = measured["memory"]
+    # What is recomputed is evaluated again: with "balanced" the decoder, with "low" the network as well.
+    kept, low, balanced = (memory[name]["layers"] for name in ("low, all kept", "low", "balanced"))
+    assert low[0] > 1.5 * kept[0] and low[1] > 1.5 * kept[1] and balanced[1] > 1.5 * memory["fast"]["layers"][1]
+    for name, reference in (("balanced", "fast"), ("low", "low, all kept")):
+        for which in ("eps", "eps by the prompt", "image"):
+            assert apart(memory[name][which], memory[reference][which]) < 1e-6, (name, which)
+    # One prompt after another is rounded otherwise.
+    assert apart(memory["low"]["eps"], memory["fast"]["eps"]) < 1e-3
+    assert all(each["same values"] == [True, True] for each in memory.values())
+    for which, pairs in measured["differences"].items():
+        for difference, said in pairs:
+            assert said == pytest.approx(difference, rel=1e-3), which
