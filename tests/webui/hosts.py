@@ -48,9 +48,7 @@ AUTOMATIC1111 = Host(
 )
 _SAME_MODULES = {"hr_additional_modules": ["Use same choices"]}  # without it the API makes no hires fix
 
-FORGE = Host(
-    "Forge", cpu=("--always-cpu", "--all-in-fp32"), flags=("--no-download-sd-model",), hires=_SAME_MODULES
-)
+FORGE = Host("Forge", cpu=("--always-cpu", "--all-in-fp32"), flags=("--no-download-sd-model",), hires=_SAME_MODULES)
 REFORGE = Host(
     "reForge",
     cpu=("--always-cpu", "--all-in-fp32"),

@@ -11,11 +11,10 @@ from math import prod
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 NAME = "sgool-random.safetensors"
 CHANNELS, CONTEXT, TIME = 320, 768, 1280
-LEVELS = 2
 VAE_CHANNELS = (128, 256, 512, 512)
 TEXT_LAYERS, TEXT_TOKENS, TEXT_LENGTH = 12, 49408, 77
 
@@ -31,9 +30,21 @@ def write(folder: Path) -> Path:
         "first_stage_model": _autoencoder(),
         "cond_stage_model.transformer.text_model": _text_encoder(),
     }
-    tensors = {f"{part}.{name}": _random(name, shape, generator) for part, all_ in parts.items() for name, shape in all_}
-    save_file(tensors, path)
+    save_file({name: tensor for part, all_ in parts.items() for name, tensor in _made(part, all_, generator)}, path)
     return path
+
+
+def vary(path: Path, name: str, seed: int, channels: int = 4) -> Path:
+    """Another checkpoint beside this one, with another UNet. channels: that it sees; 9 are those of inpainting."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = load_file(path) | dict(_made("model.diffusion_model", _unet(channels), generator))
+    save_file(tensors, path.with_name(name))
+    return path.with_name(name)
+
+
+def _made(part: str, shapes: Shapes, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, shape in shapes:
+        yield f"{part}.{name}", _random(name, shape, generator)
 
 
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -55,11 +66,11 @@ def _layer(name: str, *shape: int) -> Shapes:
     yield f"{name}.bias", shape[:1]
 
 
-def _unet() -> Shapes:
+def _unet(channels: int = 4) -> Shapes:
     c = CHANNELS
     yield from _layer("time_embed.0", TIME, c)
     yield from _layer("time_embed.2", TIME, TIME)
-    yield from _layer("input_blocks.0.0", c, 4, 3, 3)
+    yield from _layer("input_blocks.0.0", c, channels, 3, 3)
     for number, block in enumerate(("rt", "d", "rt"), 1):
         yield from _block(f"input_blocks.{number}", block, c)
     yield from _block("middle_block", "rtr", c)

@@ -8,7 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from payloads import BASE, HIRES, IMG2IMG, INPAINT, MODEL, SGOOL, SIZE, differ, difference, make, mask, outcome, picture, plot
+from payloads import (
+    BASE,
+    HIRES,
+    IMG2IMG,
+    INPAINT,
+    MODEL,
+    SGOOL,
+    SIZE,
+    differ,
+    difference,
+    make,
+    mask,
+    outcome,
+    picture,
+    plot,
+)
 from webui_server import Refused
 
 from sgool import __version__

@@ -553,7 +553,13 @@ def test_a_folder_batch_shows_the_run_of_the_first_file(open_page, tmp_path):
         image.save(tmp_path / f"{name}.png")
     page = open_page()
     page.locator("#tabs > .tab-nav button").get_by_text("img2img", exact=True).click()
-    for elem_id, value in {"width": SIZE, "height": SIZE, "steps": 5, "cfg_scale": 4, "denoising_strength": 0.3}.items():
+    for elem_id, value in {
+        "width": SIZE,
+        "height": SIZE,
+        "steps": 5,
+        "cfg_scale": 4,
+        "denoising_strength": 0.3,
+    }.items():
         number(page, f"img2img_{elem_id}", value)
     text = ", ".join(f"SGOOL {ABOUT[name].label}: {value}" for name, value in SGOOL.items() if name != "enabled")
     page.locator("#img2img_prompt textarea").fill(

@@ -23,7 +23,8 @@ def measured(request, server):
 
 
 def measure(server, payload):
-    answer = make(server, {**payload, "prompt": f"{payload['prompt']}, gradient"}, ONCE)
+    words, bracket, tags = payload["prompt"].partition("<")
+    answer = make(server, {**payload, "prompt": f"{words}, gradient{bracket}{tags}"}, ONCE)
     assert not outcome(answer).note
     return server.get("/sgool-probe/gradients")[-1]
 
@@ -38,7 +39,12 @@ def test_the_gradient(measured):
     right(measured)
 
 
+def test_the_gradient_with_lora(server, lora):
+    right(measure(server, {**BASE, "prompt": f"a small frog <lora:{lora}:0.5>"}))
+
+
 def right(measured):
+    """The gradient is the same with and without recomputation, and that of the differences."""
     memory = measured["memory"]
     # What is recomputed is evaluated again: with "balanced" the decoder, with "low" the network as well.
     kept, low, balanced = (memory[name]["layers"] for name in ("low, all kept", "low", "balanced"))

@@ -12,7 +12,6 @@ import torch
 from sgool_networks import networks
 from torch import Tensor
 
-TIMESTEP = 500
 STEP = 0.02
 """Of the differences, where the latent's numbers are about 1."""
 
@@ -40,20 +39,21 @@ def _of(backend: Any) -> dict[str, Any]:
     random numbers, whether the values are those without a gradient, and how many layers were evaluated.
     """
     x, network = backend.original, backend.network("", "", float(backend.p.cfg_scale))
+    t = _timestep(backend)
     with _counted() as count:
-        eps, by_all = network.vjp(x, TIMESTEP, _like(x, 1))
-        by_prompt = network.prompt_vjp(x, TIMESTEP, _like(x, 1))
+        eps, by_all = network.vjp(x, t, _like(x, 1))
+        by_prompt = network.prompt_vjp(x, t, _like(x, 1))
         network_layers = count()
-        leaf = x.float().requires_grad_()
+        leaf = x.clone().requires_grad_()
         image = backend.decode(leaf)
         (by_decoder,) = torch.autograd.grad(image, leaf, _like(image, 2))
         decoder_layers = count() - network_layers
     with torch.no_grad():
-        same = bool((network(x, TIMESTEP) == eps).all()), bool((backend.decode(x.float()) == image).all())
+        same = bool((network(x, t) == eps).all()), bool((backend.decode(x) == image).all())
     return {
         "eps": by_all.flatten().tolist(),
         "eps by the prompt": by_prompt.flatten().tolist(),
-        "image": by_decoder.double().flatten().tolist(),
+        "image": by_decoder.flatten().tolist(),
         "same values": same,
         "layers": [network_layers, decoder_layers],
     }
@@ -64,8 +64,8 @@ def _differences(backend: Any, gradients: dict[str, Any]) -> dict[str, list[list
     x = backend.original
     network = backend.network("", "", float(backend.p.cfg_scale))
     functions = {
-        "eps": (lambda z: network(z, TIMESTEP), 1),
-        "image": (lambda z: backend.decode(z.float()).double(), 2),
+        "eps": (lambda z: network(z, _timestep(backend)), 1),
+        "image": (lambda z: backend.decode(z).double(), 2),
     }
     told = {}
     for name, (function, seed) in functions.items():
@@ -77,6 +77,11 @@ def _differences(backend: Any, gradients: dict[str, Any]) -> dict[str, list[list
                 for direction in (along, along + _like(x, 3))
             ]
     return told
+
+
+def _timestep(backend: Any) -> float:
+    """In the middle; where the user's own sampling is followed, one of its steps."""
+    return backend.schedule.timesteps[len(backend.schedule.timesteps) // 2] if backend.schedule else 500
 
 
 def _central(function: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, seed: int) -> float:
