@@ -13,9 +13,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    skip = pytest.mark.skip(
-        reason="set SGOOL_WEBUI to the folder of a WebUI (AUTOMATIC1111, Forge, Forge Neo, reForge) to run this"
-    )
+    skip = pytest.mark.skip(reason="set SGOOL_WEBUI to the folder of a WebUI to run this")
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.webui)

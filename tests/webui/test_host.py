@@ -215,13 +215,8 @@ def test_prompts_for_the_regions(server):
 
 @equal_on_cpus
 def test_sd_upscale_takes_none_of_our_pictures_for_a_tile(server, restored_options):
-    payload = {
-        **IMG2IMG,
-        "width": SIZE // 2,
-        "height": SIZE // 2,
-        "script_name": "SD upscale",
-        "script_args": ["", 0, "None", 2.0],
-    }
+    tiles = {"width": SIZE // 2, "height": SIZE // 2}
+    payload = {**IMG2IMG, **tiles, "script_name": "SD upscale", "script_args": ["", 0, "None", 2.0]}
     make(server, IMG2IMG, ONCE)  # the script's result depends a little on earlier images, with or without SGOOL
     without = make(server, payload, ONCE)
     server.options(sgool_return_before=True)
