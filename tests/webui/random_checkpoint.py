@@ -48,7 +48,14 @@ def _made(part: str, shapes: Shapes, generator: torch.Generator) -> Iterator[tup
 
 
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Weights that keep the scale of what they multiply, biases that are small, norms that only normalize."""
+    """Weights that keep the scale of what they multiply, biases that are small, norms that only normalize.
+
+    As in a trained autoencoder the encoder is sure of its latent: of 8 channels, 4 are the logarithm of its variance.
+    """
+    if name == "quant_conv.weight":
+        return torch.cat([_normal((4, *shape[1:]), 0.3, generator), torch.zeros(4, *shape[1:]).half()])
+    if name == "quant_conv.bias":
+        return torch.tensor(4 * [0.0] + 4 * [-20.0]).half()
     if len(shape) == 1:
         return torch.ones(shape).half() if name.endswith("weight") else _normal(shape, 0.02, generator)
     if "embedding" in name:

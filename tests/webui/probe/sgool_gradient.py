@@ -16,10 +16,10 @@ STEP = 0.02
 """Of the differences, where the latent's numbers are about 1."""
 
 
-def measured(backend: Any) -> dict[str, Any]:
+def measured(backend: Any, decoder: bool) -> dict[str, Any]:
     """For each memory setting, and for "low" without recomputation, `_of`; beside it the differences.
 
-    backend: of a run with memory "fast", in the isolation of that run.
+    backend: of a run with memory "fast", in the isolation of that run. decoder: whether its gradient is measured, too.
     """
     from sgool.checkpointing import MEMORY
     from sgool.webui.isolation import sparing
@@ -30,11 +30,11 @@ def measured(backend: Any) -> dict[str, Any]:
         other = copy.copy(backend)
         other.memory = memory
         with sparing(backend.p, memory):
-            told[name] = _of(other)
+            told[name] = _of(other, decoder)
     return {"memory": told, "differences": _differences(backend, told["fast"])}
 
 
-def _of(backend: Any) -> dict[str, Any]:
+def _of(backend: Any, decoder: bool) -> dict[str, Any]:
     """Products of the Jacobians of eps (by all prompts, and by the positive one alone) and of the decoder with fixed
     random numbers, whether the values are those without a gradient, and how many layers were evaluated.
     """
@@ -44,19 +44,22 @@ def _of(backend: Any) -> dict[str, Any]:
         eps, by_all = network.vjp(x, t, _like(x, 1))
         by_prompt = network.prompt_vjp(x, t, _like(x, 1))
         network_layers = count()
-        leaf = x.clone().requires_grad_()
-        image = backend.decode(leaf)
-        (by_decoder,) = torch.autograd.grad(image, leaf, _like(image, 2))
-        decoder_layers = count() - network_layers
-    with torch.no_grad():
-        same = bool((network(x, t) == eps).all()), bool((backend.decode(x) == image).all())
-    return {
+    told = {
         "eps": by_all.flatten().tolist(),
         "eps by the prompt": by_prompt.flatten().tolist(),
-        "image": by_decoder.flatten().tolist(),
-        "same values": same,
-        "layers": [network_layers, decoder_layers],
+        "same values": [bool((network(x, t) == eps).all())],
+        "layers": [network_layers],
     }
+    if decoder:
+        leaf = x.clone().requires_grad_()
+        with _counted() as count:
+            image = backend.decode(leaf)
+            (by_decoder,) = torch.autograd.grad(image, leaf, _like(image, 2))
+            told["layers"].append(count())
+        told["image"] = by_decoder.flatten().tolist()
+        with torch.no_grad():
+            told["same values"].append(bool((backend.decode(x) == image).all()))
+    return told
 
 
 def _differences(backend: Any, gradients: dict[str, Any]) -> dict[str, list[list[float]]]:
@@ -65,7 +68,7 @@ def _differences(backend: Any, gradients: dict[str, Any]) -> dict[str, list[list
     network = backend.network("", "", float(backend.p.cfg_scale))
     functions = {
         "eps": (lambda z: network(z, _timestep(backend)), 1),
-        "image": (lambda z: backend.decode(z).double(), 2),
+        **({"image": (lambda z: backend.decode(z).double(), 2)} if "image" in gradients else {}),
     }
     told = {}
     for name, (function, seed) in functions.items():

@@ -100,7 +100,7 @@ renders: list[float] = []
 """Of runs whose prompt ends with "rendered": the same distance of what the user's sampler makes of the seed's noise."""
 
 gradients: list[dict[str, Any]] = []
-"""Of runs whose prompt ends with "gradient", see sgool_gradient."""
+"""Of runs whose prompt ends with "gradient" or "gradients of eps and image", see sgool_gradient."""
 
 firsts: list[float] = []
 """For every run so far, the distance of its first latent from the WebUI's latent, relative to the WebUI's latent."""
@@ -112,8 +112,9 @@ def _watch() -> None:
     generate = batch.generate
 
     def watched(host: Any, *args: Any, **kwargs: Any) -> Any:
-        if host.p.prompt.split("<")[0].strip().endswith("gradient"):
-            gradients.append(measured(host))
+        words = host.p.prompt.split("<")[0].strip()
+        if words.endswith(("gradient", "gradients of eps and image")):
+            gradients.append(measured(host, decoder=words.endswith("image")))
         result = generate(host, *args, **kwargs)
         firsts.append(((result.first.latent - host.original).norm() / host.original.norm()).item())
         if host.p.prompt.endswith("rendered"):  # what the user's sampler makes of the seed's own noise
