@@ -46,7 +46,7 @@ AUTOMATIC1111 = Host(
     checkpoint="sgool-tiny.safetensors",
     size=128,
 )
-_SAME_MODULES = {"hr_additional_modules": ["Use same choices"]}  # without it the API makes no hires fix
+_SAME_MODULES: dict[str, Any] = {"hr_additional_modules": ["Use same choices"]}  # without it the API makes no hires fix
 
 FORGE = Host("Forge", cpu=("--always-cpu", "--all-in-fp32"), flags=("--no-download-sd-model",), hires=_SAME_MODULES)
 REFORGE = Host(
@@ -59,7 +59,7 @@ NEO = Host(
     cpu=("--cpu", "--force-fp32"),
     flags=("--gradio-allowed-path", "{folder}"),  # with --data-dir it would refuse its own JavaScript
     options={"VERSION_UID": "PY313"},  # otherwise it waits for a key
-    hires=_SAME_MODULES,
+    hires={**_SAME_MODULES, "hr_upscaler": "Lanczos"},  # it upscales no latents
     outputs="output",
 )
 

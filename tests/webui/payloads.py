@@ -61,12 +61,20 @@ def mask() -> Image.Image:
 
 IMG2IMG = {**BASE, "init_images": [encode(picture())], "denoising_strength": 0.6}
 INPAINT = {**IMG2IMG, "mask": encode(mask()), "mask_blur": 0, "inpainting_fill": 1, "inpaint_full_res": False}
-HIRES = {**BASE, **HOST.hires, "enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.5, "hr_second_pass_steps": 3}
+HIRES: dict[str, Any] = {
+    **BASE,
+    "enable_hr": True,
+    "hr_scale": 1.5,
+    "denoising_strength": 0.5,
+    "hr_second_pass_steps": 3,
+    "hr_upscaler": "Latent",
+    **HOST.hires,
+}
 
 UNTICKED: dict[str, dict[str, Any]] = {
     "txt2img": BASE,
     "ancestral batch": {**BASE, "sampler_name": "Euler a", "batch_size": 2},
-    "hires latent": {**HIRES, "hr_upscaler": "Latent"},
+    "hires latent": HIRES,
     "img2img": IMG2IMG,
     "inpainting": INPAINT,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hosts import HOST, NEO
 from payloads import (
     BASE,
     HIRES,
@@ -128,6 +129,8 @@ def test_a_batch_gives_what_single_images_give(server, better):
 
 @pytest.mark.parametrize("upscaler", ["Latent", "Latent (nearest)", "Lanczos", "None"])
 def test_hires_fix_upscales_the_optimized_first_pass(server, upscaler):
+    if upscaler.startswith("Latent") and HOST is NEO:
+        pytest.skip("Forge Neo upscales no latents")
     payload = {**HIRES, "hr_upscaler": upscaler}
     before, after = make(server, payload), make(server, payload, SGOOL)
     assert after.image().size == before.image().size == (SIZE * 3 // 2,) * 2

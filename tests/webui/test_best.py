@@ -75,9 +75,7 @@ def test_the_best_come_first(server, judge, size, count, sampler):
     assert params["SGOOL score"] == [value(text, "score") for text in best.texts]
 
 
-@pytest.mark.parametrize(
-    "payload", [{**HIRES, "hr_upscaler": "Latent"}, IMG2IMG, INPAINT], ids=["hires", "img2img", "inpainting"]
-)
+@pytest.mark.parametrize("payload", [HIRES, IMG2IMG, INPAINT], ids=["hires", "img2img", "inpainting"])
 def test_the_finished_image_counts(server, judge, payload):
     payload = {**payload, "batch_size": 3}
     plain, best = make(server, payload), make(server, payload, BEST)
@@ -176,9 +174,7 @@ def test_only_the_best_two_are_improved(server, judge):
 
 
 def test_improve_the_best_two_and_keep_the_best(server, judge):
-    best = make(
-        server, {**HIRES, "hr_upscaler": "Latent", "batch_size": 4}, {**BEST, "iterations": 2, "best_improved": 2}
-    )
+    best = make(server, {**HIRES, "batch_size": 4}, {**BEST, "iterations": 2, "best_improved": 2})
     sorted_by(judge, best, 4)
     params = best.info["extra_generation_params"]
     assert sum(score is not None for score in params["SGOOL score after"]) == 2

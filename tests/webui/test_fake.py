@@ -176,7 +176,7 @@ def test_what_the_extension_uses_is_in_both(server, tools):
 CASES = {
     "txt2img": ("Txt2Img", BASE, {}),
     "batches": ("Txt2Img", {**BASE, "batch_size": 2, "n_iter": 2}, {"batch_size": 2, "n_iter": 2}),
-    "hires": ("Txt2Img", {**HIRES, "hr_upscaler": "Latent"}, {"enable_hr": True}),
+    "hires": ("Txt2Img", HIRES, {"enable_hr": True}),
     "img2img": ("Img2Img", IMG2IMG, {}),
 }
 

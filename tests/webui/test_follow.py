@@ -123,5 +123,5 @@ def test_a_model_that_predicts_v(server, lcm_model, sampler):
 
 def test_prompt_schedules_and_hires_fix(server):
     prompt = "a [car:small frog:0.5] AND a red background"
-    payload = {**HIRES, "hr_upscaler": "Latent", "sampler_name": "Euler", "prompt": prompt}
+    payload = {**HIRES, "sampler_name": "Euler", "prompt": prompt}
     assert max(followed(server, payload)) < 1e-4

@@ -52,7 +52,7 @@ CASES = {
     "euler a": {**BASE, "sampler_name": "Euler a"},
     "sde": {**BASE, "sampler_name": "DPM++ SDE", "scheduler": "Karras"},
     "not square": {**BASE, "width": SIZE * 3 // 2, "height": SIZE},
-    "hires": {**HIRES, "hr_upscaler": "Latent"},
+    "hires": HIRES,
     "img2img": IMG2IMG,
     "variation": {**BASE, "subseed": 5, "subseed_strength": 0.3},
 }
