@@ -1,5 +1,7 @@
 """Installs the packages that the WebUI lacks. With AUTOMATIC1111's own requirements there are none.
 
+Forge Neo lacks open_clip.
+
 The WebUI runs this file at every start, so modules that only an installation needs are imported in `install`.
 """
 

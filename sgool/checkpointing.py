@@ -92,12 +92,26 @@ def checkpoint(modules: Iterator[nn.Module] | list[nn.Module]) -> Callable[[], N
     return undo
 
 
+def _kept(x: Any) -> Any:
+    """A network may tell its blocks in a dict which of them they are, and goes on to change it."""
+    return dict(x) if isinstance(x, dict) else x
+
+
 def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(forward)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled() or not any(isinstance(x, torch.Tensor) and x.requires_grad for x in args):
             return forward(*args, **kwargs)
+        kept = [_kept(x) for x in args], {name: _kept(x) for name, x in kwargs.items()}
+        runs = iter((forward,))
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if first := next(runs, None):
+                return first(*args, **kwargs)
+            given, named = kept
+            return forward(*map(_kept, given), **{name: _kept(x) for name, x in named.items()})
+
         # The blocks are in evaluation mode and draw no random numbers, so the generator states need not be saved.
-        return recompute(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return recompute(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     return wrapper

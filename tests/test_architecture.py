@@ -33,7 +33,7 @@ LAYERS = (
 )
 """The parts of the package, from the lowest: each imports only from layers below its own."""
 
-WEBUI = {"modules", "modules_forge", "gradio", "launch", "k_diffusion"}
+WEBUI = {"modules", "modules_forge", "gradio", "launch", "k_diffusion", "backend", "ldm_patched", "k_diff"}
 """What only a WebUI has."""
 
 MOST = 6

@@ -421,14 +421,17 @@ def test_what_is_saved_besides_goes_by_the_images_own_name(webui, monkeypatch):
     assert all(named["save_to_dirs"] is False and "SGOOL" not in str(named["info"]) for _, named in saved)
 
 
-def test_who_has_not_signed_in_sees_nothing():
+@pytest.mark.parametrize("cookie_id", ["", "of-gradio-4"])
+def test_who_has_not_signed_in_sees_nothing(cookie_id):
     app = FastAPI()
     app.auth, app.tokens = {"me": "secret"}, {"right": "me"}  # type: ignore[attr-defined]
+    if cookie_id:
+        app.cookie_id = cookie_id  # type: ignore[attr-defined]
     api.add_routes(object(), app)
     client = TestClient(app)
     assert client.get("/sgool/v1/runs/x").status_code == 401
     for token, status in (("wrong", 401), ("right", 404)):
-        client.cookies.set("access-token", token)
+        client.cookies.set(f"access-token-{cookie_id}" if cookie_id else "access-token", token)
         assert client.get("/sgool/v1/runs/x").status_code == status
 
 

@@ -1,4 +1,4 @@
-"""The AUTOMATIC1111 WebUI extension. Only this package imports the WebUI's `modules`."""
+"""The extension for AUTOMATIC1111's WebUI and its forks. Only this package imports the WebUI's `modules`."""
 
 from __future__ import annotations
 

@@ -161,6 +161,7 @@ def _signed_in(request: Request) -> None:
     app = request.app
     if getattr(app, "auth", None) is None:
         return
-    token = request.cookies.get("access-token") or request.cookies.get("access-token-unsecure")
+    own = f"-{app.cookie_id}" if getattr(app, "cookie_id", "") else ""  # since gradio 4
+    token = request.cookies.get(f"access-token{own}") or request.cookies.get(f"access-token-unsecure{own}")
     if token not in getattr(app, "tokens", {}):
         raise HTTPException(401, "Not authenticated")

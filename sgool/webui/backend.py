@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from modules import devices, processing, prompt_parser, rng, sd_samplers, sd_samplers_common
+from modules import devices, processing, prompt_parser, rng, sd_samplers_common
 from torch import Tensor
 
 from sgool.checkpointing import Memory
 from sgool.errors import SgoolError
+from sgool.guidance.half import is_half
 from sgool.result import Stop
 from sgool.samplers import Branch, Network
-from sgool.webui.follow import Followed, VDenoiser, predicts_v
-from sgool.webui.isolation import options
+from sgool.webui.follow import Followed
+from sgool.webui.hosts import host
+from sgool.webui.hosts.proof import prove
 
 
 class WebuiBackend:
@@ -42,7 +44,7 @@ class WebuiBackend:
         self.index = index
         self.memory = memory
         self.device = torch.device(devices.device)
-        self.alphas_cumprod = self.model.alphas_cumprod.detach().double().cpu()
+        self.alphas_cumprod = host().alphas_cumprod(self.model)
         self.latent_dtype = latent.dtype
         self.original = latent.detach().to(self.device, torch.float64, copy=True)
         self.seed_noise = None if noise is None else noise.detach().to(self.device, torch.float64, copy=True)
@@ -57,30 +59,24 @@ class WebuiBackend:
         The denoiser returns eps, whatever the model predicts. With memory "low", each prompt is a branch of its own.
         Where the negative prompt has no weight, as at guidance scale 1, it is not evaluated (the WebUI itself does).
         """
-        sampler = sd_samplers.create_sampler("DDIM", self.model)
-        sampler.initialize(self.p)
-        denoiser = sampler.model_wrap_cfg
-        denoiser.mask = denoiser.nmask = None  # `blend` applies the mask
-        if self.schedule is not None and predicts_v(self.model):
-            denoiser.model_wrap = VDenoiser(self.model, self.schedule)
-        denoiser.steps = self.p.steps
-        denoiser.total_steps = self._total_steps()
+        denoiser = host().denoiser(self.p, self.schedule)
         prompts = self.p.c.batch[self.index]
-        negative = self.p.uc[self.index]
+        # At guidance scale 1 Forge has no negative prompt. In its place stands one that has no weight.
+        negative = prompts[0].schedules if self.p.uc is None else self.p.uc[self.index]
         image_cond = self.image_conditioning()
 
         def branch(weight: float, prompts: Any, scale: float, alone: bool) -> Branch:
             own, uncond = _own(prompts), _own_schedule(negative)
 
             def predict(x: Tensor, t: float) -> Tensor:
-                denoiser.step = self._step(t)
                 count = len(x)
-                skip = options(s_min_uncond_all=True, batch_cond_uncond=False) if alone else nullcontext()
+                skip = host().options(s_min_uncond_all=True, batch_cond_uncond=False) if alone else nullcontext()
                 try:
                     with skip:
                         return denoiser(
                             x,
-                            x.new_full((count,), t),
+                            t,
+                            self._step(t),
                             uncond=[uncond] * count,
                             cond=prompt_parser.MulticondLearnedConditioning((count,), [own] * count),
                             cond_scale=scale,
@@ -100,7 +96,8 @@ class WebuiBackend:
         total = sum(each.weight for each in wanted)
         back = tuple(single(each.weight / total, each.schedules) for each in wanted) or None
         rest = 1 - guidance_scale * sum(each.weight for each in prompts)
-        if abs(rest) < 1e-9 or self.memory.sequential:
+        sequential = self.memory.sequential and not host().guides_whole(self.model)
+        if abs(rest) < 1e-9 or sequential:
             branches = [single(guidance_scale * each.weight, each.schedules) for each in prompts]
             if abs(rest) >= 1e-9:
                 branches = [single(rest, negative), *branches]
@@ -109,6 +106,29 @@ class WebuiBackend:
         else:
             branches = [replace(branch(1.0, prompts, guidance_scale, alone=False), back=back)]
         return Network(branches, self.alphas_cumprod, "epsilon", torch.float32, network_precision)
+
+    def prove(self, guidance_scale: float) -> None:
+        """Where the host may have other networks than are known here, compare their gradients with differences.
+
+        Raises SgoolError where these differ.
+        """
+        if not host().proves:
+            return
+        t = self.schedule.timesteps[self.schedule.steps // 2] if self.schedule else len(self.alphas_cumprod) // 2
+        alphabar = self.alphas_cumprod[int(t)].item()
+        noise = torch.randn(self.original.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        x = alphabar**0.5 * self.original + (1 - alphabar) ** 0.5 * noise.to(self.original)
+        branches = self.network(None, "", guidance_scale).branches
+        first = next(each for branch in branches for each in ((branch,) if branch.back is None else branch.back))
+
+        def predict(x: Tensor) -> Tensor:
+            with network_precision():
+                return first.function(x.float(), t)
+
+        unet, decoder = host().unet(self.model), host().decoder(self.model)
+        gpu = self.device.type != "cpu"
+        prove("UNet", predict, x, [unet], rough=gpu or is_half(devices.dtype))
+        prove("VAE's decoder", self.decode, self.original, [decoder], rough=gpu or is_half(devices.dtype_vae))
 
     def noise(self, seed: int) -> Tensor:
         """The noise that the image's own sampler started from; for another seed, the WebUI's noise for that seed."""
@@ -119,9 +139,7 @@ class WebuiBackend:
 
     def decode(self, latent: Tensor) -> Tensor:
         """See Backend. Outside an inpainting mask, the original is decoded."""
-        z = self.blend(latent).to(devices.dtype_vae) / self.model.scale_factor
-        with devices.without_autocast():
-            return self.model.first_stage_model.decode(z).float() / 2 + 0.5
+        return host().decode(self.model, self.blend(latent))
 
     def decode_original(self) -> Tensor:
         """The original image. If the precision of the VAE is too low, the WebUI raises the precision as usual.
@@ -131,7 +149,10 @@ class WebuiBackend:
         with torch.no_grad():
             image = self.decode(self.original)
             if not torch.isfinite(image).all():
-                processing.decode_latent_batch(self.model, self.original.float(), check_for_nans=True)
+                with host().own_work(self.p):
+                    processing.decode_latent_batch(
+                        self.model, self.original.float(), target_device=devices.cpu, check_for_nans=True
+                    )
                 image = self.decode(self.original)
         if not torch.isfinite(image).all():
             raise SgoolError("The VAE decodes this image to NaN.")
@@ -140,9 +161,10 @@ class WebuiBackend:
     @torch.no_grad()
     def picture(self, latent: Tensor) -> np.ndarray:
         """The latent as the WebUI itself makes a picture of it: uint8 RGB [H, W, 3]."""
-        (decoded,) = processing.decode_latent_batch(
-            self.model, latent.to(self.latent_dtype), target_device=devices.cpu, check_for_nans=True
-        )
+        with host().own_work(self.p):
+            (decoded,) = processing.decode_latent_batch(
+                self.model, latent.to(self.latent_dtype), target_device=devices.cpu, check_for_nans=True
+            )
         pixels = torch.clamp((decoded.float() + 1) / 2, 0, 1)
         return (255.0 * np.moveaxis(pixels.numpy(), 0, 2)).astype(np.uint8)
 
@@ -151,7 +173,9 @@ class WebuiBackend:
         mask, nmask = getattr(self.p, "mask", None), getattr(self.p, "nmask", None)
         if mask is None or nmask is None:
             return latent
-        return latent * nmask.to(latent) + self.original.to(latent) * mask.to(latent)
+        # Copies, because masks from inference mode block gradients.
+        inside, outside = nmask.to(latent, copy=True), mask.to(latent, copy=True)
+        return latent * inside + self.original.to(latent) * outside
 
     def _total_steps(self) -> int:
         return getattr(self.p, "firstpass_steps", None) or self.p.steps
@@ -175,12 +199,14 @@ class WebuiBackend:
         """
         own = (getattr(self.p.sampler, "sampler_extra_args", None) or {}).get("image_cond")
         if own is None:
-            return self.p.txt2img_image_conditioning(self.original.float())
+            with host().own_work(self.p):
+                own = self.p.txt2img_image_conditioning(self.original.float())
+            return _copy(own)
         return _copy(own[self.index : self.index + 1] if own.shape[0] > 1 else own)
 
 
 def network_precision() -> AbstractContextManager[Any]:
-    return devices.without_autocast() if devices.unet_needs_upcast else devices.autocast()
+    return devices.without_autocast() if getattr(devices, "unet_needs_upcast", False) else devices.autocast()
 
 
 def _own(prompts: Any) -> list[Any]:

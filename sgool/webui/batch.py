@@ -75,6 +75,7 @@ class Batch:
         first = p.iteration * p.batch_size
         self.numbers = [first + i for i in range(len(samples))]
         self.chosen = list(range(len(samples)))
+        self.unproven = True  # that gradients are right
 
     def each(self, critics: Critics) -> None:
         """Improve one image after another, or only the best of them, until the user stops it."""
@@ -151,6 +152,9 @@ class Batch:
         # Inside the WebUI's autocast (hires fix) the critics would be cast, too.
         with torch.enable_grad(), devices.without_autocast(), sparing(self.p, memory):
             backend = WebuiBackend(self.p, i, self.samples[i : i + 1], self._noise(i), memory, self.followed)
+            if self.unproven:
+                backend.prove(settings.guidance_scale)
+                self.unproven = False
             score = critics.selector.judge(self._original(i, backend), prompt)
             self.progress.begin(self.chosen.index(i), self._label(i), score)
             latent = backend.original if settings.start == "image" else None

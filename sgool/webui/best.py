@@ -17,7 +17,8 @@ from PIL import Image
 from sgool import pictures
 from sgool.errors import SgoolError, out_of_memory
 from sgool.webui import infotext, messages, models
-from sgool.webui.isolation import attributes, random_numbers
+from sgool.webui.isolation import random_numbers
+from sgool.webui.overlay import attributes
 from sgool.webui.records import Run, Score
 
 ANY_ORDER = ("X/Y/Z plot", "Prompts from file or textbox")

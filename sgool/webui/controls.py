@@ -39,6 +39,9 @@ HIDDEN = {"txt2img": "as_uploaded", "img2img": "start"}
 
 PLACEHOLDERS = {"region_prompt": "empty: the main prompt; [SEP] between regions"}
 
+JS = "_js" if gr.__version__.startswith("3.") else "js"
+"""How gradio calls the JavaScript of an event; 3 is AUTOMATIC1111's and reForge's."""
+
 WIDTH = 240
 """Pixels that a control takes at least: where two have no room beside each other, one goes below."""
 
@@ -152,15 +155,15 @@ def _aim(tab: str) -> Any:
 def _join(aim: Any, guide: Any) -> None:
     """A choice of three sets the guide, and a guide of another kind leaves none chosen. No request is made."""
     told, found = json.dumps(AIMS), json.dumps({guide: name for name, guide in AIMS.items()})
-    aim.input(fn=None, _js=f"(aim) => ({told})[aim]", inputs=[aim], outputs=[guide])
-    guide.change(fn=None, _js=f"(guide) => ({found})[guide] ?? null", inputs=[guide], outputs=[aim])
+    aim.input(fn=None, inputs=[aim], outputs=[guide], **{JS: f"(aim) => ({told})[aim]"})
+    guide.change(fn=None, inputs=[guide], outputs=[aim], **{JS: f"(guide) => ({found})[guide] ?? null"})
 
 
 def _tell_the_page(made: _Made) -> None:
     """javascript/sgool.js gets the settings when the page is loaded and when one changes. No request is made."""
     inputs = [made.controls[name] for name in COUNTED]
     for event in (gr.context.Context.root_block.load, *(control.change for control in inputs)):
-        event(fn=None, _js=f"(...values) => sgoolSettings('{made.tab}', values)", inputs=inputs, outputs=[])
+        event(fn=None, inputs=inputs, outputs=[], **{JS: f"(...values) => sgoolSettings('{made.tab}', values)"})
 
 
 def _about(tab: str) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-import torch
 from modules import shared
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from sgool.errors import SgoolError
 from sgool.generate import Sampling
 from sgool.samplers import Schedule, ddim, euler, lcm
 from sgool.settings import Settings
+from sgool.webui.hosts import host
 
 
 def wanted(p: Any, settings: Settings) -> bool:
@@ -37,7 +37,7 @@ class Followed:
 
     def sampling(self, index: int) -> Sampling:
         """Of one image of the batch."""
-        return Sampling(self.sampler, self.schedule, [noise[index : index + 1] for noise in self.noises])
+        return Sampling(self.sampler, self.schedule, [noise[index : index + 1].clone() for noise in self.noises])
 
 
 class Recording:
@@ -76,7 +76,7 @@ class Recording:
         p, called = self.p, self.called
         if called is None:
             raise SgoolError("another extension has replaced it.")
-        if getattr(p, "s_min_uncond", 0) or shared.opts.skip_early_cond:
+        if getattr(p, "s_min_uncond", 0) or getattr(shared.opts, "skip_early_cond", 0):
             raise SgoolError("it leaves the negative prompt out of some steps.")
         if called.get("s_churn"):
             raise SgoolError("it adds noise (Sigma churn).")
@@ -96,7 +96,7 @@ def _from_timesteps(p: Any, called: dict[str, Any]) -> tuple[Any, Schedule]:
     if called.get("eta"):
         raise SgoolError("it adds noise (Eta for DDIM).")
     nodes = [int(t) for t in reversed(called["timesteps"].tolist())]
-    alphabar = p.sd_model.alphas_cumprod.detach().double().cpu()[nodes]
+    alphabar = host().alphas_cumprod(p.sd_model)[nodes]
     a, sigma = alphabar.sqrt().tolist(), (1 - alphabar).sqrt().tolist()
     return ddim.sampler(), Schedule(tuple(nodes[:-1]), tuple(a), tuple(sigma))
 
@@ -108,7 +108,7 @@ def _from_sigmas(p: Any, called: dict[str, Any]) -> tuple[Any, Schedule]:
     """
     sigmas = called["sigmas"]
     wrap = p.sampler.model_wrap
-    if p.sampler_name == "LCM" and predicts_v(p.sd_model):
+    if p.sampler_name == "LCM" and not host().lcm_knows(p.sd_model):
         raise SgoolError("it takes the model for one that predicts noise.")
     timesteps = tuple(_plain(wrap.sigma_to_t(sigma[None].to(wrap.log_sigmas))) for sigma in sigmas[:-1])
     nu = sigmas.double().tolist()
@@ -122,23 +122,3 @@ def _from_sigmas(p: Any, called: dict[str, Any]) -> tuple[Any, Schedule]:
 def _plain(timestep: Tensor) -> float:
     t: float = timestep.item()
     return int(t) if t == int(t) else t
-
-
-def predicts_v(model: Any) -> bool:
-    return getattr(model, "parameterization", "eps") == "v"
-
-
-class VDenoiser(torch.nn.Module):
-    """In place of the WebUI's own around a model that predicts v, which knows whole timesteps alone.
-
-    eps = a v + sigma x, at the levels of the schedule.
-    """
-
-    def __init__(self, model: Any, schedule: Schedule) -> None:
-        super().__init__()
-        self.inner_model = model
-        self.levels = {t: (schedule.a[i], schedule.sigma[i]) for i, t in enumerate(schedule.timesteps)}
-
-    def forward(self, x: Tensor, timesteps: Tensor, **conditions: Any) -> Tensor:
-        a, sigma = self.levels[_plain(timesteps[:1])]
-        return a * self.inner_model.apply_model(x, timesteps, **conditions) + sigma * x

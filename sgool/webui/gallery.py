@@ -17,7 +17,7 @@ from PIL import Image
 
 from sgool import pictures
 from sgool.webui import infotext
-from sgool.webui.isolation import attributes
+from sgool.webui.overlay import attributes
 from sgool.webui.records import Entry, Run
 
 KEPT = 8

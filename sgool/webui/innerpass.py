@@ -6,15 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import k_diffusion.sampling
 import torch
 from modules import devices, extra_networks, processing, sd_samplers_common, shared
-from modules.sd_hijack import model_hijack
 
-from sgool.webui.isolation import Overlay, attributes, random_numbers
-
-_HIJACK = ("comments", "extra_generation_params")
-"""Of the WebUI's hijack, what a generation clears when it begins."""
+from sgool.webui.hosts import host
+from sgool.webui.isolation import random_numbers
+from sgool.webui.overlay import Overlay, attributes
 
 _OPTIONS = {
     "save_init_img": False,
@@ -38,10 +35,9 @@ def inner_pass(p: Any, inner: Any, count: Callable[[int], None]) -> Iterator[Non
         stack.callback(devices.torch_gc)
         stack.enter_context(random_numbers())
         torch.manual_seed(inner.seed)  # the VAE's encoder draws from torch's own numbers, which others draw from, too
-        stack.enter_context(attributes(k_diffusion.sampling, {"torch": k_diffusion.sampling.torch}))
+        stack.enter_context(attributes(host().k_diffusion(), {"torch": host().k_diffusion().torch}))
         stack.enter_context(attributes(shared.state, {"current_latent": shared.state.current_latent}))
-        stack.enter_context(attributes(model_hijack, {name: getattr(model_hijack, name) for name in _HIJACK}))
-        stack.callback(model_hijack.apply_circular, bool(p.tiling))
+        stack.enter_context(host().inner_pass(p))
         stack.enter_context(_without_controlnet(p.sd_model))
         stack.callback(_networks_of, p, inner)
         state = State(shared.state, count)

@@ -13,6 +13,7 @@ from torch import Tensor
 from sgool.errors import SgoolError
 from sgool.region import Region
 from sgool.webui import interrupts
+from sgool.webui.hosts import host
 from sgool.webui.innerpass import inner_pass
 from sgool.zoom.paint import FEATHER
 
@@ -115,6 +116,7 @@ class Inpainter:
             inpaint_full_res=True,
             inpaint_full_res_padding=area.padding,
         )
+        inner.scripts = host().no_scripts()
         inner.cached_c, inner.cached_uc = [None, None], [None, None]  # not those of the class
         return inner
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import k_diffusion.sampling
 import numpy as np
 import torch
-from modules import devices, sd_samplers_cfg_denoiser, sd_samplers_common, shared
+from modules import devices, sd_samplers_common, shared
 
 from sgool.checkpointing import Memory, blocks, checkpoint
+from sgool.webui.hosts import host
+from sgool.webui.inference import normal_mode
+from sgool.webui.overlay import attributes
 
 _STATE = ("job", "job_no", "job_count", "current_latent", "textinfo")
 """Attributes of shared.state to restore. The user's requests (interrupted, skipped), the steps and the preview's number
@@ -26,19 +28,20 @@ def isolated(p: Any) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(devices.torch_gc)
         stack.enter_context(random_numbers())
+        stack.enter_context(normal_mode())
         kept = {name: getattr(shared.state, name) for name in _STATE}
         # Without a current latent, the page's preview requests cannot draw the first pass's preview over ours.
         stack.enter_context(attributes(shared.state, {**kept, "current_latent": None}))
         stack.enter_context(_infotext(p))
         # Sampler.initialize leaves its own source of random numbers in k-diffusion.
-        stack.enter_context(attributes(k_diffusion.sampling, {"torch": k_diffusion.sampling.torch}))
+        stack.enter_context(attributes(host().k_diffusion(), {"torch": host().k_diffusion().torch}))
         # The denoiser's previews would keep the graph in memory, or decode while it is recorded.
         stack.enter_context(attributes(sd_samplers_common, {"store_latent": lambda decoded: None}))
-        stack.enter_context(options(skip_early_cond=0.0))
+        stack.enter_context(host().options(skip_early_cond=0.0))
         if "hypertile" in sys.modules:
             # With random tiles the network would differ at every evaluation, and no step could be inverted.
             stack.enter_context(attributes(sys.modules["hypertile"], {"RNG_INSTANCE": _FirstTile()}))
-        stack.enter_context(_frozen(p.sd_model))
+        stack.enter_context(host().gradients(p))
         yield
 
 
@@ -49,51 +52,17 @@ def sparing(p: Any, memory: Memory) -> Iterator[None]:
         stack.callback(devices.torch_gc)
         if memory.sequential:
             # One prompt at a time. With batched prompts, the denoiser would not trim an inpainting model's conditions.
-            stack.enter_context(options(s_min_uncond_all=True, batch_cond_uncond=False))
+            stack.enter_context(host().options(s_min_uncond_all=True, batch_cond_uncond=False))
         if memory.network:
-            stack.callback(checkpoint(blocks(p.sd_model.model.diffusion_model)))
+            stack.callback(checkpoint(host().blocks(p.sd_model)))
         if memory.decoder:
-            stack.callback(checkpoint(blocks(p.sd_model.first_stage_model.decoder)))
+            stack.callback(checkpoint(blocks(host().decoder(p.sd_model))))
         yield
 
 
 class _FirstTile:
     def randint(self, low: int, high: int) -> int:
         return low
-
-
-@contextmanager
-def attributes(owner: Any, values: dict[str, Any]) -> Iterator[None]:
-    """Set attributes, and restore the previous ones afterwards."""
-    before = {name: getattr(owner, name) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(owner, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(owner, name, value)
-
-
-def options(**values: Any) -> AbstractContextManager[None]:
-    """Settings for the denoiser alone. The user's settings stay untouched: a run takes minutes, and meanwhile the user
-    may change them and the WebUI may save them.
-    """
-    seen = sd_samplers_cfg_denoiser.shared
-    return attributes(sd_samplers_cfg_denoiser, {"shared": Overlay(seen, opts=Overlay(seen.opts, **values))})
-
-
-class Overlay:
-    """Another object with some attributes replaced for reading. Setting an attribute sets it on the other object."""
-
-    def __init__(self, other: Any, **values: Any) -> None:
-        vars(self).update(values, _other=other)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)["_other"], name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(vars(self)["_other"], name, value)
 
 
 @contextmanager
@@ -120,15 +89,3 @@ def random_numbers() -> Iterator[None]:
         np.random.set_state(arrays)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
-
-
-@contextmanager
-def _frozen(model: torch.nn.Module) -> Iterator[None]:
-    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in free:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in free:
-            parameter.requires_grad_(True)

@@ -15,6 +15,7 @@ from sgool.guidance.half import is_half
 from sgool.needs import Needs, fetch, needs
 from sgool.settings import Settings
 from sgool.webui import progress
+from sgool.webui.inference import normal_mode
 
 _last: tuple[Needs, Critics] | None = None
 
@@ -39,8 +40,16 @@ def critics(settings: Settings) -> Iterator[Critics]:
 
     Raises SgoolError where their weights cannot be loaded.
     """
+    with normal_mode():  # a critic that was made in inference mode could never be a guide
+        loaded = _loaded(needs(settings))
+        try:
+            yield loaded.to(devices.device, half=is_half(devices.dtype))  # float32 with --no-half
+        finally:
+            loaded.to(devices.cpu)
+
+
+def _loaded(wanted: Needs) -> Critics:
     global _last
-    wanted = needs(settings)
     if _last is None or _last[0] != wanted:
         _last = None  # the old ones go before the new ones come
         progress.tell("SGOOL loads its networks")
@@ -49,11 +58,7 @@ def critics(settings: Settings) -> Iterator[Critics]:
             for each in getattr(critic, "critics", (critic,)):  # of a sum, each of its critics
                 _plain_gelus(each)
         _last = wanted, loaded
-    loaded = _last[1]
-    try:
-        yield loaded.to(devices.device, half=is_half(devices.dtype))  # float32 with --no-half
-    finally:
-        loaded.to(devices.cpu)
+    return _last[1]
 
 
 def _plain_gelus(critic: Any) -> None:

@@ -16,7 +16,7 @@ from sgool.errors import brief
 from sgool.result import Progress, Result, Snapshot
 from sgool.settings import Settings
 from sgool.webui import interrupts
-from sgool.webui.isolation import attributes
+from sgool.webui.overlay import attributes
 from sgool.zoom import Place, Repaint, ZoomProgress
 
 
@@ -66,7 +66,7 @@ class BatchProgress(Progress):
             scores += f", best {max(self.before, result.best.score):.3f}"
         tell(f"SGOOL {self.label}{newest.iteration}/{self.iterations}, {scores} ({self.critic})")
         opts = shared.opts
-        if opts.live_previews_enable and opts.show_progress_every_n_steps != -1:
+        if getattr(opts, "live_previews_enable", True) and opts.show_progress_every_n_steps != -1:
             shared.state.assign_current_image(Image.fromarray(pictures.to_uint8(newest.image)))
         interrupts.check()
 
@@ -143,7 +143,7 @@ class ZoomBar(ZoomProgress, Progress):
     def end(self, repaint: Repaint, image: Tensor) -> None:
         """A place is done; the preview shows the whole image as it is now."""
         opts = shared.opts
-        if opts.live_previews_enable and opts.show_progress_every_n_steps != -1:
+        if getattr(opts, "live_previews_enable", True) and opts.show_progress_every_n_steps != -1:
             shared.state.assign_current_image(Image.fromarray(pictures.to_uint8(image)))
 
     def _begin(self, number: int, count: int) -> None:

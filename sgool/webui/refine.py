@@ -47,6 +47,7 @@ class Refiner:
             memory = MEMORY[settings.memory]
             with torch.enable_grad(), devices.without_autocast(), sparing(inner, memory):
                 backend = WebuiBackend(inner, 0, painted, None, memory)
+                backend.prove(settings.guidance_scale)
                 request = Request(place.prompt, seed=int(inner.seeds[0]), init_latent=backend.original)
                 result = generate(backend, self.critics, request, settings, self.progress)
                 if result.error is not None:

@@ -13,11 +13,9 @@ from torch import Tensor
 from sgool.guidance import Critic
 from sgool.webui import interrupts
 from sgool.webui.backend import WebuiBackend, network_precision
+from sgool.webui.hosts import host
 from sgool.webui.innerpass import NoBar, State
-from sgool.webui.isolation import Overlay, attributes, options
-
-_OPTIONS = ("skip_early_cond", "s_min_uncond_all", "batch_cond_uncond")
-"""What a run sets otherwise for its own evaluations."""
+from sgool.webui.overlay import Overlay, attributes
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,8 @@ def sampled(backend: WebuiBackend, noise: Tensor, count: Callable[[int], None]) 
     cond = prompt_parser.MulticondLearnedConditioning(shape=(1,), batch=[p.c.batch[index]])
     sampler = sd_samplers.create_sampler(p.sampler_name, p.sd_model)
     seen = {"state": State(shared.state, count), "shared": Overlay(shared, total_tqdm=NoBar())}
-    own = {name: getattr(shared.opts, name) for name in _OPTIONS}
-    with attributes(sd_samplers_common, seen), options(**own), network_precision():
-        latent: Tensor = sampler.sample(
-            p, noise.float(), cond, [p.uc[index]], image_conditioning=backend.image_conditioning()
-        )
+    seen_image, negative = backend.image_conditioning(), [p.uc[index]] if p.uc is not None else None
+    with attributes(sd_samplers_common, seen), host().own_options(), network_precision(), host().own_work(p):
+        latent: Tensor = sampler.sample(p, noise.float(), cond, negative, image_conditioning=seen_image)
     interrupts.check()
     return latent

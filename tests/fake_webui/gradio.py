@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+__version__ = "3.41.2"
 made: list[Block] = []
 
 

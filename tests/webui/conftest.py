@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hosts import HOST
 
 HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    skip = pytest.mark.skip(reason="set SGOOL_WEBUI to the folder of an AUTOMATIC1111 WebUI to run this")
+    skip = pytest.mark.skip(reason="set SGOOL_WEBUI to the folder of a WebUI to run this")
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.webui)
@@ -43,10 +44,12 @@ def without(webui_folder, tmp_path_factory):
 @pytest.fixture(scope="session")
 def server(webui_folder, tmp_path_factory) -> Iterator:
     """The WebUI with the extension, for all tests."""
+    from payloads import BASE, make
     from webui_server import WebUI
 
     running = WebUI(webui_folder, tmp_path_factory.mktemp("webui"))
     try:
+        make(running, BASE)  # some load the model for the first image
         yield running
     finally:
         running.stop()
@@ -59,7 +62,7 @@ def lora(server):
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    checkpoint = server.home / "models" / "Stable-diffusion" / "sgool-tiny.safetensors"
+    checkpoint = server.home / "models" / "Stable-diffusion" / HOST.checkpoint
     with safe_open(checkpoint, "pt") as weights:
         keys = [key for key in weights.keys() if key.endswith("attn1.to_q.weight")]  # noqa: SIM118
         block = next(key for key in keys if "input_blocks" in key)

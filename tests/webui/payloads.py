@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from hosts import HOST
 from PIL import Image, ImageDraw
 from webui_server import Pictures, WebUI, encode
+
+SIZE = HOST.size
+"""Width and height of the images."""
+
+MODEL = HOST.checkpoint.removesuffix(".safetensors")
 
 PROMPT = "a car and a small frog on a busy red background"
 
@@ -17,8 +23,8 @@ BASE: dict[str, Any] = {
     "seed": 8,
     "steps": 5,
     "cfg_scale": 4.0,
-    "width": 128,
-    "height": 128,
+    "width": SIZE,
+    "height": SIZE,
     "sampler_name": "DDIM",
     "scheduler": "Automatic",
 }
@@ -43,24 +49,32 @@ def picture() -> Image.Image:
     draw = ImageDraw.Draw(image)
     draw.ellipse((16, 40, 64, 88), fill=(40, 160, 60))
     draw.rectangle((76, 60, 116, 92), fill=(60, 90, 200))
-    return image
+    return image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
 
 def mask() -> Image.Image:
     """The right half is white and is painted again."""
-    image = Image.new("L", (128, 128), 0)
-    ImageDraw.Draw(image).rectangle((64, 0, 127, 127), fill=255)
+    image = Image.new("L", (SIZE, SIZE), 0)
+    ImageDraw.Draw(image).rectangle((SIZE // 2, 0, SIZE, SIZE), fill=255)
     return image
 
 
 IMG2IMG = {**BASE, "init_images": [encode(picture())], "denoising_strength": 0.6}
 INPAINT = {**IMG2IMG, "mask": encode(mask()), "mask_blur": 0, "inpainting_fill": 1, "inpaint_full_res": False}
-HIRES = {**BASE, "enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.5, "hr_second_pass_steps": 3}
+HIRES: dict[str, Any] = {
+    **BASE,
+    "enable_hr": True,
+    "hr_scale": 1.5,
+    "denoising_strength": 0.5,
+    "hr_second_pass_steps": 3,
+    "hr_upscaler": "Latent",
+    **HOST.hires,
+}
 
 UNTICKED: dict[str, dict[str, Any]] = {
     "txt2img": BASE,
     "ancestral batch": {**BASE, "sampler_name": "Euler a", "batch_size": 2},
-    "hires latent": {**HIRES, "hr_upscaler": "Latent"},
+    "hires latent": HIRES,
     "img2img": IMG2IMG,
     "inpainting": INPAINT,
 }

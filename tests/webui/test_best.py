@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from payloads import BASE, HIRES, IMG2IMG, INPAINT, PROMPT, SGOOL, difference, make, plot
+from payloads import BASE, HIRES, IMG2IMG, INPAINT, PROMPT, SGOOL, SIZE, difference, make, plot
 from PIL import Image
 from test_browser import (
     browser,  # noqa: F401  a fixture
@@ -75,9 +75,7 @@ def test_the_best_come_first(server, judge, size, count, sampler):
     assert params["SGOOL score"] == [value(text, "score") for text in best.texts]
 
 
-@pytest.mark.parametrize(
-    "payload", [{**HIRES, "hr_upscaler": "Latent"}, IMG2IMG, INPAINT], ids=["hires", "img2img", "inpainting"]
-)
+@pytest.mark.parametrize("payload", [HIRES, IMG2IMG, INPAINT], ids=["hires", "img2img", "inpainting"])
 def test_the_finished_image_counts(server, judge, payload):
     payload = {**payload, "batch_size": 3}
     plain, best = make(server, payload), make(server, payload, BEST)
@@ -109,10 +107,10 @@ def test_masks_stay_with_their_images(server):
 @pytest.fixture
 def new_files(server):
     """The files since the test began, by their names: of each its infotext."""
-    before = set((server.home / "outputs").rglob("*.*"))
+    before = set(server.outputs.rglob("*.*"))
 
     def found() -> dict[Path, str]:
-        files = sorted(set((server.home / "outputs").rglob("*.*")) - before)
+        files = sorted(set(server.outputs.rglob("*.*")) - before)
         told = {}
         for path in files:
             with Image.open(path) as image:
@@ -151,7 +149,7 @@ def test_the_grid_has_the_same_order(server, new_files):
     payload = {**BASE, "batch_size": 2, "n_iter": 2, "save_images": True, "override_settings": options}
     best = make(server, payload, BEST)
     assert best.info["index_of_first_image"] == 1 and len(best) == len(best.texts) == 5
-    corner = best.image().crop((0, 0, 128, 128))
+    corner = best.image().crop((0, 0, SIZE, SIZE))
     assert not difference(corner, best.image(1)).any()
     assert [value(text, "rank") for text in best.texts[1:]] == [f"{place} of 4" for place in range(1, 5)]
     (grid,) = [path for path in new_files() if "grid" in path.name]
@@ -176,9 +174,7 @@ def test_only_the_best_two_are_improved(server, judge):
 
 
 def test_improve_the_best_two_and_keep_the_best(server, judge):
-    best = make(
-        server, {**HIRES, "hr_upscaler": "Latent", "batch_size": 4}, {**BEST, "iterations": 2, "best_improved": 2}
-    )
+    best = make(server, {**HIRES, "batch_size": 4}, {**BEST, "iterations": 2, "best_improved": 2})
     sorted_by(judge, best, 4)
     params = best.info["extra_generation_params"]
     assert sum(score is not None for score in params["SGOOL score after"]) == 2
@@ -193,7 +189,7 @@ def test_in_a_plot(server):
     answer = make(server, {**payload, "n_iter": 4}, {**BEST, "zoom": True, "zoom_largest": 0.05, "best": False})
     plain, best = make(server, {**BASE, "n_iter": 4}), make(server, {**BASE, "n_iter": 4}, BEST)
     assert seeds(best)[0] != seeds(plain)[0]
-    cells = [answer.image(i) for i in range(len(answer)) if answer.image(i).size == (128, 128)]
+    cells = [answer.image(i) for i in range(len(answer)) if answer.image(i).size == (SIZE, SIZE)]
     for expected in (plain, best):
         assert any(not difference(cell, expected.image()).any() for cell in cells)
 

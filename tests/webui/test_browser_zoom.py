@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from payloads import SIZE
 from test_browser import (
     VIEW,
     browser,  # noqa: F401  a fixture
@@ -111,7 +112,8 @@ def test_a_zoom_alone_is_shown_with_its_places(open_page, theme):  # noqa: F811
     told = rows.first.inner_text()
     assert re.search(r"\d\.\d{3} → \d\.\d{3}", told) and re.search("kept|not better", told)
     wait_for_picture(page, ".sgool-zoomed img")
-    page.wait_for_function("[...document.querySelectorAll('.sgool-zoomed img')].every(one => one.naturalWidth >= 128)")
+    pictures = "[...document.querySelectorAll('.sgool-zoomed img')]"
+    page.wait_for_function(f"{pictures}.every(one => one.naturalWidth >= {SIZE})")
     expect(view.locator(".sgool-links a")).to_have_text(["before", "after", "where people look"])
     shoot(page, f"zoom-done-{theme}", "#txt2img_results")
     page.set_viewport_size({"width": 900, "height": 1000})

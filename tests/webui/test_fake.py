@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import itertools
 import sys
 from pathlib import Path
 
 import pytest
+from hosts import FORGE, HOST, NEO
 from payloads import BASE, HIRES, IMG2IMG, make
 
 PROBE = Path(__file__).parent / "probe"
@@ -24,6 +26,15 @@ PLACES = {
     "sd_samplers.EulerAncestral": "sd_samplers_kdiffusion.KDiffusionSampler",
 }
 """Where the fake has a class, and where the real one has it or an object of it."""
+
+if HOST in (FORGE, NEO):
+    PLACES["ui_components.InputAccordion.extra"] = "ui_components.InputAccordionImpl.extra"
+
+LACKING = {
+    "Forge": ("sd_hijack.StableDiffusionModelHijack.circular_enabled",),
+    "Forge Neo": ("sd_hijack",),
+}
+"""What a program does not have, in which the extension does without."""
 
 OWN = {
     "errors.reported",
@@ -57,6 +68,7 @@ MADE_BY_THE_HOST = {
     "processing.StableDiffusionProcessing",
     "processing.StableDiffusionProcessingImg2Img",
     "processing.StableDiffusionProcessingTxt2Img",
+    "scripts.PostprocessImageArgs",
     "scripts.ScriptRunner",
 }
 """Classes that the extension never makes an object of: their constructors may differ in what they need."""
@@ -84,7 +96,8 @@ def fake_names():
             if inspect.isclass(value) and not issubclass(value, tuple):
                 members = [key for key in vars(value) if not key.startswith("_")]
                 names += [f"{path.stem}.{name}.{key}" for key in members]
-    return [name for name in names if name not in OWN]
+    lacking = LACKING.get(HOST.name, ())
+    return [name for name in names if name not in OWN and not name.startswith(lacking)]
 
 
 def used_names():
@@ -163,7 +176,7 @@ def test_what_the_extension_uses_is_in_both(server, tools):
 CASES = {
     "txt2img": ("Txt2Img", BASE, {}),
     "batches": ("Txt2Img", {**BASE, "batch_size": 2, "n_iter": 2}, {"batch_size": 2, "n_iter": 2}),
-    "hires": ("Txt2Img", {**HIRES, "hr_upscaler": "Latent"}, {"enable_hr": True}),
+    "hires": ("Txt2Img", HIRES, {"enable_hr": True}),
     "img2img": ("Img2Img", IMG2IMG, {}),
 }
 
@@ -180,6 +193,8 @@ def test_the_hooks_come_in_the_same_order_with_the_same(server, webui, tools, ca
 
         options = {**options, "init_latent": torch.zeros(1, 4, 8, 8)}
     webui.make(kind=kind, first=[Seen()], **options)
+    if HOST is FORGE:  # it calls this hook twice before the second pass of hires fix
+        real = [event for event, _ in itertools.groupby(real)]
     assert [event[:3] for event in recorder.events] == [event[:3] for event in real]
     assert [len(event) for event in recorder.events] == [len(event) for event in real]
     for fake, true in zip(recorder.events, real, strict=True):

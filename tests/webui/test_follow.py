@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import random_models
+from hosts import AUTOMATIC1111, only_in
 from payloads import BASE, HIRES, SGOOL, make, outcome
 
 FEW = {**SGOOL, "iterations": 1, "cutouts": 1}
@@ -38,13 +39,19 @@ def lcm_model(server):
 def options(server):
     """Sets options of the WebUI until the test ends."""
     before = server.get("/sdapi/v1/options")
-    yield server.options
+
+    def set_(**values):
+        server.needs(*values)
+        server.options(**values)
+
+    yield set_
     after = server.get("/sdapi/v1/options")
     server.options(**{name: value for name, value in before.items() if after.get(name) != value})
 
 
 def followed(server, payload, sgool=FEW):
     """The distances of the runs' first latents from the WebUI's own, once all have been sampled as the user does."""
+    server.needs(sampler=payload["sampler_name"], schedule=payload.get("scheduler", ""))
     answer = make(server, payload, sgool)
     for index in range(len(answer)):
         assert not outcome(answer, index).note
@@ -64,6 +71,7 @@ def test_every_schedule_type(server, sampler, schedule):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 4, 8, 12])
+@only_in(AUTOMATIC1111, "the embedded model for few steps loads there alone")
 def test_the_few_step_model(server, lcm_model, sampler, steps):
     if (sampler, steps) == ("DDIM", 1):
         pytest.skip("the WebUI's DDIM makes no image in one step")
@@ -103,6 +111,7 @@ def test_what_cannot_be_followed(server, options, sampler, set_options):
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "Euler a", "DDIM"])
+@only_in(AUTOMATIC1111, "it builds no small Stable Diffusion 2")
 def test_a_model_that_predicts_v(server, lcm_model, sampler):
     """Between the timesteps too: Karras' levels lie there."""
     name = random_models.write(server, "random-sd2", random_models.sd2())
@@ -114,5 +123,5 @@ def test_a_model_that_predicts_v(server, lcm_model, sampler):
 
 def test_prompt_schedules_and_hires_fix(server):
     prompt = "a [car:small frog:0.5] AND a red background"
-    payload = {**HIRES, "hr_upscaler": "Latent", "sampler_name": "Euler", "prompt": prompt}
+    payload = {**HIRES, "sampler_name": "Euler", "prompt": prompt}
     assert max(followed(server, payload)) < 1e-4

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import random_checkpoint
 import torch
-from payloads import BASE, IMG2IMG, SGOOL, differ, difference, make, outcome
+from hosts import AUTOMATIC1111, HOST, only_in
+from payloads import BASE, IMG2IMG, SGOOL, SIZE, differ, difference, make, outcome
 from safetensors.torch import save_file
 from webui_server import ON_GPU
 
@@ -68,6 +70,7 @@ def begins_with_the_first_pass(server, payload, **own):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_kind_of_sampler(server, name):
     """Ancestral and stochastic samplers, too."""
+    server.needs(sampler=name)
     assert ran(make(server, {**BASE, "sampler_name": name}, ONCE))
 
 
@@ -99,6 +102,7 @@ def restored_options(server):
         server.post("/sgool-probe/reload", {})
 
 
+@only_in(AUTOMATIC1111, "it chooses its attention by itself")
 @pytest.mark.parametrize("name", ATTENTION)
 def test_every_attention_of_the_cpu(server, restored_options, name):
     server.options(cross_attention_optimization=name)
@@ -127,6 +131,7 @@ def test_every_attention_of_the_cpu(server, restored_options, name):
     ids=lambda options: next(iter(options)),
 )
 def test_options_of_the_webui(server, restored_options, options):
+    server.needs(*options)
     server.options(**options)
     assert begins_with_the_first_pass(server, BASE)
 
@@ -152,7 +157,7 @@ def test_our_samplers(server, sampler, start):
     assert ran(make(server, BASE, {**ONCE, "sampler": sampler, "start": start}))
 
 
-@pytest.mark.parametrize("size", [(192, 128), (128, 192)])
+@pytest.mark.parametrize("size", [(SIZE * 3 // 2, SIZE), (SIZE, SIZE * 3 // 2)])
 def test_other_sizes(server, size):
     width, height = size
     answer = make(server, {**BASE, "width": width, "height": height}, ONCE)
@@ -169,10 +174,13 @@ def test_lora_acts_as_in_the_first_pass(server, lora):
 @pytest.fixture(scope="module")
 def width(server):
     """The width of the model's text embeddings."""
+    if HOST is not AUTOMATIC1111:
+        return random_checkpoint.CONTEXT
     config = server.home / "models" / "Stable-diffusion" / "sgool-tiny" / "tokenizer" / "config.json"
     return json.loads(config.read_text())["hidden_size"]
 
 
+@only_in(AUTOMATIC1111, "it has no hypernetworks")
 def test_hypernetwork(server, width):
     (server.home / "models" / "hypernetworks").mkdir(exist_ok=True)
     layers = {"layer_structure": [1, 1], "weight_init": "KaimingNormal"}
@@ -207,7 +215,8 @@ def test_prompts_for_the_regions(server):
 
 @equal_on_cpus
 def test_sd_upscale_takes_none_of_our_pictures_for_a_tile(server, restored_options):
-    payload = {**IMG2IMG, "width": 64, "height": 64, "script_name": "SD upscale", "script_args": ["", 0, "None", 2.0]}
+    tiles = {"width": SIZE // 2, "height": SIZE // 2}
+    payload = {**IMG2IMG, **tiles, "script_name": "SD upscale", "script_args": ["", 0, "None", 2.0]}
     make(server, IMG2IMG, ONCE)  # the script's result depends a little on earlier images, with or without SGOOL
     without = make(server, payload, ONCE)
     server.options(sgool_return_before=True)

@@ -6,6 +6,7 @@ import statistics
 
 import numpy as np
 import torch
+from hosts import AUTOMATIC1111, only_in
 from payloads import BASE, make, outcome
 
 from sgool import lab, tiny
@@ -13,6 +14,8 @@ from sgool.guidance.clip import load_clip_folder
 from sgool.lab.compare import read_captions
 from sgool.presets import MODELS
 from sgool.webui.arguments import WEBUI
+
+pytestmark = only_in(AUTOMATIC1111, "the embedded model, which draws something, loads there alone")
 
 PROMPTS = 20
 OURS = {name: value for name, value in MODELS["tiny"].items() if name in WEBUI}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import random_models
+from hosts import AUTOMATIC1111, only_in
 from payloads import BASE, HIRES, IMG2IMG, INPAINT, SGOOL, difference, make, outcome, plot
 from test_places import ZOOM, kept, only_the_places_differ
+
+pytestmark = only_in(AUTOMATIC1111, "it builds no small Stable Diffusion 2 or SDXL")
 
 SAME_STEPS = {**SGOOL, "iterations": 1, "steps": BASE["steps"], "sampler": "ddim"}
 """From the seed's noise, the reference sampler takes exactly the steps of the WebUI's DDIM."""

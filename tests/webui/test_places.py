@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from payloads import BASE, HIRES, IMG2IMG, INPAINT, differ, difference, make, mask, picture
+from payloads import BASE, HIRES, IMG2IMG, INPAINT, SIZE, differ, difference, make, mask, picture
 from PIL import Image, ImageDraw
 from test_stop import while_running
 from webui_server import encode
@@ -51,8 +51,8 @@ CASES = {
     "txt2img": BASE,
     "euler a": {**BASE, "sampler_name": "Euler a"},
     "sde": {**BASE, "sampler_name": "DPM++ SDE", "scheduler": "Karras"},
-    "not square": {**BASE, "width": 192, "height": 128},
-    "hires": {**HIRES, "hr_upscaler": "Latent"},
+    "not square": {**BASE, "width": SIZE * 3 // 2, "height": SIZE},
+    "hires": HIRES,
     "img2img": IMG2IMG,
     "variation": {**BASE, "subseed": 5, "subseed_strength": 0.3},
 }
@@ -100,22 +100,22 @@ def test_where_the_user_inpaints_nothing_else_changes(server, only_masked):
     answer = make(server, payload, {**ZOOM, "zoom_largest": 1.0})
     assert kept(answer)[0] > 0
     differs = difference(answer.image(), plain.image()) > 0
-    assert differs.any() and not differs[:, :52].any()
+    assert differs.any() and not differs[:, : SIZE // 2 - 12].any()
     by_mask = make(server, payload, {**ZOOM, "zoom_by": "mask", "zoom_largest": 1.0})
     assert kept(by_mask) == (1, 1)
     assert make(server, payload).encoded == plain.encoded
 
 
 def test_a_mask_over_the_api(server):
-    drawn = Image.new("L", (128, 128), 0)
-    ImageDraw.Draw(drawn).rectangle((20, 30, 60, 80), fill=255)
+    drawn = Image.new("L", (SIZE, SIZE), 0)
+    ImageDraw.Draw(drawn).rectangle((SIZE // 6, SIZE // 4, SIZE // 2, SIZE * 2 // 3), fill=255)
     own = {**ZOOM, "zoom_by": "mask", "zoom_padding": 0.1}
     plain = make(server, BASE)
     answer = make(server, BASE, {**own, "zoom_mask": encode(drawn)})
     assert kept(answer) == (1, 1) and only_the_places_differ(server, answer, plain)
     assert "zoom_mask" not in answer.texts[0] and "SGOOL Zoom on: mask" in answer.texts[0]
     for wrong, told in (
-        (encode(drawn.resize((64, 64))), "The mask has 64x64 pixels, but the image 128x128."),
+        (encode(drawn.resize((48, 48))), f"The mask has 48x48 pixels, but the image {SIZE}x{SIZE}."),
         ("?", "zoom_mask is not base64"),
         (None, "needs a mask"),
     ):
@@ -155,7 +155,7 @@ def test_nothing_is_left_behind(server):
 
 
 def test_the_files_that_are_saved_are_the_zoomed_images(server):
-    folder = server.home / "outputs"
+    folder = server.outputs
     before = set(folder.rglob("*.png"))
     answer = make(server, {**BASE, "save_images": True}, ZOOM)
     (path,) = set(folder.rglob("*.png")) - before
@@ -227,5 +227,5 @@ def test_settings_come_back_from_the_infotext_of_the_image(server):
 
 def test_mask_is_the_right_half():
     """What the inpainting test relies on."""
-    assert np.array(mask())[:, 64:].min() == 255 and np.array(mask())[:, :64].max() == 0
-    assert picture().size == (128, 128)
+    assert np.array(mask())[:, SIZE // 2 :].min() == 255 and np.array(mask())[:, : SIZE // 2].max() == 0
+    assert picture().size == (SIZE, SIZE)

@@ -9,6 +9,7 @@ import resource
 import subprocess
 
 import pytest
+from hosts import HOST
 from payloads import BASE, SGOOL, make, outcome, plot
 from webui_server import CHECKOUT, NAME, Refused, WebUI, interpreter
 
@@ -90,15 +91,20 @@ def test_without_a_page(webui_folder, tmp_path):
 
 
 # Not --upcast-sampling: it has no effect with --no-half, and without --no-half the WebUI makes no image on a CPU.
-FLAGS = [
-    ("--medvram", "--opt-channelslast"),
-    ("--lowvram",),
-    ("--opt-split-attention-v1", "--disable-nan-check"),
-    ("--precision", "full", "--opt-sub-quad-attention"),
-]
+FLAGS = {
+    "AUTOMATIC1111": [
+        ("--medvram", "--opt-channelslast"),
+        ("--lowvram",),
+        ("--opt-split-attention-v1", "--disable-nan-check"),
+        ("--precision", "full", "--opt-sub-quad-attention"),
+    ],
+    "Forge": [("--attention-split",), ("--attention-pytorch",)],
+    "Forge Neo": [("--use-pytorch-cross-attention",)],
+    "reForge": [("--attention-split",), ("--attention-pytorch",)],
+}
 
 
-@pytest.mark.parametrize("flags", FLAGS, ids=" ".join)
+@pytest.mark.parametrize("flags", FLAGS[HOST.name], ids=" ".join)
 def test_with_the_webuis_flags(webui_folder, tmp_path, flags):
     with started(webui_folder, tmp_path, flags) as server:
         plain = make(server, BASE)

@@ -57,7 +57,7 @@ def test_interrupt_keeps_the_best_image_and_progress_is_shown(server):
     assert make(server, BASE).encoded == plain.encoded
 
 
-@pytest.mark.parametrize("payload", [BASE, {**HIRES, "hr_upscaler": "Latent"}], ids=["alone", "hires"])
+@pytest.mark.parametrize("payload", [BASE, HIRES], ids=["alone", "hires"])
 def test_skip_gives_the_original(server, payload):
     plain = make(server, payload)
     answer, _ = while_running(server, payload, "SGOOL 2/200", "skip")
@@ -67,7 +67,7 @@ def test_skip_gives_the_original(server, payload):
 
 
 def test_interrupt_in_a_hires_first_pass(server):
-    answer, _ = while_running(server, {**HIRES, "hr_upscaler": "Latent"}, "SGOOL 1/200", "interrupt")
+    answer, _ = while_running(server, HIRES, "SGOOL 1/200", "interrupt")
     assert len(answer) == 1
     assert make(server, BASE, SGOOL)
 
@@ -75,7 +75,7 @@ def test_interrupt_in_a_hires_first_pass(server):
 @pytest.fixture
 def saved(server):
     """A function that lists the names of the files saved since the start of the test."""
-    folder = server.home / "outputs"
+    folder = server.outputs
     before = set(folder.rglob("*.png"))
     server.options(sgool_save_before=True)
     yield lambda: sorted(path.name for path in set(folder.rglob("*.png")) - before)
@@ -105,6 +105,7 @@ def test_the_webui_saves_the_users_settings_during_a_run(server):
         saved.append(json.loads((server.home / "config.json").read_text()))
 
     own = {"skip_early_cond": 0.0, "s_min_uncond_all": False, "batch_cond_uncond": True}
+    server.needs(*own)
     change(**own)
     try:
         low = {**LONG, "memory": "low"}
@@ -120,7 +121,7 @@ def test_the_webui_saves_the_users_settings_during_a_run(server):
 def test_interrupt_in_a_loopback_of_several_batches(server):
     """Loopback returns no image, because it has none yet. The image itself is saved."""
     payload = {**IMG2IMG, "n_iter": 2, "script_name": "Loopback", "script_args": [2, 0.5, "Linear", "None"]}
-    folder = server.home / "outputs"
+    folder = server.outputs
     before = set(folder.rglob("*.png"))
     answer, _ = while_running(server, {**payload, "save_images": True}, "SGOOL 1/200", "interrupt")
     assert len(answer) == 0

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from payloads import IMG2IMG, INPAINT, SGOOL, difference, make, mask, outcome, picture
+from payloads import IMG2IMG, INPAINT, SGOOL, SIZE, difference, make, mask, outcome, picture
 from PIL import Image
 from test_places import ZOOM, kept, regions
 from webui_server import encode
 
 AS_IT_IS = {**SGOOL, "as_uploaded": True}
 NOTHING = {**AS_IT_IS, "iterations": 0}
-LARGE = picture().resize((256, 192), Image.Resampling.LANCZOS)
+LARGE = picture().resize((2 * SIZE, SIZE * 3 // 2), Image.Resampling.LANCZOS)
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def test_with_nothing_to_do_the_picture_comes_out_and_the_network_rests(uploaded
     assert not uploaded.get("/sgool-probe/calls")
     assert "nothing to do" in outcome(answer).note
     if resize_mode == 0:
-        assert same(answer.image(), LARGE.resize((128, 128), Image.Resampling.LANCZOS))
-    assert answer.image().size == (128, 128)
+        assert same(answer.image(), LARGE.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
+    assert answer.image().size == (SIZE, SIZE)
 
 
 def test_zoom_alone_leaves_all_other_pixels_as_they_were_uploaded(uploaded):
-    answer = make(uploaded, with_picture(LARGE, width=256, height=192), {**ZOOM, "as_uploaded": True})
+    answer = make(uploaded, with_picture(LARGE, width=LARGE.width, height=LARGE.height), {**ZOOM, "as_uploaded": True})
     assert kept(answer)[0] > 0
     differs = difference(answer.image(), LARGE) > 0
     assert differs.any() and not (differs & ~regions(uploaded, answer)).any()
@@ -55,7 +55,7 @@ def test_the_picture_itself_is_improved(uploaded):
     assert not found.note and found.iterations == 4
     (run,) = uploaded.get("/sgool-probe/last")
     assert run["losses"][-1] != run["losses"][0]
-    shown = LARGE.resize((128, 128), Image.Resampling.LANCZOS)
+    shown = LARGE.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
     assert same(answer.image(), shown) != (found.after > found.before)
     # All evaluations are of SGOOL's own: the inversion, the first image, and there and back for each update.
     assert len(uploaded.get("/sgool-probe/calls")) <= 6 * (2 + 2 * 4)
@@ -88,7 +88,7 @@ def test_when_sgool_fails_the_picture_comes_out(uploaded):
     uploaded.post("/sgool-probe/arm", {"kind": "error", "times": 1})
     answer = make(uploaded, with_picture(LARGE), AS_IT_IS)
     assert "SGOOL failed" in outcome(answer).note
-    assert same(answer.image(), LARGE.resize((128, 128), Image.Resampling.LANCZOS))
+    assert same(answer.image(), LARGE.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 
 
 def test_prompts_schedules_count_from_the_noise(uploaded):

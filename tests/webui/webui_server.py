@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+from hosts import AUTOMATIC1111, HOST
 from PIL import Image
-
-from sgool.tiny.export import export
 
 CHECKOUT = Path(__file__).parents[2]
 PROBE = Path(__file__).parent / "probe"
@@ -71,11 +71,12 @@ class WebUI:
         more: Sequence[Path] = (),
     ) -> None:
         self.folder, self.home, self.port = folder, home, free_port()
+        self.outputs = home / HOST.outputs
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = home / "webui.log"
         for part in ("extensions", "models/Stable-diffusion", "tmp"):
             (home / part).mkdir(parents=True, exist_ok=True)
-        export(home / "models" / "Stable-diffusion")
+        HOST.provide(home / "models" / "Stable-diffusion")
         for name in LINKED:
             if (CHECKOUT / name).exists():
                 link = home / "extensions" / NAME / name
@@ -97,10 +98,12 @@ class WebUI:
         }
         environment.pop("SGOOL_MODELS", None)
         if not extension:
-            # The checkpoint's configuration names a class of ours. Usually the extension makes this class importable.
-            environment["PYTHONPATH"] = str(CHECKOUT)
             flags = ("--disable-extra-extensions", *flags)
-        command = [interpreter(folder), "launch.py", *FLAGS, "--port", str(self.port), "--data-dir", str(home), *flags]
+            if HOST is AUTOMATIC1111:
+                # The tiny model's configuration names a class of ours, which the extension makes importable.
+                environment["PYTHONPATH"] = str(CHECKOUT)
+        flags = [*FLAGS, *(flag.format(folder=folder) for flag in HOST.flags), *flags]
+        command = [interpreter(folder), "launch.py", *flags, "--port", str(self.port), "--data-dir", str(home)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -158,6 +161,15 @@ class WebUI:
     def post(self, path: str, body: Any, timeout: float = 1800) -> Any:
         return self.call(path, body, timeout)
 
+    def needs(self, *options: str, sampler: str = "", schedule: str = "") -> None:
+        """Skip the test where the program has no such option, sampler or schedule type."""
+        lacking = [name for name in options if name not in self.get("/sdapi/v1/options")]
+        for kind, name, key in (("samplers", sampler, "name"), ("schedulers", schedule, "label")):
+            if name and name not in [each[key] for each in self.get(f"/sdapi/v1/{kind}")]:
+                lacking.append(name)
+        if lacking and HOST is not AUTOMATIC1111:
+            pytest.skip(f"{HOST.name} has no {', '.join(lacking)}")
+
     def options(self, **values: Any) -> None:
         self.post("/sdapi/v1/options", values)
 
@@ -189,14 +201,12 @@ ON_GPU = bool(os.environ.get("SGOOL_WEBUI_GPU"))
 FLAGS = (
     "--skip-prepare-environment",
     "--api",
-    "--no-download-sd-model",
-    "--do-not-download-clip",
     "--disable-console-progressbars",
-    *(() if ON_GPU else ("--skip-torch-cuda-test", "--no-half", "--use-cpu", "all")),
+    *(() if ON_GPU else ("--skip-torch-cuda-test", *HOST.cpu)),
 )
 
 OPTIONS = {
-    "sd_model_checkpoint": "sgool-tiny.safetensors",
+    "sd_model_checkpoint": HOST.checkpoint,
     "show_progress_every_n_steps": 1,
     "show_progress_type": "Full",
     "samples_save": True,
@@ -204,4 +214,5 @@ OPTIONS = {
     "return_grid": False,
     # The WebUI's own default, stated because the tests compare pictures.
     "randn_source": "CPU",
+    **HOST.options,
 }

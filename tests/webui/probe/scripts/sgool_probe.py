@@ -9,7 +9,6 @@ import copy
 import gc
 import hashlib
 import importlib
-import inspect
 import sys
 import time
 from pathlib import Path
@@ -19,45 +18,33 @@ import gradio as gr
 import numpy as np
 import sgool_recorder
 import torch
-from modules import (
-    extensions,
-    processing,
-    script_callbacks,
-    scripts,
-    sd_disable_initialization,
-    sd_hijack,
-    sd_models,
-    sd_samplers,
-    shared,
-)
+from modules import extensions, processing, script_callbacks, scripts, sd_models, sd_samplers, shared
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from sgool_describe import describe
+from sgool_gradient import measured
+from sgool_networks import left, networks, unet
 
 
 def state() -> dict[str, Any]:
     """The state that must be the same before and after a run with SGOOL."""
-    model = shared.sd_model
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
     return {
-        "trainable": sum(parameter.requires_grad for parameter in model.parameters()),
-        "gradients": sum(parameter.grad is not None for parameter in model.parameters()),
+        **left(networks()),
         "graphs": sum(tensor.grad_fn is not None for tensor in tensors),
-        "training": sum(module.training for module in model.modules()),
-        # A method patched on an object is in the object's __dict__.
-        "patched": sorted(
-            f"{type(module).__name__}.{name}"
-            for module in model.modules()
-            for name, value in vars(module).items()
-            if inspect.isroutine(value)
-        ),
         "rng": hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest(),
         "grad_enabled": torch.is_grad_enabled(),
         "threads": torch.get_num_threads(),
-        "attention": str(sd_hijack.model_hijack.optimization_method),
+        "attention": _attention(),
         "state": [shared.state.job, shared.state.job_count, shared.state.textinfo],
     }
+
+
+def _attention() -> str:
+    """Of AUTOMATIC1111, which can be told which one to use; the others choose by themselves."""
+    hijack = sys.modules.get("modules.sd_hijack")
+    return str(getattr(getattr(hijack, "model_hijack", None), "optimization_method", ""))
 
 
 class Fault:
@@ -74,7 +61,7 @@ def arm(body: dict[str, Any]) -> dict[str, Any]:
     """Request a fault. {} cancels it."""
     global fault
     fault = Fault(**body)
-    network = shared.sd_model.model.diffusion_model
+    network = unet()
     if not hasattr(network, "sgool_probe"):
         network.sgool_probe = network.register_forward_hook(_fail)
     return {}
@@ -101,7 +88,7 @@ calls: list[int] = []
 
 
 def counted() -> list[int]:
-    network = shared.sd_model.model.diffusion_model
+    network = unet()
     if not hasattr(network, "sgool_counts"):
         network.sgool_counts = network.register_forward_pre_hook(lambda network, given: calls.append(len(given[0])))
     told = calls.copy()
@@ -111,6 +98,9 @@ def counted() -> list[int]:
 
 renders: list[float] = []
 """Of runs whose prompt ends with "rendered": the same distance of what the user's sampler makes of the seed's noise."""
+
+gradients: list[dict[str, Any]] = []
+"""Of runs whose prompt ends with "gradient" or "gradients of eps and image", see sgool_gradient."""
 
 firsts: list[float] = []
 """For every run so far, the distance of its first latent from the WebUI's latent, relative to the WebUI's latent."""
@@ -122,6 +112,9 @@ def _watch() -> None:
     generate = batch.generate
 
     def watched(host: Any, *args: Any, **kwargs: Any) -> Any:
+        words = host.p.prompt.split("<")[0].strip()
+        if words.endswith(("gradient", "gradients of eps and image")):
+            gradients.append(measured(host, decoder=words.endswith("image")))
         result = generate(host, *args, **kwargs)
         firsts.append(((result.first.latent - host.original).norm() / host.original.norm()).item())
         if host.p.prompt.endswith("rendered"):  # what the user's sampler makes of the seed's own noise
@@ -195,6 +188,8 @@ def reload() -> dict[str, Any]:
 
 def random_model(body: dict[str, Any]) -> dict[str, Any]:
     """Write the checkpoint body["path"] with random weights, for the configuration beside it."""
+    from modules import sd_disable_initialization
+
     path = Path(body["path"])
     config = OmegaConf.load(path.with_suffix(".yaml"))
     with sd_disable_initialization.DisableInitialization():
@@ -273,6 +268,7 @@ def _add(_demo: Any, app: Any) -> None:
     app.add_api_route("/sgool-probe/state", state, methods=["GET"])
     app.add_api_route("/sgool-probe/last", last, methods=["GET"])
     app.add_api_route("/sgool-probe/renders", lambda: renders, methods=["GET"])
+    app.add_api_route("/sgool-probe/gradients", lambda: gradients, methods=["GET"])
     app.add_api_route("/sgool-probe/calls", counted, methods=["GET"])
     app.add_api_route("/sgool-probe/hooks", hooks, methods=["GET"])
     app.add_api_route("/sgool-probe/extensions", extension_metadata, methods=["GET"])

@@ -1,0 +1,98 @@
+"""The programs that SGOOL_WEBUI may name, and what differs between them for the tests."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import random_checkpoint
+
+from sgool.tiny.export import export
+
+
+@dataclass(frozen=True)
+class Host:
+    """cpu: the flags that make it compute on the CPU in float32. flags: others; {folder} stands for its own folder.
+    options: what its config.json must say. hires: what its API wants to hear of hires fix. outputs: the folder of its
+    pictures. size: of the tests' images, in pixels; the random model is slow.
+    """
+
+    name: str
+    cpu: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    hires: dict[str, Any] = field(default_factory=dict)
+    outputs: str = "outputs"
+    checkpoint: str = random_checkpoint.NAME
+    size: int = 64
+
+    def provide(self, folder: Path) -> None:
+        """Put the checkpoint into the folder of the program's models."""
+        if self.checkpoint == random_checkpoint.NAME:
+            (folder / self.checkpoint).symlink_to(_random())
+        else:
+            export(folder)
+
+
+AUTOMATIC1111 = Host(
+    "AUTOMATIC1111",
+    cpu=("--no-half", "--use-cpu", "all"),
+    flags=("--no-download-sd-model", "--do-not-download-clip"),
+    checkpoint="sgool-tiny.safetensors",
+    size=128,
+)
+_SAME_MODULES: dict[str, Any] = {"hr_additional_modules": ["Use same choices"]}  # without it the API makes no hires fix
+
+FORGE = Host("Forge", cpu=("--always-cpu", "--all-in-fp32"), flags=("--no-download-sd-model",), hires=_SAME_MODULES)
+REFORGE = Host(
+    "reForge",
+    cpu=("--always-cpu", "--all-in-fp32"),
+    flags=("--no-download-sd-model", "--do-not-download-clip"),
+)
+NEO = Host(
+    "Forge Neo",
+    cpu=("--cpu", "--force-fp32"),
+    flags=("--gradio-allowed-path", "{folder}"),  # with --data-dir it would refuse its own JavaScript
+    options={"VERSION_UID": "PY313"},  # otherwise it waits for a key
+    hires={**_SAME_MODULES, "hr_upscaler": "Lanczos"},  # it upscales no latents
+    outputs="output",
+)
+
+
+def running_in(folder: Path) -> Host:
+    """Which program the folder holds."""
+    if not (folder / "modules_forge").exists():
+        return AUTOMATIC1111
+    if not (folder / "backend").exists():
+        return REFORGE
+    version = folder / "modules_forge" / "forge_version.py"
+    return NEO if '"neo"' in version.read_text() else FORGE
+
+
+HOST = running_in(Path(os.environ["SGOOL_WEBUI"])) if os.environ.get("SGOOL_WEBUI") else AUTOMATIC1111
+
+
+def only_in(host: Host, reason: str) -> pytest.MarkDecorator:
+    """Skips a test in all other programs. reason: why it cannot be there."""
+    return pytest.mark.skipif(HOST is not host, reason=f"{HOST.name}: {reason}")
+
+
+def not_in(host: Host, reason: str) -> pytest.MarkDecorator:
+    """Skips a test in this program."""
+    return pytest.mark.skipif(HOST is host, reason=f"{HOST.name}: {reason}")
+
+
+@functools.cache
+def _random() -> Path:
+    """The random checkpoint, made once for all servers."""
+    return random_checkpoint.write(Path(_kept().name))
+
+
+@functools.cache
+def _kept() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="sgool-random-")
