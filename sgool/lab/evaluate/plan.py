@@ -105,14 +105,14 @@ class Plan:
         """Every image, those of a prompt together."""
         common = {"format": FORMAT, "model": fingerprint(self.model), "size": self.size, "dtype": self.dtype}
         settings = {method: self.settings(method, best_of) for method in self.methods}
-        seen = {method: _seen(each) for method, each in settings.items()}
+        shown = {method: seen(each) for method, each in settings.items()}
         return [
             Trial(
                 prompt,
                 seed,
                 method,
                 settings[method],
-                digest({**common, "prompt": prompt.text, "seed": seed, "settings": seen[method]}),
+                digest({**common, "prompt": prompt.text, "seed": seed, "settings": shown[method]}),
             )
             for prompt in self.prompts
             for seed in range(self.first_seed, self.first_seed + self.seeds)
@@ -121,11 +121,11 @@ class Plan:
 
     def timed(self) -> str:
         """What the number of images of best-of-n depends on, as a digest."""
-        used = [_seen(self.settings(method)) for method in ("sd", "sgool")]
+        used = [seen(self.settings(method)) for method in ("sd", "sgool")]
         return digest({"model": fingerprint(self.model), "size": self.size, "dtype": self.dtype, "settings": used})
 
 
-def _seen(settings: Settings) -> dict[str, Any]:
+def seen(settings: Settings) -> dict[str, Any]:
     """The settings that an image shows."""
     unseen = set(UNSEEN)
     if not settings.updates:  # of a single sampled image, nothing is chosen

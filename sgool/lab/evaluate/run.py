@@ -15,13 +15,11 @@ from sgool import outputs
 from sgool.errors import SgoolError
 from sgool.lab.evaluate.metrics import Metric, fetch_metric
 from sgool.lab.evaluate.plan import Plan, Trial
-from sgool.lab.evaluate.store import ABOUT, Store
+from sgool.lab.evaluate.store import ABOUT, REPORT, RESULTS, Store
 from sgool.lab.evaluate.work import Setup, Worker
 from sgool.needs import fetch
 from sgool.result import Stop
 from sgool.signals import Guard
-
-RESULTS, REPORT = "results.csv", "report.html"
 
 CHUNK = 16
 """Images that are scored in one task."""

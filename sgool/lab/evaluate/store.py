@@ -26,6 +26,8 @@ ABOUT = "evaluation.json"
 
 IMAGES = "images"
 
+RESULTS, REPORT = "results.csv", "report.html"
+
 Record = dict[str, Any]
 """Of an image: "sha256" of its file, "seconds", "evaluations", "curve", "scores"; or "failure" and "error"."""
 
