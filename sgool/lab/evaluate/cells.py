@@ -123,8 +123,8 @@ def timed(about: About) -> str:
     if known.get("best_of") != count:
         return f"best-of-n chooses from {count} images, as asked for."
     return (
-        f"best-of-n chooses from {count} images, because sgool took {known['seconds_sgool']:.1f} s for the first prompt, "
-        f"and one of several plain images {known['seconds_plain']:.2f} s."
+        f"best-of-n chooses from {count} images, because sgool took {known['seconds_sgool']:.1f} s for the first "
+        f"prompt, and one of several plain images {known['seconds_plain']:.2f} s."
     )
 
 
