@@ -188,7 +188,7 @@ class Lazy(Sequence[tuple[Any, ...]]):
 class Bar:
     """A progress bar with the time that is left, counted by what each task costs."""
 
-    FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {postfix}{elapsed}, {remaining} left"
+    FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
 
     def __init__(self, what: str, total: float) -> None:
         self.bar = tqdm(total=total, desc=what, smoothing=0.1, bar_format=self.FORMAT, file=sys.stderr)
@@ -196,7 +196,7 @@ class Bar:
     def tell(self, done: int, total: int, failed: Counter[str], cost: float = 0.0) -> None:
         """So many of them are done, the last one at this cost."""
         told = "".join(f", {count} failed ({kind})" for kind, count in failed.items())
-        self.bar.set_postfix_str(f"{done}/{total}{told}  ", refresh=False)
+        self.bar.set_postfix_str(f"{done}/{total}{told}", refresh=False)
         self.bar.update(min(cost, self.bar.total - self.bar.n))
         self.bar.refresh()
 
