@@ -63,10 +63,10 @@ SETS = {"one": ("x", "y"), HOSTILE: (HOSTILE, "z")}
 def filled(folder: Path, methods=("sd", "sgool"), missing=()):
     """An evaluation whose scores are known: those of sgool are 0.1 higher, and 0.3 in the second category."""
     prompts = tuple(
-        Prompt(name, category, f"{text} {number} {HOSTILE}")
+        Prompt(name, category, f"{text} {number} {len(name)} {HOSTILE}")
         for name, categories in SETS.items()
-        for category in categories
-        for number, text in enumerate(("a car", "a frog"))
+        for number, category in enumerate(categories)
+        for text in ("a car", "a frog")
     )
     plan = Plan(prompts, methods=methods, metrics=("judge",), best_of=2)
     metrics, store = plan.measured(), Store(folder)
@@ -127,7 +127,7 @@ def test_the_report_is_one_file_in_which_nothing_from_outside_is_code(tmp_path):
     outside = [each for each in page.links if not each.startswith(("data:image/jpeg;base64,", "images/", "#"))]
     assert outside == [] and all((tmp_path / each).is_file() for each in page.links if each.startswith("images/"))
     assert not re.search(r"url\(\s*[\"']?(?!#)", text) and "default-src 'none'" in text
-    assert f"a car 0 {HOSTILE}" in page.text and "<script" not in text
+    assert f"a car 0 3 {HOSTILE}" in page.text and "<script" not in text
     assert INK not in text and "currentColor" in text
     shown = [each for each in page.links if each.startswith("data:")]
     assert len(shown) == 8 * 6 and base64.b64decode(shown[0].partition(",")[2])[:2] == b"\xff\xd8"

@@ -128,8 +128,8 @@ class Worker:
         """The metric's network; of these, and of the models that make images, one at a time is in memory."""
         if self._metric is None or self._metric[0] != metric:
             self._models = self._metric = None
-            gc.collect()
             if self.device.type == "cuda":
+                gc.collect()
                 torch.cuda.empty_cache()
             self._metric = metric, load_metric(metric, self.setup.models_dir, self.device, is_half(self.dtype))
         return self._metric[1]
