@@ -61,7 +61,7 @@ def loaded_once(monkeypatch, backend, critics):
 @pytest.fixture(autouse=True)
 def without_charts(monkeypatch):
     """Drawing takes longer than the rest, and `test_evaluate_statistics` looks at the charts."""
-    for name in ("_effects", "_distributions", "_curves"):
+    for name in ("_effects", "_distributions", "_curves", "_contact"):
         monkeypatch.setattr(report, name, lambda *_: [])
 
 

@@ -78,7 +78,7 @@ def _gains(about: About, title: str, column: str, pairs: list[tuple[str, str]]) 
     for name, found in about["sets"].items():
         rows = []
         for ours, theirs in pairs:
-            own = [gain(compared[ours], theirs) for compared in found.values()]
+            own = [gain(compared, ours, theirs) for compared in found.values()]
             counts = sorted({cell["pairs"] for cell in own})
             pairs_told = "-".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
             rows.append({"method": ours if column == "method" else theirs, "cells": own, "pairs": pairs_told})
@@ -86,17 +86,19 @@ def _gains(about: About, title: str, column: str, pairs: list[tuple[str, str]]) 
     return {"title": title, "column": column, "parts": parts}
 
 
-def gain(row: About, other: str) -> dict[str, Any]:
-    """A difference with its interval; sure: whether the interval leaves out zero."""
-    found = row["gain_over"].get(other)
+def gain(compared: About, ours: str, theirs: str) -> dict[str, Any]:
+    """A difference with its interval; sure: whether the interval leaves out zero. It has the marks of both methods."""
+    found = compared[ours]["gain_over"].get(theirs)
     if found is None:
         return {"text": "none", "wins": "", "pairs": 0, "sure": False}
-    low, high = found["ci95"]
-    places = digits(row["mean"])
-    text = f"{found['mean']:+.{places}f} [{low:+.{places}f}, {high:+.{places}f}]"
-    marks = "".join(MARKS[mark] for mark in row["marks"])
-    sure = low > 0 or high < 0
-    return {"text": text + marks, "wins": f"{found['wins']:.0%}", "pairs": found["pairs"], "sure": sure}
+    places = digits(compared[ours]["mean"])
+    text = f"{found['mean']:+.{places}f}"
+    low, high = found["ci95"] or (0, 0)
+    if found["ci95"]:
+        text += f" [{low:+.{places}f}, {high:+.{places}f}]"
+    own = (*compared[ours]["marks"], *compared[theirs]["marks"])
+    text += "".join(sign for mark, sign in MARKS.items() if mark in own)
+    return {"text": text, "wins": f"{found['wins']:.0%}", "pairs": found["pairs"], "sure": low > 0 or high < 0}
 
 
 def costs(about: About) -> list[dict[str, str]]:
@@ -139,7 +141,7 @@ def categories(about: About, frame: pd.DataFrame) -> list[dict[str, Any]]:
             for category, compared in by_category.items():
                 rank = ranked(compared[metric])
                 cells = [mean(row, rank.get(method, "")) for method, row in compared[metric].items()]
-                own = gain(compared[metric]["sgool"], "sd") if lead else {}
+                own = gain(compared[metric], "sgool", "sd") if lead else {}
                 prompts = int(counts[name, category])
                 rows.append({"category": category or "none", "prompts": prompts, "cells": cells, "gain": own})
             told = "sgool's gain over sd" if lead else ""

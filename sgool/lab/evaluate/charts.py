@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,21 +73,31 @@ class Chart:
         return content.getvalue()
 
 
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """The function in the style of these charts, and in no other that the process may have set."""
+
+    @functools.wraps(draw)
+    def wrapper(*arguments: Any) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*arguments)
+
+    return wrapper
+
+
 def axes(title: str, x: str = "", y: str = "") -> tuple[Figure, Any]:
     """An empty figure and its axes."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(SIZE)
-        drawn = figure.add_subplot()
-        drawn.set(title=_plain(title), xlabel=_plain(x), ylabel=_plain(y))
+    figure = Figure(SIZE)
+    drawn = figure.add_subplot()
+    drawn.set(title=_plain(title), xlabel=_plain(x), ylabel=_plain(y))
     return figure, drawn
 
 
+@styled
 def boxes(frame: pd.DataFrame, metric: str, methods: Sequence[str], title: str) -> Figure:
     """The scores of each method: quartiles, whiskers to 1.5 times their distance, and the mean as a triangle."""
     figure, drawn = axes(title, y=metric)
     shown = [frame[frame["method"] == method][metric].dropna().to_numpy() for method in methods]
-    with matplotlib.rc_context(STYLE):
-        parts = drawn.boxplot(shown, patch_artist=True, showmeans=True, widths=0.6, flierprops={"markersize": 3})
+    parts = drawn.boxplot(shown, patch_artist=True, showmeans=True, widths=0.6, flierprops={"markersize": 3})
     for method, box in zip(methods, parts["boxes"], strict=True):
         box.set(facecolor=COLORS[method], edgecolor=INK, alpha=0.85)
     for part in ("whiskers", "caps", "medians"):
@@ -99,12 +110,13 @@ def boxes(frame: pd.DataFrame, metric: str, methods: Sequence[str], title: str) 
     return figure
 
 
+@styled
 def bars(compared: Mapping[str, Any], metric: str, title: str) -> Figure:
     """The mean of each method with its 95 % interval. The axis begins where the differences show."""
     figure, drawn = axes(title, y=f"{metric}, mean and 95 %")
     rows = {method: row for method, row in compared.items() if row["mean"] is not None}
     means = [row["mean"] for row in rows.values()]
-    low, high = ([row["ci95"][side] for row in rows.values()] for side in (0, 1))
+    low, high = ([(row["ci95"] or [row["mean"]] * 2)[side] for row in rows.values()] for side in (0, 1))
     drawn.bar(
         list(rows),
         means,
@@ -120,6 +132,7 @@ def bars(compared: Mapping[str, Any], metric: str, title: str) -> Figure:
     return figure
 
 
+@styled
 def effect(cost: Mapping[str, Any], compared: Mapping[str, Any], metric: str, title: str) -> Figure:
     """The gain over a plain image, against the seconds that an image takes."""
     figure, drawn = axes(title, "seconds an image", f"gain in {metric} over sd, and 95 %")
@@ -127,23 +140,27 @@ def effect(cost: Mapping[str, Any], compared: Mapping[str, Any], metric: str, ti
     for method, row in compared.items():
         gain, seconds = row["gain_over"].get("sd"), cost[method]["seconds"]
         if gain and seconds:
-            error = [[gain["mean"] - gain["ci95"][0]], [gain["ci95"][1] - gain["mean"]]]
-            drawn.errorbar(seconds, gain["mean"], np.clip(error, 0, None), fmt="o", color=COLORS[method], capsize=3)
-            drawn.annotate(method, (seconds, gain["mean"]), (6, 4), textcoords="offset points")
-    drawn.margins(x=0.2)
+            low, high = gain["ci95"] or [gain["mean"]] * 2
+            error = np.clip([[gain["mean"] - low], [high - gain["mean"]]], 0, None)
+            drawn.errorbar(seconds, gain["mean"], error, fmt="o", color=COLORS[method], capsize=3, label=method)
+    drawn.set_xlim(0)
+    drawn.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
+@styled
 def losses(curves: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Figure:
     """The mean loss of each optimizing method by iteration; each has a loss of its own."""
     figure, drawn = axes(title, "iteration", "mean loss of the guide")
     for method, runs in curves.items():
         mean = pd.DataFrame([run["losses"] for run in runs]).mean()
         drawn.plot(mean.index, mean, color=COLORS[method], label=method)
-    drawn.legend()
+    drawn.xaxis.get_major_locator().set_params(integer=True)
+    drawn.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
+@styled
 def progress(curves: Mapping[str, Sequence[Mapping[str, Any]]], points: Mapping[str, Any], title: str) -> Figure:
     """The selector's best score so far against the seconds so far, both means; a method without updates is a point."""
     figure, drawn = axes(title, "seconds", "selector's best score so far, mean")
@@ -153,7 +170,22 @@ def progress(curves: Mapping[str, Sequence[Mapping[str, Any]]], points: Mapping[
         drawn.plot(seconds, best, color=COLORS[method], label=method, marker=".", markersize=4)
     for method, (seconds, score) in points.items():
         drawn.plot(seconds, score, "D", color=COLORS[method], label=method)
-    drawn.legend()
+    drawn.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+@styled
+def sheet(rows: Sequence[tuple[str, Sequence[np.ndarray | None]]], methods: Sequence[str]) -> Figure:
+    """A contact sheet: a row for each prompt with its images, uint8 RGB [H, W, 3], by method; None for a failure."""
+    figure = Figure((1.6 * len(methods), 1.9 * len(rows)))
+    grid = figure.subplots(len(rows), len(methods), squeeze=False)
+    for (prompt, images), places in zip(rows, grid, strict=True):
+        for method, image, place in zip(methods, images, places, strict=True):
+            place.axis("off")
+            place.set_title(method if image is not None else f"{method}: failed", fontsize=7, pad=2)
+            if image is not None:
+                place.imshow(image)
+        places[0].text(0, 1.16, _plain(prompt), transform=places[0].transAxes, fontsize=8)
     return figure
 
 

@@ -19,7 +19,7 @@ METHODS = {
 }
 
 PULLED = ("baseline", "doodl", "global", "sgool")
-"""The methods that go against the guide's gradient."""
+"""The methods that follow the guide's gradient."""
 
 CHOOSING = ("doodl", "global", "sgool", "best-of-n")
 """The methods of whose images the selector takes the best."""

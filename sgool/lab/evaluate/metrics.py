@@ -22,7 +22,7 @@ CLIP_SCORE = "clip:ViT-B-32/openai"
 
 OPTIMIZED, CHOSEN = "optimized", "chosen"
 MARKS = {OPTIMIZED: "†", CHOSEN: "‡"}
-"""Beside a score: the method went against this network's gradient; this network chose the method's image."""
+"""Beside a score: the method followed this network's gradient; this network chose the method's image."""
 
 EMBEDDED_JUDGE = "embedded judge"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ def write(plan: Plan, trials: Sequence[Trial], metrics: Sequence[Metric], store:
     }
     for old in store.images.glob(f"{CHARTS}*.png"):
         old.unlink()
-    for number, chart in enumerate(each for group in drawn.values() for each in group):
+    every = [chart for group in drawn.values() for chart in group] + _contact(frame, store.about, store.folder)
+    for number, chart in enumerate(every):
         store.write(f"{IMAGES}/{CHARTS}{number + 1:02d}-{chart.name}.png", chart.png())
     page = rendered(store.about, frame, metrics, plan, _shown(drawn), store.folder)
     store.write(REPORT, page.encode())
@@ -168,22 +169,37 @@ def _curves(frame: pd.DataFrame, trials: Sequence[Trial], store: Store) -> list[
     return found
 
 
-def _sheets(frame: pd.DataFrame, about: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """A contact sheet of each set: some prompts, all methods."""
-    metric = about["metrics"][0]["name"]
-    found = []
+def _picked(frame: pd.DataFrame, about: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, list[Any]]]]]:
+    """Of each set some prompts at equal distances, with the rows of all methods for the first seed."""
     for name, rows in frame[frame["seed"] == about["first_seed"]].groupby("set", sort=False):
         prompts = rows["prompt"].unique()
         picked = prompts[np.linspace(0, len(prompts) - 1, min(SHOWN, len(prompts))).round().astype(int)]
-        found.append(
-            {
-                "set": name,
-                "rows": [
-                    {"prompt": text, "cells": [_cell(row, metric, folder) for row in own.to_dict("records")]}
-                    for text, own in rows[rows["prompt"].isin(picked)].groupby("prompt", sort=False)
-                ],
-            }
-        )
+        by_prompt = rows[rows["prompt"].isin(picked)].groupby("prompt", sort=False)
+        yield str(name), [(str(text), own.to_dict("records")) for text, own in by_prompt]
+
+
+def _sheets(frame: pd.DataFrame, about: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """The contact sheets of the page."""
+    metric = about["metrics"][0]["name"]
+    return [
+        {
+            "set": name,
+            "rows": [{"prompt": text, "cells": [_cell(row, metric, folder) for row in rows]} for text, rows in prompts],
+        }
+        for name, prompts in _picked(frame, about)
+    ]
+
+
+def _contact(frame: pd.DataFrame, about: Mapping[str, Any], folder: Path) -> list[Chart]:
+    """The same as pictures."""
+    found = []
+    for name, prompts in _picked(frame, about):
+        rows = [
+            (text, [small(folder / row["image"])[..., ::-1] if row["image"] else None for row in own])
+            for text, own in prompts
+        ]
+        sheet = charts.sheet(rows, list(about["methods"]))
+        found.append(Chart(f"{name}: images by prompt and method.", f"sheet-{cells.slug(name)}", sheet))
     return found
 
 
@@ -193,11 +209,14 @@ def _cell(row: Mapping[str, Any], metric: str, folder: Path) -> dict[str, str]:
     return {"method": row["method"], "file": row["image"], "data": data, "score": score}
 
 
-def thumbnail(path: Path) -> str:
-    """An image, small, as a data URL."""
+def small(path: Path) -> np.ndarray:
+    """An image of at most `THUMBNAIL` pixels, uint8 BGR [H, W, 3]."""
     image = cv2.imread(str(path))
     scale = THUMBNAIL / max(image.shape[:2])
-    if scale < 1:
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+
+
+def thumbnail(path: Path) -> str:
+    """A small image as a data URL."""
+    content = cv2.imencode(".jpg", small(path), [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
     return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"

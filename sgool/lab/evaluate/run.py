@@ -106,7 +106,6 @@ def check_libraries() -> None:
 def open_pool(setup: Setup, where: Where, guard: Guard) -> Pool:
     """The workers. Raises SgoolError where Ray is asked for and is not there."""
     if where.ray is None:
-        print("Loading the models ...", file=sys.stderr)
         return Local(setup, guard)
     from sgool.lab.evaluate.cluster import Cluster
 

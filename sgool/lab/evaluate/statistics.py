@@ -98,20 +98,26 @@ def compared(frame: pd.DataFrame, plan: Plan, metrics: Sequence[Metric]) -> dict
 def gain(ours: pd.Series, theirs: pd.Series) -> dict[str, Any]:
     """How much better one method is than another, over the (prompt, seed) of which both have an image.
 
-    "mean" and "ci95" of the difference, "wins": the share of pairs in which it is better, equal ones counting half, and
-    "pairs".
+    "mean" and "ci95" of the difference (None for a single prompt), "wins": the share of pairs in which it is better,
+    equal ones counting half, and "pairs".
     """
     both = pd.concat([ours, theirs], axis=1, join="inner")
     difference = (both.iloc[:, 0] - both.iloc[:, 1]).to_numpy()
     prompts = both.index.get_level_values("prompt").to_numpy()
     wins = float(np.mean(np.sign(difference) / 2 + 0.5))
-    return {**paired(difference, prompts), "wins": wins, "pairs": len(difference)}
+    return {**_interval(difference, prompts), "wins": wins, "pairs": len(difference)}
 
 
 def _mean(scores: pd.Series) -> dict[str, Any]:
     if scores.empty:
         return {"mean": None, "ci95": None}
-    return paired(scores.to_numpy(), scores.index.get_level_values("prompt").to_numpy())
+    return _interval(scores.to_numpy(), scores.index.get_level_values("prompt").to_numpy())
+
+
+def _interval(values: np.ndarray, prompts: np.ndarray) -> dict[str, Any]:
+    """The mean and its interval, which a single prompt has not."""
+    found = paired(values, prompts)
+    return found if len(np.unique(prompts)) > 1 else {**found, "ci95": None}
 
 
 def _cost(frame: pd.DataFrame, plan: Plan) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -112,6 +113,7 @@ class Worker:
     def _loaded(self) -> tuple[DiffusersBackend, Critics]:
         if self._models is None:
             setup, half = self.setup, is_half(self.dtype)
+            print("Loading the models ...", file=sys.stderr)
             fetch(setup.needs, setup.models_dir)
             backend = load_backend(setup.model, device=self.device, dtype=self.dtype, memory=setup.memory)
             if setup.size is not None:
