@@ -51,7 +51,7 @@ class Pulled(Network):
             return eps
         node = self.schedule.timesteps.index(t)
         a, sigma = self.schedule.a[node], self.schedule.sigma[node]
-        cotangent = torch.cat([self._cotangent(one, node) for one in ((x - sigma * eps) / a).split(1)])
+        cotangent = torch.cat([self._cotangent(one, node) for one in torch.split((x - sigma * eps) / a, 1)])
         product = self.prompt_vjp(x, t, cotangent) if self.pull.way_back == "prompt" else self.vjp(x, t, cotangent)[1]
         return eps + self.pull.scale * sigma * (cotangent - sigma * product) / a
 

@@ -52,7 +52,7 @@ class Cluster:
                 logging_level="ERROR",
                 **code,
             )
-        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises that, too
             which = address or "of this machine"
             raise SgoolError(f"The Ray cluster {which} cannot be used: {brief(error)}") from error
         finally:

@@ -96,7 +96,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
         raise SgoolError("--workers must be at least 1, and belongs to --ray.")
     given = {name: value for name, value in vars(args).items() if name in ABOUT}
     prompts = read_prompts(args.prompts, args.prompts_dir or default_prompts_dir(), args.limit)
-    dtype = str(machine(args.device, args.dtype)[1]).removeprefix("torch.")
+    # On Ray, the device is another machine's.
+    dtype = str(machine(args.device if args.ray is None else None, args.dtype)[1]).removeprefix("torch.")
     plan = Plan(
         tuple(prompts),
         tuple(dict.fromkeys(args.methods)),

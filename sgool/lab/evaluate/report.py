@@ -212,6 +212,7 @@ def _cell(row: Mapping[str, Any], metric: str, folder: Path) -> dict[str, str]:
 def small(path: Path) -> np.ndarray:
     """An image of at most `THUMBNAIL` pixels, uint8 BGR [H, W, 3]."""
     image = cv2.imread(str(path))
+    assert image is not None  # the store has checked the file
     scale = THUMBNAIL / max(image.shape[:2])
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
 

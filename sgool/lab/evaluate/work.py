@@ -179,4 +179,5 @@ def failure(error: BaseException) -> Record:
 def as_tensor(image: bytes) -> Tensor:
     """A PNG as an image [1, 3, H, W] in [0, 1]."""
     picture = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
+    assert picture is not None  # the store has checked the file
     return pictures.to_tensor(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
