@@ -108,5 +108,5 @@ def test_what_takes_every_worker_with_it_has_failed_and_an_error_is_raised_as_it
 
 
 def test_a_cluster_that_is_not_there_is_told(tmp_path):
-    with pytest.raises(SgoolError, match=r"The Ray cluster 127\.0\.0\.1:1 cannot be used"):
+    with pytest.raises(SgoolError, match=r"The Ray cluster 127\.0\.0\.1:1 cannot be reached"):
         evaluate(PLAN, tmp_path, Where(Path("unused"), "cpu", ray="127.0.0.1:1"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,17 @@ TICK = 0.5
 """Seconds between two looks at the signals."""
 
 
+def check_address(address: str) -> None:
+    """Raises SgoolError where nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not host:  # "", or auto
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise SgoolError(f"The Ray cluster {address} cannot be reached: {brief(error)}.") from error
+
+
 class Cluster:
     """See `sgool.lab.evaluate.run.Pool`. address: "" for a cluster of its own. workers: see `Where`.
 
@@ -39,6 +51,7 @@ class Cluster:
             import ray
         except ImportError as error:
             raise SgoolError('--ray needs Ray: python -m pip install -e ".[ray]"') from error
+        check_address(address)
         self.ray: Any = ray
         self.guard = guard
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
