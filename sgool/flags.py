@@ -25,10 +25,12 @@ def sentence(error: SgoolError) -> str:
     return str(error)
 
 
-def add_settings(command: argparse.ArgumentParser, model: str = "", names: Collection[str] = tuple(ABOUT)) -> None:
+def add_settings(
+    command: argparse.ArgumentParser, model: str | None = "", names: Collection[str] = tuple(ABOUT)
+) -> None:
     """A flag for each of the settings, in the groups that the WebUI shows.
 
-    model: whose defaults --help shows; "": all of them.
+    model: whose defaults --help shows; "": all of them; None: none, where each method has its own.
 
     What the user does not give is not in the namespace: the defaults are `sgool.presets.resolve`'s.
     """
@@ -68,7 +70,9 @@ def _bounds(about: About) -> str:
     return "" if about.low is None else f"; {about.low:g} to {about.high:g}"
 
 
-def _default(name: str, model: str) -> str:
+def _default(name: str, model: str | None) -> str:
+    if model is None:
+        return ""
     general = DEFAULTS[name]
     if general == "":
         return ""

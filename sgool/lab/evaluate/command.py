@@ -75,7 +75,7 @@ def add(commands: Any) -> None:
     machine.add_argument(
         "--workers", metavar="N", type=int, help="processes on Ray (default: one for each GPU, or core without any)"
     )
-    add_settings(command, names=GIVEN)
+    add_settings(command, None, GIVEN)
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
