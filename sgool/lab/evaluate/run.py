@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -118,8 +118,6 @@ def _best_of(plan: Plan, store: Store, pool: Pool) -> int:
         return plan.best_of or 1
     known = store.about.get("timed", {})
     if known.get("settings") != plan.timed():
-        from dataclasses import replace
-
         both = replace(plan, methods=("sd", "sgool"), prompts=plan.prompts[:1], seeds=1)
         (result,) = pool.ask("images_in_the_time", [tuple(both.trials(1))])
         count, improved, plain = result[1]
