@@ -56,7 +56,7 @@ def nothing_to_do(settings: Settings) -> str | None:
         return None
     if settings.method == "baseline":
         return (
-            "SGOOL's method baseline works while a seed is sampled, and has nothing to do with a start from the image."
+            "Method baseline works while a seed is sampled, and has nothing to do with a start from the image."
         )
     what = "With method none" if settings.method == "none" else "With 0 iterations"
     return (
