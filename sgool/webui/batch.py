@@ -55,9 +55,7 @@ def nothing_to_do(settings: Settings) -> str | None:
     if improves(settings) or settings.zoom or settings.best:
         return None
     if settings.method == "baseline":
-        return (
-            "Method baseline works while a seed is sampled, and has nothing to do with a start from the image."
-        )
+        return "Method baseline works while a seed is sampled, and has nothing to do with a start from the image."
     what = "With method none" if settings.method == "none" else "With 0 iterations"
     return (
         f"{what} and without zoom SGOOL has nothing to do here; more candidate seeds would choose the best of several "
