@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,13 +92,13 @@ def test_an_answer_is_kept_and_a_later_one_replaces_it(server):
 def test_answers_at_once_are_all_kept(server):
     threads = [
         threading.Thread(target=send, args=(server, answer(server, number % 9, visitor=f"{number:032x}")))
-        for number in range(40)
+        for number in range(20)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert server.answers.count() == 40
+    assert server.answers.count() == 20
 
 
 @pytest.mark.parametrize(
@@ -227,11 +229,15 @@ def test_the_limit_is_by_address_and_time():
 
 
 def test_a_full_file_takes_no_more(server, monkeypatch, capsys):
-    monkeypatch.setattr(kept, "MOST", 5 * 4096)
-    statuses = [send(server, answer(server, number % 9, visitor=f"{number:032x}"))[0] for number in range(150)]
-    assert statuses[0] == 204 and statuses[-1] == 503
-    assert server.answers.count() == statuses.count(204)
-    assert server.answers.path.stat().st_size <= 5 * 4096
+    pair = answer(server)["pair"]
+    with contextlib.closing(sqlite3.connect(server.answers.path)) as database, database:
+        rows = [(f"{number:032x}", pair, "first", "first", "first") for number in range(2000)]
+        database.executemany(kept.KEEP, rows)
+    size = server.answers.path.stat().st_size
+    monkeypatch.setattr(kept, "MOST", size)
+    statuses = [send(server, answer(server, visitor=f"{number:032x}"))[0] for number in range(5000, 5080)]
+    assert statuses[-1] == 503 and server.answers.count() == 2000 + statuses.count(204)
+    assert server.answers.path.stat().st_size == size
     assert "There is no room" in capsys.readouterr().err
 
 

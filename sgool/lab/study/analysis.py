@@ -66,14 +66,14 @@ class Votes:
 def analyse(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
     """The figures, for JSON. What cannot be told from the votes is None.
 
-    "visitors": how many count, failed a check, and saw none. "left": how often the left picture was chosen of those
-    times that one was. "questions": for each, "preferences" (see `_preference`), "agreement" and "strengths".
+    "visitors": how many count, failed a check, and saw none. "left": how often the left picture was of better
+    quality, of those times that one was. "questions": for each, "preferences" (see `_preference`), "agreement" and "strengths".
     """
     pairs = {pair.id: pair for pair in study.pairs}
     known = [each for each in answers if each.pair in pairs]
     passed, failed = _checked(known, pairs)
     kept = [each for each in known if each.visitor in passed and pairs[each.pair].right is None]
-    sides = [getattr(each, name) == each.left for each in kept for name in QUESTIONS if getattr(each, name) != SAME]
+    sides = [each.quality == each.left for each in kept if each.quality != SAME]
     return {
         "study": study.id,
         "methods": list(study.methods),
@@ -85,7 +85,7 @@ def analyse(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
             "unchecked": len({each.visitor for each in known} - passed - failed),
         },
         "answers": len(kept),
-        "left": {"share": float(np.mean(sides)), "ci95": wilson(np.mean(sides), len(sides))} if sides else None,
+        "left": {"share": float(np.mean(sides)), "ci95": wilson(float(np.mean(sides)), len(sides))} if sides else None,
         "questions": {name: _question(_votes(kept, name, study), study.methods) for name in QUESTIONS} if kept else {},
     }
 
@@ -216,7 +216,7 @@ def render(figures: dict[str, Any]) -> str:
         + (f", and {equal} not asked because their pictures are the same." if equal else ".")
     ]
     if figures["left"]:
-        lines.append(f"The left picture was chosen in {_share(figures['left']['share'], figures['left']['ci95'])}.")
+        lines.append(f"The left picture was found of better quality in {_share(figures['left']['share'], figures['left']['ci95'])}.")
     for name, found in figures["questions"].items():
         lines += ["", f"**{name}**", "", "| method | over | votes | prompts | better | same | worse | preferred (95 %) |"]
         lines.append("|---|---|---|---|---|---|---|---|")
