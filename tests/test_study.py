@@ -132,7 +132,10 @@ def test_failed_images_are_not_asked(folder):
 
 def test_a_study_can_be_of_some_pairs(tmp_path):
     folder = write_evaluation(tmp_path / "evaluation", [f"prompt {i}" for i in range(8)])
-    assert {each[1:] for each in couples(make(folder, Choice(against="sgool")))} == {("sd", "sgool"), ("doodl", "sgool")}
+    assert {each[1:] for each in couples(make(folder, Choice(against="sgool")))} == {
+        ("sd", "sgool"),
+        ("doodl", "sgool"),
+    }
     assert {each[1:] for each in couples(make(folder, Choice(("doodl", "sd"))))} == {("doodl", "sd")}
     some = couples(make(folder, Choice(pairs=7)))
     assert len(some) == 7 and sorted(Counter(each[1:] for each in some).values()) == [2, 2, 3]
@@ -143,7 +146,7 @@ def test_answers_are_never_lost_to_a_new_study(folder):
     new = make(folder, Choice())
     assert old.id != new.id and read_study(folder) == new
     Answers(folder / "study" / "answers.sqlite").keep(Answer("0" * 32, new.pairs[0].id, "first", "first", "same"))
-    with pytest.raises(SgoolError, match="has 1 answers already"):
+    with pytest.raises(SgoolError, match="has answers already"):
         make(folder, Choice())
     assert read_study(folder) == new and (folder / "study" / "page" / "index.html").is_file()
 

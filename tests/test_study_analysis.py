@@ -11,11 +11,12 @@ from study_folder import write_evaluation
 
 from sgool.__main__ import main
 from sgool.lab.study import QUESTIONS
-from sgool.lab.study.analysis import analyse, render
+from sgool.lab.study.analysis import analyse
 from sgool.lab.study.answers import Answer, Answers
 from sgool.lab.study.page import make
 from sgool.lab.study.pairs import NOISE, Choice, Pair, Study
 from sgool.lab.study.statistics import alpha, coincidences, strengths, wilson
+from sgool.lab.study.tables import render
 
 METHODS = ("sd", "doodl", "global", "sgool")
 
@@ -57,8 +58,8 @@ BASEBALL = np.array(
     ],
     float,
 )
-"""The American League of 1987 (Agresti, Categorical Data Analysis, section 10.6): Milwaukee, Detroit, Toronto, New York,
-Boston, Cleveland, Baltimore."""
+"""The American League of 1987 (Agresti, Categorical Data Analysis, section 10.6): Milwaukee, Detroit, Toronto, New
+York, Boston, Cleveland, Baltimore."""
 
 
 def test_strengths_are_those_of_the_textbook():
@@ -227,7 +228,9 @@ def test_votes_by_chance_have_no_agreement():
     assert found["ci95"][0] < 0.05 and abs(found["alpha"]) < 0.08
     pairs = {pair.id: pair for pair in study.pairs}
     agreed = [
-        each if pairs[each.pair].right else said(int(each.visitor, 16), each.pair, ("first", "second")[int(each.pair, 16) % 2])
+        each
+        if pairs[each.pair].right
+        else said(int(each.visitor, 16), each.pair, ("first", "second")[int(each.pair, 16) % 2])
         for each in answers
     ]
     assert analyse(study, agreed)["questions"]["quality"]["agreement"]["alpha"] == 1
@@ -240,7 +243,9 @@ def test_the_command_prints_tables_and_writes_json(tmp_path: Path, capsys):
     assert "Nobody has answered" in capsys.readouterr().err
     answers = Answers(folder / "study" / "answers.sqlite")
     for pair in study.pairs:
-        better = pair.right or ("first" if study.methods.index(pair.methods[0]) > study.methods.index(pair.methods[1]) else "second")
+        better = pair.right or (
+            "first" if study.methods.index(pair.methods[0]) > study.methods.index(pair.methods[1]) else "second"
+        )
         answers.keep(said(1, pair.id, better))
         answers.keep(said(2, pair.id, better, None if pair.right else "same", "second"))
     assert main(["study", str(folder), "--analyse"]) == 0

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from study_folder import HOSTILE, write_evaluation
 
+from sgool.__main__ import main
 from sgool.lab.study.analysis import analyse
 from sgool.lab.study.answers import Answer
 from sgool.lab.study.page import make
@@ -24,7 +25,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright
 expect = playwright.expect
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-PROMPTS = (HOSTILE, "a small frog and a car on a busy yellow background, " * 8, "two foxes\non grass")
+PROMPTS = (HOSTILE, "a small frog and a car on a busy yellow background, " * 6, "two foxes\non grass")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def browser():
 @pytest.fixture
 def server(tmp_path: Path):
     folder = write_evaluation(tmp_path / "evaluation", PROMPTS, size=128)
-    make(folder, Choice(session=8))
+    make(folder, Choice(session=6))
     with Server(folder, "127.0.0.1", 0) as served:
         thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -78,9 +79,9 @@ def shoot(page, name: str) -> None:
 
 def question(page, number: int, agreement: bool) -> None:
     """Wait until this question can be answered."""
-    expect(page.locator("#count")).to_have_text(f"{number} of 8")
+    expect(page.locator("#count")).to_have_text(f"{number} of 6")
     expect(page.locator("#what")).to_contain_text("fits this text" if agreement else "of better quality")
-    page.wait_for_function("ready")
+    expect(page.locator("#pictures")).to_have_attribute("aria-busy", "false")
 
 
 def shown(page) -> list[str]:
@@ -132,11 +133,11 @@ def test_a_visitor_answers_by_keyboard_reloads_and_goes_on(server, visit):
     page.keyboard.press("ArrowDown")  # another answer replaces the first
     question(page, 4, True)
     page.keyboard.press("ArrowLeft")
-    for number in range(5, 9):
+    for number in range(5, 7):
         press(page, number, "ArrowLeft", "ArrowLeft")
     expect(page.get_by_text("All your answers have been sent.")).to_be_visible()
     answers = server.answers.every()
-    assert len(answers) == 8 and len({each.visitor for each in answers}) == 1
+    assert len(answers) == 6 and len({each.visitor for each in answers}) == 1
     found = by_pictures(server, answers)
     expected = ((0, 1), (1, "same"), ("same", 0))
     for pictures, sides in zip((*seen, half), (*expected, ("same", 0)), strict=True):
@@ -148,7 +149,7 @@ def test_a_visitor_answers_by_keyboard_reloads_and_goes_on(server, visit):
     page.reload()
     expect(page.get_by_text("Thank you!")).to_be_visible()
     page.get_by_role("button", name="4 more").click()
-    expect(page.locator("#count")).to_have_text("9 of 12")
+    expect(page.locator("#count")).to_have_text("7 of 10")
     assert page.title() == "Which picture is better?"
 
 
@@ -158,7 +159,7 @@ def test_a_careful_visitor_counts_and_a_careless_one_does_not(server, visit):
     for careful in (True, False):
         page = visit(server.url)
         page.get_by_role("button", name="Start").click()
-        for number in range(1, 9):
+        for number in range(1, 7):
             question(page, number, False)
             pictures = shown(page)
             pair = pairs[frozenset(pictures)]
@@ -168,7 +169,7 @@ def test_a_careful_visitor_counts_and_a_careless_one_does_not(server, visit):
         expect(page.get_by_text("All your answers have been sent.")).to_be_visible()
     figures = analyse(server.study, server.answers.every())
     assert figures["visitors"] == {"counted": 1, "failed": 1, "unchecked": 0}
-    assert figures["answers"] == 7  # one of the first eight is a check
+    assert figures["answers"] == 5  # one of the first six is a check
     for found in figures["questions"].values():
         assert all(row["better"] == row["same"] == 0 for row in found["preferences"])
 
@@ -177,8 +178,8 @@ def test_by_touch_on_a_small_screen(server, visit):
     page = visit(server.url, viewport={"width": 400, "height": 800}, has_touch=True, is_mobile=True)
     page.get_by_role("button", name="Start").tap()
     for tapped in ("#left", "#right"):
-        page.wait_for_function("ready")
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        expect(page.locator("#pictures")).to_have_attribute("aria-busy", "false")
+        assert page.locator("body").evaluate("body => body.scrollWidth") <= 400
         boxes = [page.locator(each).bounding_box() for each in ("#left", "#right", "#same")]
         assert all(box["y"] + box["height"] <= 800 and box["height"] >= 44 for box in boxes)
         page.locator(tapped).tap()
@@ -201,13 +202,16 @@ def test_prompts_are_text(server, visit):
     page = visit(server.url)
     page.get_by_role("button", name="Start").click()
     texts = set()
-    for number in range(1, 9):
-        question(page, number, False)
-        page.keyboard.press("ArrowLeft")
-        question(page, number, True)
-        texts.add(page.locator("#text").text_content())
-        page.keyboard.press("ArrowLeft")
-    assert HOSTILE in texts and texts <= set(PROMPTS)
+    for number in range(1, 11):
+        if number == 7:
+            page.get_by_role("button", name="4 more").click()
+        expect(page.locator("#count")).to_contain_text(f"{number} of")
+        for agreement in (False, True):
+            expect(page.locator("#what")).to_contain_text("fits this text" if agreement else "of better quality")
+            expect(page.locator("#pictures")).to_have_attribute("aria-busy", "false")
+            texts |= {page.locator("#text").text_content()} if agreement else set()
+            page.keyboard.press("ArrowLeft")
+    assert texts == set(PROMPTS)
     assert page.title() == "Which picture is better?" and page.locator("script").count() == 2
 
 
@@ -215,30 +219,28 @@ def test_what_cannot_be_sent_is_sent_later(server, visit):
     page = visit(server.url)
     page.get_by_role("button", name="Start").click()
     page.route("**/answers", lambda route: route.abort())
-    for number in range(1, 9):
+    for number in range(1, 7):
         press(page, number, "ArrowLeft", "ArrowLeft")
-    expect(page.get_by_text("8 of your answers could not be sent.")).to_be_visible()
+    expect(page.get_by_text("6 of your answers could not be sent.")).to_be_visible()
     page.unroute("**/answers")
     server.limit = Limit(rate=4.0, burst=3)  # the page waits, and tries again
     page.get_by_role("button", name="Send again").click()
     expect(page.get_by_text("All your answers have been sent.")).to_be_visible()
-    assert server.answers.count() == 8
+    assert server.answers.count() == 6
 
 
 def test_without_a_server_the_answers_become_a_file(server, visit, tmp_path):
     folder = server.answers.path.parents[1]
     page = visit((folder / "study" / "page" / "index.html").as_uri())
     page.get_by_role("button", name="Start").click()
-    for number in range(1, 9):
+    for number in range(1, 7):
         press(page, number, "ArrowLeft", "ArrowDown")
     with page.expect_download() as download:
         page.get_by_text("Save my answers as a file").click()
     download.value.save_as(tmp_path / "answers.json")
-    from sgool.__main__ import main
-
-    assert len(json.loads((tmp_path / "answers.json").read_text())["answers"]) == 8
+    assert len(json.loads((tmp_path / "answers.json").read_text())["answers"]) == 6
     assert main(["study", str(folder), "--add", str(tmp_path / "answers.json")]) == 0
-    assert [each.agreement for each in server.answers.every()] == ["same"] * 8
+    assert [each.agreement for each in server.answers.every()] == ["same"] * 6
 
 
 def test_a_picture_that_does_not_load_can_be_had_again(server, visit):
@@ -257,9 +259,7 @@ def test_a_picture_that_does_not_load_can_be_had_again(server, visit):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), [(400, 800), (1400, 900)])
 def test_what_it_looks_like(server, visit, scheme, width, height):
-    page = visit(
-        server.url, viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=width < 500
-    )
+    page = visit(server.url, viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=width < 500)
     name = f"study-{scheme}-{width}"
     shoot(page, f"{name}-start")
     page.get_by_role("button", name="Start").click()
@@ -271,7 +271,7 @@ def test_what_it_looks_like(server, visit, scheme, width, height):
     shoot(page, f"{name}-agreement")
     page.keyboard.press("ArrowLeft")
     page.route("**/answers", lambda route: route.abort())
-    for number in range(2, 9):
+    for number in range(2, 7):
         press(page, number, "ArrowLeft", "ArrowLeft")
     expect(page.locator("#unsent")).to_be_visible()
     shoot(page, f"{name}-end")

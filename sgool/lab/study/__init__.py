@@ -1,7 +1,7 @@
 """The human test: people choose between pictures of two methods, in a browser, without knowing which is which.
 
 What is asked (`pairs`), the page that asks it (`page`), where answers are kept (`answers`), who takes them (`server`),
-and what they come to (`statistics`, `analysis`).
+and what they come to (`statistics`, `analysis`, `tables`).
 """
 
 from __future__ import annotations

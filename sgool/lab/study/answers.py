@@ -136,4 +136,3 @@ def add_file(path: Path, study: Study, answers: Answers) -> int:
     for answer in found:
         answers.keep(answer)
     return len(found)
-

@@ -124,9 +124,10 @@ def run_add(folder: Path, files: list[Path]) -> int:
 def run_analyse(folder: Path, as_json: bool) -> int:
     from sgool import outputs
     from sgool.lab.study import ANALYSIS, ANSWERS, FOLDER
-    from sgool.lab.study.analysis import analyse, render
+    from sgool.lab.study.analysis import analyse
     from sgool.lab.study.answers import Answers
     from sgool.lab.study.pairs import read_study
+    from sgool.lab.study.tables import render
 
     study = read_study(folder)
     file = folder / FOLDER / ANSWERS

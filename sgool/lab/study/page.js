@@ -62,6 +62,11 @@ function show() {
   if (part === "end") end();
 }
 
+function setReady(value) {
+  ready = value;
+  byId("pictures").setAttribute("aria-busy", !value);
+}
+
 function now() {
   const [id, swapped] = state.order[state.at >> 1];
   return { pair: pairs.get(id), swapped, question: questions[state.at % 2] };
@@ -75,7 +80,7 @@ function files(number) {
 
 async function ask() {
   const { pair, swapped, question } = now();
-  ready = false;
+  setReady(false);
   const at = state.at;
   byId("what").textContent = question.what;
   byId("text").textContent = question.hint ?? pair.text;
@@ -95,7 +100,7 @@ async function ask() {
     return;
   }
   if (at !== state.at) return;
-  ready = true;
+  setReady(true);
   if ((at >> 1) + 1 < state.until) for (const file of files((at >> 1) + 1)) new Image().src = file;
 }
 
@@ -121,7 +126,7 @@ function press(side) {
 
 function choose(side) {
   if (!ready) return;
-  ready = false;
+  setReady(false);
   const { pair, swapped, question } = now();
   const answer = (state.answers[pair.id] ??= { left: swapped ? "second" : "first" });
   answer[question.name] = meant(side, swapped);

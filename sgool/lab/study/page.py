@@ -35,7 +35,9 @@ def make(evaluation: Path, choice: Choice) -> Study:
     """
     target = evaluation / FOLDER
     if (target / ANSWERS).exists() and (count := Answers(target / ANSWERS).count()):
-        raise SgoolError(f"The study in {target} has {count} answers already: move that folder away to make a new one.")
+        raise SgoolError(
+            f"The study in {target} has answers already ({count}): move that folder away to make a new one."
+        )
     study, pictures = choose(read_pictures(evaluation), choice)
     try:
         with _replacing(target) as folder:

@@ -190,9 +190,7 @@ def _digest(picture: Picture) -> str:
     return hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).hexdigest()
 
 
-def _evenly(
-    couples: Sequence[tuple[Picture, Picture]], most: int, rng: random.Random
-) -> list[tuple[Picture, Picture]]:
+def _evenly(couples: Sequence[tuple[Picture, Picture]], most: int, rng: random.Random) -> list[tuple[Picture, Picture]]:
     """At most so many, in turn of every pair of methods."""
     turns: Counter[tuple[str, str]] = Counter()
     ranked = []
