@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from study_folder import write_evaluation
@@ -38,7 +42,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
         thread.join()
 
 
-def ask(server: Server, method: str, path: str, body: bytes | None = None, headers: dict | None = None):
+def ask(
+    server: Server | SimpleNamespace, method: str, path: str, body: bytes | None = None, headers: dict | None = None
+):
     """(status, text) of a request."""
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
     try:
@@ -239,6 +245,23 @@ def test_a_full_file_takes_no_more(server, monkeypatch, capsys):
     assert statuses[-1] == 503 and server.answers.count() == 2000 + statuses.count(204)
     assert server.answers.path.stat().st_size == size
     assert "There is no room" in capsys.readouterr().err
+
+
+def test_the_command_makes_a_study_says_where_it_is_and_ends_on_a_signal(tmp_path):
+    folder = write_evaluation(tmp_path / "evaluation", ["a"])
+    command = [sys.executable, "-m", "sgool", "study", str(folder), "--port", "0"]
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            lines = iter(process.stderr.readline, "")
+            port = next(found for line in lines if (found := re.search(r"http://127\.0\.0\.1:(\d+)/", line)))[1]
+            status, page = ask(SimpleNamespace(server_port=int(port)), "GET", "/")
+            assert status == 200 and b"Which picture" in page
+            process.terminate()
+            assert process.wait(20) == 143
+            assert process.stderr.read() == "sgool: Interrupted.\n"
+        finally:
+            process.kill()
 
 
 def test_a_second_server_on_the_port_is_refused_in_one_line(server, capsys):

@@ -76,6 +76,12 @@ def run_study(args: argparse.Namespace) -> int:
 
 
 def run_make(folder: Path, options: dict[str, Any]) -> int:
+    print(_made(folder, options))
+    return 0
+
+
+def _made(folder: Path, options: dict[str, Any]) -> str:
+    """Make the study; what there is to tell of it."""
     from sgool.lab.study import FOLDER, PAGE
     from sgool.lab.study.page import INDEX, make
     from sgool.lab.study.pairs import Choice
@@ -87,8 +93,7 @@ def run_make(folder: Path, options: dict[str, Any]) -> int:
     asked = sum(pair.right is None for pair in made.pairs)
     same = sum(made.equal.values())
     told = f" ({same} with two equal pictures left out)" if same else ""
-    print(f"A study of {asked} pairs{told}: {(folder / FOLDER / PAGE / INDEX).resolve()}")
-    return 0
+    return f"A study of {asked} pairs{told}: {(folder / FOLDER / PAGE / INDEX).resolve()}"
 
 
 def run_serve(folder: Path, options: dict[str, Any], host: str, port: int) -> int:
@@ -98,11 +103,11 @@ def run_serve(folder: Path, options: dict[str, Any], host: str, port: int) -> in
     if not 0 <= port <= 65535:
         raise SgoolError("--port must be from 0 to 65535.")
     if not (folder / FOLDER / KEY).exists():
-        run_make(folder, options)
+        print(_made(folder, options), file=sys.stderr)
     elif options:
         raise SgoolError(f"There is a study in {folder} already; --make writes it anew with --{next(iter(options))}.")
     with Server(folder, host, port) as server:
-        print(f"The study is at {server.url} until Ctrl-C. Answers so far: {server.answers.count()}.", flush=True)
+        print(f"The study is at {server.url} until Ctrl-C. Answers so far: {server.answers.count()}.", file=sys.stderr)
         if host not in (HOST, "localhost"):
             print("Anybody who reaches this machine can answer.", file=sys.stderr)
         server.serve_forever(poll_interval=0.2)
