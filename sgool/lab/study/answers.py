@@ -68,7 +68,7 @@ def check_answer(told: object, pairs: Collection[str]) -> Answer:
     if not isinstance(told, dict) or set(told) != set(names) or not all(isinstance(told[name], str) for name in names):
         raise Wrong(f"An answer has the texts {', '.join(names)}.")
     answer = Answer(**told)
-    if not re.fullmatch(r"[0-9a-f]{32}", answer.visitor, re.ASCII):
+    if not re.fullmatch(r"[0-9a-f]{32}", answer.visitor):
         raise Wrong("A visitor is 32 hexadecimal digits.")
     if answer.pair not in pairs:
         raise Wrong("There is no such pair.")
