@@ -79,10 +79,11 @@ view of the page's own last run. All text is set as text, never as HTML. */
     /* As sgool/cost.py counts: the image as a whole, and the places of a zoom. */
     function wholeImages(told, set, passes, imageSteps, steps) {
         const fromImage = (told.start || set.start) === "image";
-        const iterations = set.method === "none" ? 0 : set.iterations;
-        if (!iterations && (set.candidates === 1 || fromImage)) return 0;
+        const pulled = set.method === "baseline";  // each step has a gradient
+        const iterations = pulled || set.method === "none" ? 0 : set.iterations;
+        if (!iterations && (fromImage || (set.candidates === 1 && !pulled))) return 0;
         const way = set.strength * told.evaluations[set.sampler];
-        const begin = fromImage ? 2 * way : set.candidates * (1 - set.strength + way);
+        const begin = fromImage ? 2 * way : set.candidates * (1 - set.strength + way) * (pulled ? passes : 1);
         return (begin + iterations * passes * way) * steps / imageSteps;
     }
 

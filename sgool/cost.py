@@ -61,20 +61,29 @@ def images(settings: Settings, image_steps: int = IMAGE_STEPS, sampler: str = ""
 
 def whole(settings: Settings, image_steps: int = IMAGE_STEPS, sampler: str = "") -> float:
     """Of the image as a whole, 0 where nothing is done to it."""
-    iterations = 0 if settings.method == "none" else settings.iterations
-    if not iterations and (settings.candidates == 1 or settings.start == "image"):
+    if not improves(settings):
         return 0.0
-    updates = iterations * update(settings) * _way(settings)
+    updates = settings.updates * update(settings) * _way(settings)
     sampled = begin(settings, image_steps) + updates * settings.steps / image_steps
     if follows(settings, sampler, image_steps):
         return sampled * image_steps / settings.steps
     return sampled + (1 if renders(settings, sampler, image_steps) else 0)
 
 
+def improves(settings: Settings) -> bool:
+    """Whether these settings do anything to the image as a whole."""
+    from_seed = settings.start == "seed" and (settings.candidates > 1 or settings.method == "baseline")
+    return settings.updates > 0 or from_seed
+
+
 def begin(settings: Settings, image_steps: int = IMAGE_STEPS) -> float:
-    """Of a run until the updates begin: the candidates, or an image carried back and rendered again."""
+    """Of a run until the updates begin: the candidates, or an image carried back and rendered again.
+
+    With the method baseline every step of a candidate has a gradient, and costs as much as an update's.
+    """
     way = _way(settings)
-    from_seeds = settings.candidates * (1 - settings.strength + way)
+    passes = update(settings) if settings.method == "baseline" else 1
+    from_seeds = settings.candidates * (1 - settings.strength + way) * passes
     return (2 * way if settings.start == "image" else from_seeds) * settings.steps / image_steps
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from typing import Any
 
 from sgool.errors import SgoolError
@@ -24,15 +25,19 @@ def sentence(error: SgoolError) -> str:
     return str(error)
 
 
-def add_settings(command: argparse.ArgumentParser, model: str = "") -> None:
-    """A flag for each setting, in the groups that the WebUI shows. model: whose defaults --help shows; "": all of them.
+def add_settings(
+    command: argparse.ArgumentParser, model: str | None = "", names: Collection[str] = tuple(ABOUT)
+) -> None:
+    """A flag for each of the settings, in the groups that the WebUI shows.
+
+    model: whose defaults --help shows; "": all of them; None: none, where each method has its own.
 
     What the user does not give is not in the namespace: the defaults are `sgool.presets.resolve`'s.
     """
-    for group in sorted({about.group for about in ABOUT.values() if about.cli}, key=_place):
+    for group in sorted({ABOUT[name].group for name in names if ABOUT[name].cli}, key=_place):
         flags = command.add_argument_group(f"settings: {group.lower()}" if group else "settings")
         for name, about in ABOUT.items():
-            if about.group == group and about.cli:
+            if about.group == group and about.cli and name in names:
                 flags.add_argument(
                     flag(name),
                     default=argparse.SUPPRESS,
@@ -65,7 +70,9 @@ def _bounds(about: About) -> str:
     return "" if about.low is None else f"; {about.low:g} to {about.high:g}"
 
 
-def _default(name: str, model: str) -> str:
+def _default(name: str, model: str | None) -> str:
+    if model is None:
+        return ""
     general = DEFAULTS[name]
     if general == "":
         return ""

@@ -20,6 +20,7 @@ from sgool.guidance.prompt import clean_prompt
 from sgool.needs import Needs
 from sgool.optimize import Plan, Problem, Regions, Start, optimize
 from sgool.presets import invertible
+from sgool.pull import Pull, Pulled
 from sgool.region import Region
 from sgool.result import Ending, Progress, Result, Stop
 from sgool.saliency import LoadedDetector, load_detector
@@ -98,6 +99,8 @@ class Request:
         check_prompts(self.prompt, self.negative_prompt)
         check_seed(self.seed)
         check_start(settings, self.init_latent is not None)
+        if self.init_latent is not None and settings.method == "baseline":
+            raise _only_from_a_seed()
         if self.init_latent is not None:
             check_tensor(self.init_latent, 4, "The initial latent")
             if min(self.init_latent.shape[2:]) < SMALLEST:
@@ -122,12 +125,18 @@ def check_start(settings: Settings, image: bool) -> None:
     """Raises SgoolError where the start is an image and there is none, or the other way round."""
     if (settings.start == "image") != image:
         raise SettingError("start", "image and an initial image go together: give both or neither")
+    if image and settings.method == "baseline" and not settings.zoom:
+        raise _only_from_a_seed()
     if image and not invertible(settings):
         raise SettingError(
             "sampler",
             f"{settings.sampler} draws noise between its steps, so it cannot carry an image back: start from an image "
             "with o-belm or ddim",
         )
+
+
+def _only_from_a_seed() -> SettingError:
+    return SettingError("method", "baseline pulls while a seed is sampled, so it cannot start from an image")
 
 
 def load_critics(
@@ -185,17 +194,20 @@ def generate(
 def _attempt(
     backend: Backend, critics: Critics, request: Request, progress: Progress | None, settings: Settings
 ) -> Result:
-    trajectory = make_trajectory(backend, request, settings)
     guide = critics.guide.fresh()
+    loss = make_loss(guide, request.prompt, settings)
+    trajectory = make_trajectory(backend, request, settings)
+    if settings.method == "baseline":
+        trajectory.network = pulled(backend, trajectory, loss, request, settings)
     problem = Problem(
         backend,
         trajectory,
-        make_loss(guide, request.prompt, settings),
+        loss,
         Regions(critics.detector, region_finder(settings), settings.refresh),
         critics.selector,
     )
     plan = Plan(
-        0 if settings.method == "none" else settings.iterations,
+        settings.updates,
         make_update(trajectory, request, settings),
         settings.patience,
         request.seed,
@@ -235,9 +247,10 @@ def kept_noises(backend: Backend, seed: int, count: int) -> list[Tensor]:
 def make_sampler(settings: Settings) -> Sampler:
     """The sampler that the settings ask for, "auto" resolved; BDIA is undamped from an image (see `AUTO`).
 
-    With method none nothing goes back from a seed, and DDIM does; an image is still carried back, to come out as it is.
+    Where a method only samples, nothing goes back from a seed, and DDIM does; an image is still carried back, to come
+    out as it is.
     """
-    plain = settings.method == "none" and settings.start == "seed"
+    plain = settings.method in ("baseline", "none") and settings.start == "seed"
     auto = "ddim" if plain else AUTO[settings.start]
     name = auto if settings.sampler == "auto" else settings.sampler
     return bdia.sampler(gamma=1.0) if (name, settings.start) == ("bdia", "image") else get_sampler(name)
@@ -247,6 +260,8 @@ def make_loss(guide: Critic, prompt: str, settings: Settings) -> SaliencyLoss:
     """The loss of the settings' method."""
     if settings.method == "doodl":
         return SaliencyLoss(guide, prompt, whole=DOODL, saliency_weight=0.0)
+    if settings.method == "baseline":
+        return SaliencyLoss(guide, prompt, whole=Whole(settings.cutouts), saliency_weight=0.0)
     return SaliencyLoss(
         guide,
         prompt,
@@ -255,6 +270,14 @@ def make_loss(guide: Critic, prompt: str, settings: Settings) -> SaliencyLoss:
         match_phrases=settings.region_match == "phrases",
         saliency_weight=settings.saliency_weight,
     )
+
+
+def pulled(
+    backend: Backend, trajectory: Trajectory, loss: SaliencyLoss, request: Request, settings: Settings
+) -> Pulled:
+    """The trajectory's network, whose predictions the guide pulls at every step (the method baseline)."""
+    pull = Pull(loss, backend.decode, settings.guide_scale, settings.way_back, request.seed)
+    return Pulled(trajectory.network, trajectory.schedule, pull)
 
 
 def make_update(trajectory: Trajectory, request: Request, settings: Settings) -> Update:
@@ -273,7 +296,9 @@ def make_update(trajectory: Trajectory, request: Request, settings: Settings) ->
 
 
 def together(backend: Backend, settings: Settings) -> int:
-    """How many candidates are made at once."""
+    """How many candidates are made at once: one, where each needs a graph of its decoder."""
+    if settings.method == "baseline":
+        return 1
     height, width = backend.size
     return max(1, min(MOST_TOGETHER, MEMORY[settings.memory].pixels // (height * width)))
 

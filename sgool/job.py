@@ -101,8 +101,7 @@ def run(job: Job, guard: Guard | None = None) -> tuple[dict[str, Any], Result]:
 
 def shown(backend: DiffusersBackend, critics: Critics, request: Request, settings: Settings, guard: Guard) -> Result:
     """Generate, with a progress bar. Before the first image a signal that is held acts as if it were not."""
-    iterations = 0 if settings.method == "none" else settings.iterations
-    with tqdm(total=iterations + 1, desc="SGOOL", unit="image", file=sys.stderr) as bar:
+    with tqdm(total=settings.updates + 1, desc="SGOOL", unit="image", file=sys.stderr) as bar:
         try:
             return generate(backend, critics, request, settings, Bar(bar, guard, settings))
         except Stop:

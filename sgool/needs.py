@@ -61,7 +61,8 @@ def needs(settings: Settings) -> Needs:
     salient = settings.saliency_weight > 0 and (improved or refined)
     salient = salient or (settings.zoom and settings.zoom_by == "attention")
     faces = settings.zoom and settings.zoom_by == "faces"
-    only_scores = settings.best and not (settings.iterations or settings.candidates > 1 or settings.zoom)
+    idle = not (settings.iterations or settings.candidates > 1 or settings.zoom or settings.method == "baseline")
+    only_scores = settings.best and idle
     guide = "embedded" if only_scores else settings.guide  # of which nothing is asked
     return Needs(guide, settings.selector, settings.saliency if salient else "spectral", faces)
 

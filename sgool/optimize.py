@@ -22,7 +22,7 @@ from sgool.errors import SgoolError, out_of_memory
 from sgool.groups import in_groups
 from sgool.guidance.blend import favorite
 from sgool.guidance.critic import Critic
-from sgool.guidance.loss import SaliencyLoss
+from sgool.guidance.loss import SaliencyLoss, gradient_of
 from sgool.region import Region
 from sgool.result import TRIED, Ending, Progress, Result, Snapshot, Stop
 from sgool.saliency import SaliencyFunction
@@ -242,7 +242,7 @@ class _Run:
                 saliency = regions.detect(image)
                 found = tuple(regions.find(saliency))
             value = self.problem.loss(pixels.clamp(0, 1), found, self._random)
-            cotangent = torch.zeros_like(latent) if last else _pull(value, pixels, decoded, leaf)
+            cotangent = torch.zeros_like(latent) if last else gradient_of(value, pixels, decoded, leaf)
         return Snapshot(iteration, image, latent, self._score(image), saliency, found), value.item(), cotangent
 
 
@@ -261,14 +261,3 @@ def _visible(decoded: Tensor) -> Tensor:
     if not torch.isfinite(decoded).all():
         raise SgoolError("The decoder returned NaN or infinite values; use a higher precision.")
     return decoded.clamp(0, 1)
-
-
-def _pull(value: Tensor, pixels: Tensor, decoded: Tensor, leaf: Tensor) -> Tensor:
-    """The gradient of the loss with respect to the latent, float64.
-
-    The gradient is scaled to unit rms for the decoder, because half precision cannot hold the small original values.
-    """
-    (gradient,) = torch.autograd.grad(value, pixels)
-    scale = gradient.square().mean().sqrt().item() or 1.0
-    (pulled,) = torch.autograd.grad(decoded, leaf, (gradient / scale).to(decoded.dtype))
-    return scale * pulled.double()

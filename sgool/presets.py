@@ -32,17 +32,20 @@ METHODS: dict[str, dict[str, Any]] = {
         **{"sampler": "edict", "strength": 1.0, "steps": 50, "iterations": 50},
         **{"guidance_scale": 7.5, "way_back": "full"},
     },
+    "baseline": {"strength": 1.0, "iterations": 0},
     "none": {"strength": 1.0, "iterations": 0},
 }
 """What a method sets; DOODL's values are the published ones."""
 
-_LOSS = ("saliency", "saliency_weight", "region_prompt", "region_match", "refresh", "cutouts")
+_REGIONS = ("saliency", "saliency_weight", "region_prompt", "region_match", "refresh")
+_LOSS = (*_REGIONS, "cutouts")
 _UPDATE = ("rule", "learning_rate", "warmup", "regularization")
 
 IGNORED: dict[str, tuple[str, ...]] = {
-    "sgool": (),
-    "doodl": (*_LOSS, *_UPDATE),  # it has a loss and an update of its own
-    "none": ("iterations", *_LOSS, *_UPDATE, "patience", "way_back"),
+    "sgool": ("guide_scale",),
+    "doodl": (*_LOSS, *_UPDATE, "guide_scale"),  # it has a loss and an update of its own
+    "baseline": ("iterations", *_REGIONS, *_UPDATE, "patience"),
+    "none": ("iterations", *_LOSS, *_UPDATE, "patience", "way_back", "guide_scale"),
 }
 """What changes no image of a method. (The other settings of regions still show in the picture of the saliency.)"""
 
@@ -59,6 +62,7 @@ _TINY: dict[str, Any] = {
     "selector": "embedded",
     "memory": "fast",
     "zoom_good": 0.83,
+    "guide_scale": 3.0,  # beyond 10 the images fall apart
 }
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -95,18 +99,20 @@ def ignored(
 def unused(settings: Settings, model: str = "") -> tuple[str, ...]:
     """Which settings differ from what their method and model set, and do nothing with that method and start.
 
-    Not those of zoom and of the best of the batch, whose switches say as much.
+    Not those of zoom and of the best of the batch, whose switches say as much, and not the pull's, whose help does.
     """
     own = resolve({"method": settings.method}, model=model)
     changed = [
-        name for name in DEFAULTS if name not in (*ZOOMS, *BESTS) and getattr(settings, name) != getattr(own, name)
+        name
+        for name in DEFAULTS
+        if name not in (*ZOOMS, *BESTS, "guide_scale") and getattr(settings, name) != getattr(own, name)
     ]
     return ignored(changed, settings.method, settings.start, settings.zoom)
 
 
 def only_zooms(settings: Settings) -> bool:
     """Whether an image that is given stays as it is but for the places that are painted again."""
-    return settings.zoom and settings.start == "image" and (settings.method == "none" or not settings.iterations)
+    return settings.zoom and settings.start == "image" and not settings.updates
 
 
 def resolve(given: Mapping[str, Any], *, preset: str = "", model: str = "") -> Settings:

@@ -78,9 +78,10 @@ class Settings:
     method: str = setting(
         "sgool",
         "Method",
-        "sgool: the whole image and where people look; doodl: DOODL's own loss and update; none: sampling only",
+        "sgool: the whole image and where people look; doodl: DOODL's own loss and update; baseline: the guide pulls "
+        "at every sampling step, and no noise is optimized; none: sampling only",
         group="Expert",
-        choices=("sgool", "doodl", "none"),
+        choices=("sgool", "doodl", "baseline", "none"),
     )
     sampler: str = setting(
         "auto",
@@ -424,6 +425,15 @@ class Settings:
         slider=(0, 8, 1),
         cli=False,
     )
+    guide_scale: float = setting(
+        100.0,
+        "Guide scale",
+        "method baseline: how strongly the guide pulls at every sampling step; 0: not at all",
+        group="Expert",
+        low=0.0,
+        high=10000.0,
+        slider=(0, 500, 10),
+    )
 
     def __post_init__(self) -> None:
         for name, about in ABOUT.items():
@@ -441,6 +451,11 @@ class Settings:
         """The defaults, and over them these values. Raises SettingError for an unknown name or a wrong value."""
         check_names(values)
         return cls(**values)
+
+    @property
+    def updates(self) -> int:
+        """The iterations that the method makes: none where it only samples."""
+        return 0 if self.method in ("baseline", "none") else self.iterations
 
     def changed(self, **values: Any) -> Settings:
         """The same settings but for these. Raises SettingError like `of`."""

@@ -23,7 +23,7 @@ LAYERS = (
     {"weights", "backends"},
     {"saliency", "guidance"},
     {"settings"},
-    {"presets", "optimize", "needs", "cost"},
+    {"presets", "optimize", "pull", "needs", "cost"},
     {"generate", "flags"},
     {"zoom"},
     {"job", "door"},

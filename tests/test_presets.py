@@ -26,11 +26,12 @@ OTHER = {
     "regularization": 0.0,
     "patience": 1,
     "way_back": "prompt",
+    "guide_scale": 50.0,
 }
 """Values unlike the defaults."""
 
 
-@pytest.mark.parametrize("method", ["doodl", "none"])
+@pytest.mark.parametrize("method", ["doodl", "baseline", "none"])
 def test_what_a_method_ignores_changes_no_image_of_it(method, backend, critics):
     few = {"method": method, "steps": 3, "candidates": 2}
     few |= {"iterations": 2} if method == "doodl" else {}
@@ -43,9 +44,11 @@ def test_what_a_method_ignores_changes_no_image_of_it(method, backend, critics):
 def test_ignored_keeps_the_order_of_the_settings_and_what_was_not_given_out():
     assert set(IGNORED) == set(METHODS)
     assert ignored(["cutouts", "saliency_weight", "steps"], "doodl") == ("saliency_weight", "cutouts")
-    assert ignored(ABOUT, "sgool", zoom=True, best=True) == ()
-    assert ignored(ABOUT, "sgool", best=True) == tuple(name for name in ABOUT if name.startswith("zoom_"))
-    assert ignored(ABOUT, "sgool", zoom=True) == ("best_shown", "best_save_all")
+    assert ignored(ABOUT, "sgool", zoom=True, best=True) == ("guide_scale",)
+    assert ignored(ABOUT, "baseline", zoom=True, best=True)[:2] == ("iterations", "saliency_weight")
+    zooms = tuple(name for name in ABOUT if name.startswith("zoom_"))
+    assert ignored(ABOUT, "sgool", best=True) == (*zooms, "guide_scale")
+    assert ignored(ABOUT, "sgool", zoom=True) == ("best_shown", "best_save_all", "guide_scale")
     assert ignored(["saliency", "zoom_by", "rule"], "none", zoom=True) == ("rule",)
     assert ignored(["candidates", "rule"], "sgool", "image") == ("candidates",)
     assert ignored(["iterations", "steps"], "none") == ("iterations",)

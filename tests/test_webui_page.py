@@ -41,6 +41,7 @@ OTHER = {
     **{"zoom": True, "zoom_places": 3, "zoom_strength": 0.45, "zoom_iterations": 4, "zoom_smallest": 0.2},
     **{"zoom_largest": 0.6, "zoom_padding": 0.5, "zoom_good": 0.7, "zoom_judge": False, "as_uploaded": True},
     **{"best": True, "best_shown": 2, "best_save_all": False, "best_improved": 3},
+    "guide_scale": 50.0,
 }
 """No parameter at its default."""
 
@@ -187,6 +188,7 @@ def test_the_cost_knows_every_sampler():
         {"iterations": 1, "sampler": "edict"},
         {"iterations": 1, "start": "image"},
         {"method": "none", "candidates": 2, "sampler": "ddim", "strength": 1.0},
+        {"method": "baseline", "sampler": "ddim", "strength": 1.0},
     ],
 )
 def test_the_cost_counts_as_a_run_counts(backend, critics, values):
@@ -241,7 +243,9 @@ def test_infotext_brings_every_control_back():
     assert set(OTHER) == set(WEBUI)
     assert all(OTHER[name] != DEFAULTS[name] for name in WEBUI)
     alone = {name: OTHER[name] for name in ("method", "start")}  # with these some of the others do nothing
-    for values in (alone, {name: value for name, value in OTHER.items() if name not in alone}):
+    pulled = {"method": "baseline", "guide_scale": OTHER["guide_scale"]}
+    rest = {name: value for name, value in OTHER.items() if name not in (*alone, "guide_scale")}
+    for values in (alone, pulled, rest):
         p = SimpleNamespace(extra_generation_params={})
         infotext.write(p, Run(Settings(**values), lambda: None))
         written = {key: str(value) for key, value in p.extra_generation_params.items() if not callable(value)}

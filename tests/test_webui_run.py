@@ -195,6 +195,23 @@ def test_the_exported_embedded_model_brings_its_own_defaults(webui):
     assert text["SGOOL Smallest region"] == str(MODELS["tiny"]["min_size"]) and text["SGOOL Region threshold"] == "0.3"
 
 
+def test_the_baseline_pulls_the_first_pass_sampled_again(webui):
+    """Without a pull it is that image. From an image there is nothing to pull, which is said."""
+    values = {"method": "baseline", "sampler": "ddim", "steps": 4, "cutouts": 0, "start": "seed"}
+    _, processed = webui.make({**values, "guide_scale": 0.0})
+    (still,) = _outcomes()
+    assert still.result.scores[0] == pytest.approx(still.score_before, abs=1e-4)
+    _, processed = webui.make({**values, "guide_scale": 3.0})
+    (pulled,) = _outcomes()
+    assert pulled.result.scores[0] != pytest.approx(still.score_before, abs=1e-4)
+    assert processed.infotexts[0]["SGOOL Method"] == "baseline" and processed.infotexts[0]["SGOOL Guide scale"] == "3.0"
+    plain, _ = webui.make()
+    p, _ = webui.make({**values, "start": "image"})
+    assert torch.equal(latents(p), latents(plain)) and "nothing to do with a start from the image" in next(
+        iter(p.comments)
+    )
+
+
 def test_settings_that_a_method_makes_no_use_of_are_named_and_left_out(webui):
     doodl = {"method": "doodl", "steps": 2, "iterations": 1, "sampler": "edict"}
     p, processed = webui.make({**doodl, "cutouts": 3, "rule": "adam"})

@@ -83,12 +83,12 @@ def check_critic(name: str) -> None:
 
 def shared(guide: str, selector: str) -> str:
     """The critic of the guide that has the selector's image network; "" where there is none. Both are checked names."""
-    judge = _network(selector, "selector")
-    return next((name for name in parse_sum(guide) if _network(name, "guide") == judge), "")
+    judge = image_network(selector, "selector")
+    return next((name for name in parse_sum(guide) if image_network(name, "guide") == judge), "")
 
 
-def _network(name: str, role: Role) -> str:
-    """What tells a critic's image network from others."""
+def image_network(name: str, role: Role) -> str:
+    """What tells a critic's image network from others. name: a checked one."""
     kind, variant = parse_critic(name)
     return name if kind.network is None else kind.network(variant, role)
 
@@ -143,6 +143,7 @@ __all__ = [
     "check_critic",
     "check_guide",
     "critic_weights",
+    "image_network",
     "listed",
     "load_critic",
     "parse_critic",

@@ -177,6 +177,18 @@ class SaliencyLoss:
         return texts
 
 
+def gradient_of(value: Tensor, pixels: Tensor, decoded: Tensor, leaf: Tensor) -> Tensor:
+    """The gradient of a loss with respect to a latent, float64.
+
+    value: the loss of pixels, which are decoded without its graph. decoded: what the decoder makes of leaf, the latent.
+    The gradient is scaled to unit rms for the decoder, because half precision cannot hold the small original values.
+    """
+    (gradient,) = torch.autograd.grad(value, pixels)
+    scale = gradient.square().mean().sqrt().item() or 1.0
+    (pulled,) = torch.autograd.grad(decoded, leaf, (gradient / scale).to(decoded.dtype))
+    return scale * pulled.double()
+
+
 def assign(similarity: Tensor) -> list[int]:
     """A phrase for each region: similarity [regions, phrases] -> the number of each region's phrase.
 

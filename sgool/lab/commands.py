@@ -1,4 +1,4 @@
-"""The laboratory's commands: ``python -m sgool bench | compare``."""
+"""The laboratory's commands: ``python -m sgool bench | compare | evaluate | study``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from sgool.cli import path
 from sgool.errors import SgoolError
+from sgool.lab.evaluate import command as evaluate
+from sgool.lab.study import command as study
 
 
 def add(commands: Any) -> None:
@@ -43,6 +45,8 @@ def add(commands: Any) -> None:
     command.add_argument("--methods", nargs="+", metavar="METHOD", help=some)
     command.add_argument("--jobs", metavar="N", type=int, help="processes (default: one per core)")
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    evaluate.add(commands)
+    study.add(commands)
 
 
 def run_bench(args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ import torch
 from modules import devices, errors, shared
 from torch import Tensor
 
-from sgool import pictures
+from sgool import cost, pictures
 from sgool.checkpointing import MEMORY
 from sgool.errors import SgoolError, brief, out_of_memory
 from sgool.generate import Critics, Request, generate, region_finder
@@ -47,14 +47,15 @@ def improve(p: Any, run: Run, samples: Tensor) -> Tensor:
 
 def improves(settings: Settings) -> bool:
     """Whether these settings do anything to the image as a whole."""
-    updates = 0 if settings.method == "none" else settings.iterations
-    return bool(updates) or (settings.candidates > 1 and settings.start == "seed")
+    return cost.improves(settings)
 
 
 def nothing_to_do(settings: Settings) -> str | None:
     """Why these settings leave every image as it is, or None."""
     if improves(settings) or settings.zoom or settings.best:
         return None
+    if settings.method == "baseline":
+        return "Method baseline works while a seed is sampled, and has nothing to do with a start from the image."
     what = "With method none" if settings.method == "none" else "With 0 iterations"
     return (
         f"{what} and without zoom SGOOL has nothing to do here; more candidate seeds would choose the best of several "
@@ -166,7 +167,8 @@ class Batch:
             self.rendered = self._render(i, backend, critics, result)
             if shared.state.skipped:  # Skip gives the original, Interrupt the best so far
                 raise Stop
-            own = self.followed or self.run.uploaded  # what the run begins with is the user's image
+            # Whether what the run begins with is the user's image.
+            own = (self.followed or self.run.uploaded) and settings.method != "baseline"
             improved = result.best.score > score and not (own and _is_first(result))
             better = backend.blend(result.best.latent).detach() if improved else None
             if self.rendered and self.rendered.score > max(score, result.best.score):

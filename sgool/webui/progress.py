@@ -30,7 +30,7 @@ class BatchProgress(Progress):
     """
 
     def __init__(self, p: Any, settings: Settings, count: int, steps: int, resamples: bool) -> None:
-        self.iterations = 0 if settings.method == "none" else settings.iterations
+        self.iterations = settings.updates
         self.steps = steps
         self.resamples = resamples
         self.critic = settings.selector
