@@ -13,16 +13,18 @@ from torch import Tensor
 from sgool.backends import Backend
 from sgool.checkpointing import MEMORY, checkpoint
 from sgool.checks import SEEDS, as_folder, check_kind, check_seed, check_tensor, check_text, shown, usable_device
+from sgool.detect import Detector, PromptDetector
 from sgool.errors import NotRepeatable, SgoolError
 from sgool.guidance import Critic, load_critic
 from sgool.guidance.loss import DOODL, SaliencyLoss, Whole
+from sgool.guidance.maps import MAPS
 from sgool.guidance.prompt import clean_prompt
 from sgool.needs import Needs
 from sgool.optimize import Plan, Problem, Regions, Start, optimize
 from sgool.presets import invertible
 from sgool.region import Region
 from sgool.result import Ending, Progress, Result, Stop
-from sgool.saliency import LoadedDetector, load_detector
+from sgool.saliency import load_detector
 from sgool.saliency.faces import FaceFinder
 from sgool.saliency.regions import find_regions
 from sgool.samplers import Sampler, Schedule, Trajectory, bdia, get_sampler
@@ -56,7 +58,7 @@ class Critics:
 
     guide: Critic
     selector: Critic
-    detector: LoadedDetector
+    detector: Detector
     faces: FaceFinder | None = None
 
     def to(self, device: torch.device, half: bool | None = None) -> Critics:
@@ -140,13 +142,15 @@ def load_critics(
     """
     kept, place = as_folder(models_dir), usable_device(device)
     with torch.inference_mode(False):  # a caller's would make tensors that no gradient can go through
-        critics = Critics(
-            load_critic(wanted.guide, "guide", kept),
-            load_critic(wanted.selector, "selector", kept),
-            load_detector(wanted.detector, kept, place),
-            FaceFinder(kept) if wanted.faces else None,
+        guide = load_critic(wanted.guide, "guide", kept)
+        selector = load_critic(wanted.selector, "selector", kept)
+        by_prompt = wanted.detector in MAPS
+        detector: Detector = (
+            PromptDetector(wanted.detector, [selector, guide])
+            if by_prompt
+            else load_detector(wanted.detector, kept, place)
         )
-        return critics.to(place, half)
+        return Critics(guide, selector, detector, FaceFinder(kept) if wanted.faces else None).to(place, half)
 
 
 def generate(
@@ -191,7 +195,7 @@ def _attempt(
         backend,
         trajectory,
         make_loss(guide, request.prompt, settings),
-        Regions(critics.detector, region_finder(settings), settings.refresh),
+        Regions(critics.detector.of(request.prompt), region_finder(settings), settings.refresh),
         critics.selector,
     )
     plan = Plan(

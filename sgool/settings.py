@@ -137,7 +137,8 @@ class Settings:
     saliency: str = setting(
         "transalnet-res",
         "Saliency detector",
-        "what finds where people look; spectral downloads nothing",
+        "what finds where to look; transalnet and spectral: where people do, spectral without a download; grad-cam, "
+        "grad-cam++ and legrad: where a CLIP sees the prompt; mask: where you painted",
         choices=tuple(DETECTORS),
     )
     saliency_weight: float = setting(
@@ -423,6 +424,12 @@ class Settings:
         high=1000,
         slider=(0, 8, 1),
         cli=False,
+    )
+    phrases: bool = setting(
+        True,
+        "Phrases",
+        "measure how much of each phrase of the prompt the image shows, before and after, and where",
+        group="Sampling",
     )
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ CELLS = 7
 """The last stage with at least so many cells a side is looked at: with ResNet-50 on 224 pixels, the last of all."""
 
 GAIN = 1024.0
-"""What a score is scaled by before its gradient is taken, and the gradient scaled back: half precision would lose it."""
+"""What a score is scaled by before its gradient is taken, and the gradient back: half precision is coarse."""
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
 """(activations [N, C, h, w], gradients [N, C, h, w]) -> weights [N, C, 1, 1]."""

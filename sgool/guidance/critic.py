@@ -151,6 +151,11 @@ class EmbeddingCritic(Critic):
         return torch.stack([self.encode_text(text) for text in texts])
 
 
+def singles(critics: Iterable[Critic]) -> list[Critic]:
+    """The critics one by one: of a sum, each that it is made of."""
+    return [each for critic in critics for each in getattr(critic, "critics", (critic,))]
+
+
 def spherical_distance(x: Tensor, y: Tensor) -> Tensor:
     """2 arcsin(|x - y| / 2)^2 over the last dimension: half the squared angle between unit vectors, in [0, pi^2 / 2].
 

@@ -94,7 +94,8 @@ def unlike(phrase: str, generic: Sequence[str]) -> list[str]:
 def merged(maps: Tensor, seen: Evidence, size: tuple[int, int]) -> Tensor:
     """Maps [phrases, parts, h, w] of the parts as maps [phrases, H, W] of the image.
 
-    Each part counts as far as it speaks for the phrase; where parts overlap, their mean is taken.
+    Each part counts as far as it speaks for the phrase; where parts overlap, their mean is taken, in which a part
+    counts less towards its border.
     """
     weights = seen.found.T.clamp_min(0)
     total, count = maps.new_zeros(len(maps), *size), maps.new_zeros(size)
@@ -102,6 +103,13 @@ def merged(maps: Tensor, seen: Evidence, size: tuple[int, int]) -> Tensor:
         rows, columns = slice(part.top, part.top + part.height), slice(part.left, part.left + part.width)
         own = (maps[:, number] * weights[:, number, None, None])[:, None]
         smooth = F.interpolate(own, (part.height, part.width), mode="bicubic", align_corners=False)
-        total[:, rows, columns] += smooth[:, 0]
-        count[rows, columns] += 1
-    return (total / count.clamp_min(1)).clamp_min(0)
+        share = _fading(part.height, maps)[:, None] * _fading(part.width, maps)
+        total[:, rows, columns] += share * smooth[:, 0]
+        count[rows, columns] += share
+    return (total / count).clamp_min(0)
+
+
+def _fading(length: int, like: Tensor) -> Tensor:
+    """1 in the middle of 0..length, and nearly 0 at both ends."""
+    at = (torch.arange(length, dtype=like.dtype, device=like.device) + 0.5) / length
+    return (torch.pi * at).sin().square() + 1e-3

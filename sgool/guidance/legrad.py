@@ -45,12 +45,13 @@ def maps(clip: Any, parts: Sequence[Tensor], directions: Tensor) -> Tensor:
     finally:
         for hook in hooks:
             hook.remove()
-    total = torch.zeros((), device=directions.device)
+    every = []
     for block, given in zip(blocks, inputs, strict=True):
         first = getattr(block.attn, "batch_first", False)
-        total = total + _layer(visual, _float(block), (given if first else given.transpose(0, 1)).float(), directions)
-    rows, columns = visual.grid_size
-    return total.unflatten(-1, (rows, columns))
+        x = given if first else given.transpose(0, 1)
+        every.append(_layer(visual, _float(block), x.float(), directions))
+    total = torch.stack(every).sum(0)
+    return total.view(*total.shape[:2], *visual.grid_size)
 
 
 def _float(block: Any) -> Any:
@@ -79,7 +80,7 @@ def _layer(visual: Any, block: Any, x: Tensor, directions: Tensor) -> Tensor:
     return torch.stack(every)
 
 
-def _pooled(visual: Any, y: Tensor) -> Tensor:
+def _pooled(visual: Any, y: Tensor) -> Any:
     """The pooled output [N, width] of a layer: of the class token, or the mean where the network takes that."""
     norm = _float(visual.ln_post)
     if getattr(visual, "global_average_pool", False):  # open_clip 2.20

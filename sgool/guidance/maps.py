@@ -12,46 +12,48 @@ from torch import Tensor
 
 from sgool.errors import SgoolError
 from sgool.guidance import cam, legrad
-from sgool.guidance.critic import Critic
 from sgool.guidance.clip import Clip
+from sgool.guidance.critic import Critic
 from sgool.guidance.evidence import Evidence, cut, evidence, merged
 
 
 @dataclass(frozen=True)
 class MapKind:
-    """A kind of map. check: raises SgoolError for an image encoder that it cannot read. maps: see `legrad.maps`."""
+    """A kind of map. encoder: the image encoder that it needs, in words. check: raises SgoolError for another one.
+    maps: see `legrad.maps`.
+    """
 
-    description: str
+    encoder: str
     check: Callable[[Any], object]
     maps: Callable[[Any, Sequence[Tensor], Tensor], Tensor]
 
 
 MAPS: dict[str, MapKind] = {
-    "legrad": MapKind("where a vision transformer sees the prompt", legrad.blocks_of, legrad.maps),
-    "grad-cam++": MapKind(
-        "where a convolutional CLIP sees the prompt, all of it",
-        cam.stages_of,
-        partial(cam.maps, weigh=cam.higher_orders),
-    ),
-    "grad-cam": MapKind("where a convolutional CLIP sees the prompt", cam.stages_of, cam.maps),
+    "legrad": MapKind("a vision transformer", legrad.blocks_of, legrad.maps),
+    "grad-cam++": MapKind("a convolutional network", cam.stages_of, partial(cam.maps, weigh=cam.higher_orders)),
+    "grad-cam": MapKind("a convolutional network", cam.stages_of, cam.maps),
 }
 """By name; of those that suit a CLIP, the first is taken."""
 
 
 def suitable(critic: Critic) -> str:
     """The name of the map that suits a critic. Raises SgoolError where there is none."""
-    if not isinstance(critic, Clip):
-        raise SgoolError(f"The critic {critic.name or type(critic).__name__} has no heat maps, because it is no CLIP.")
-    for name, kind in MAPS.items():
-        try:
-            kind.check(critic.model.visual)
+    for name in MAPS:
+        if can_map(critic, name):
             return name
-        except SgoolError:
-            pass
-    raise SgoolError(
-        f"The critic {critic.name} has no heat maps, because its image encoder is neither one of open_clip's vision "
-        "transformers nor a convolutional network of stages."
-    )
+    what = "its image encoder is of an unknown kind" if isinstance(critic, Clip) else "it is no CLIP"
+    raise SgoolError(f"The critic {critic.name or type(critic).__name__} has no heat maps, because {what}.")
+
+
+def can_map(critic: Critic, name: str) -> bool:
+    """Whether a critic has maps of this name."""
+    if not isinstance(critic, Clip):
+        return False
+    try:
+        MAPS[name].check(critic.model.visual)
+    except SgoolError:
+        return False
+    return True
 
 
 def heat(critic: Critic, image: Tensor, phrases: Sequence[str], name: str = "") -> tuple[Tensor, Evidence]:

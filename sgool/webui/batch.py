@@ -178,7 +178,7 @@ class Batch:
         number = self.numbers[i]
         before = self.run.uploaded[i] if self.run.uploaded else backend.picture(backend.original)
         after = before if better is None else backend.picture(better)
-        saliency = critics.detector(pictures.to_tensor(after))
+        saliency = critics.detector.of(self.p.prompts[i])(pictures.to_tensor(after))
         outcome = self.run.outcomes[number] = Outcome(
             before=before,
             after=after,

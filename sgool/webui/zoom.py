@@ -101,7 +101,7 @@ class Zoom:
             self.tell(f"SGOOL's zoom was interrupted after {done} of {len(repaints)} places.")
         after = pictures.to_uint8(result.image)
         with torch.no_grad():
-            saliency = critics.detector(result.image)
+            saliency = critics.detector.of(self.prompt)(result.image)
         self.run.zooms[self.number] = ZoomOutcome(
             before=pictures.to_uint8(self.picture),
             after=after,
