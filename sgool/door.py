@@ -125,7 +125,7 @@ class Improver:
                     zoomed = zoom_in(Picture(after, prompt, own), critics, settings, painter)
                     score, after = critics.selector.judge(zoomed.image, prompt), zoomed.image
                     improved = replace(improved, image=_picture(after), score_after=score, zoomed=zoomed)
-                if settings.phrases:
+                if settings.show_phrases:
                     result.phrases = measure([critics.selector, critics.guide], [result.first.image, after], prompt)
                 return improved
         finally:

@@ -109,7 +109,7 @@ def run(job: Job, guard: Guard | None = None) -> tuple[dict[str, Any], Result]:
         closer = Closer(Painter(backend, critics, request, settings), guard) if settings.zoom else None
         if closer:
             closer.look(Picture(result.best.image, job.prompt, mask))
-        if settings.phrases:
+        if settings.show_phrases:
             after = closer.zoomed.image if closer and closer.zoomed else result.best.image
             result.phrases = measure([critics.selector, critics.guide], [result.first.image, after], job.prompt)
         return write(job, settings, result, device, closer), result

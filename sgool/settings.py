@@ -425,9 +425,9 @@ class Settings:
         slider=(0, 8, 1),
         cli=False,
     )
-    phrases: bool = setting(
+    show_phrases: bool = setting(
         True,
-        "Phrases",
+        "Show phrases",
         "measure how much of each phrase of the prompt the image shows, before and after, and where",
         group="Sampling",
     )

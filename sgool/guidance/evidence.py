@@ -103,13 +103,17 @@ def merged(maps: Tensor, seen: Evidence, size: tuple[int, int]) -> Tensor:
         rows, columns = slice(part.top, part.top + part.height), slice(part.left, part.left + part.width)
         own = (maps[:, number] * weights[:, number, None, None])[:, None]
         smooth = F.interpolate(own, (part.height, part.width), mode="bicubic", align_corners=False)
-        share = _fading(part.height, maps)[:, None] * _fading(part.width, maps)
+        down = _fading(part.top, part.height, size[0])
+        right = _fading(part.left, part.width, size[1])
+        share = (down[:, None] * right).to(maps)
         total[:, rows, columns] += share * smooth[:, 0]
         count[rows, columns] += share
     return (total / count).clamp_min(0)
 
 
-def _fading(length: int, like: Tensor) -> Tensor:
-    """1 in the middle of 0..length, and nearly 0 at both ends."""
-    at = (torch.arange(length, dtype=like.dtype, device=like.device) + 0.5) / length
-    return (torch.pi * at).sin().square() + 1e-3
+def _fading(start: int, length: int, whole: int) -> Tensor:
+    """1 within a part, falling to 0 over a quarter of its length at each border that is none of the image's."""
+    at = torch.arange(length) + 0.5
+    left = 4 * at / length if start else torch.ones(length)
+    right = 4 * (length - at) / length if start + length < whole else torch.ones(length)
+    return torch.minimum(left, right).clamp(max=1)
