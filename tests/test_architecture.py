@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors", "region", "tiny", "checkpointing", "signals"},
     {"checks", "download", "samplers", "update", "result", "groups", "images", "pictures", "streams", "outputs"},
-    {"weights", "backends"},
+    {"weights", "backends", "phrase_sheet"},
     {"saliency", "guidance"},
     {"settings"},
     {"presets", "optimize", "needs", "cost", "phrases"},

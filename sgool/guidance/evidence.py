@@ -94,10 +94,10 @@ def unlike(phrase: str, generic: Sequence[str]) -> list[str]:
 def merged(maps: Tensor, seen: Evidence, size: tuple[int, int]) -> Tensor:
     """Maps [phrases, parts, h, w] of the parts as maps [phrases, H, W] of the image.
 
-    Each part counts as far as it speaks for the phrase; where parts overlap, their mean is taken, in which a part
-    counts less towards its border.
+    Each part counts by the square of what speaks for the phrase there; where parts overlap, their mean is taken, in
+    which a part counts less towards its border.
     """
-    weights = seen.found.T.clamp_min(0)
+    weights = seen.found.T.clamp_min(0).square()
     total, count = maps.new_zeros(len(maps), *size), maps.new_zeros(size)
     for number, part in enumerate(seen.regions):
         rows, columns = slice(part.top, part.top + part.height), slice(part.left, part.left + part.width)

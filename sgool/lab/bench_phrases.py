@@ -46,8 +46,16 @@ def bench_phrases(assets: Path, count: int = 200, *, progress: bool = True) -> d
     for name in MAPS:
         role = next(role for role in critics if can_map(critics[role], name))
         found = [_hits(critics[role], *each, name, rows) for each in zip(images, scenes, boxes, strict=True)]
-        hits = [hit for row in found for hit in row]
-        figures["maps"].append({"map": name, "by": role, "phrases": len(hits), "on_subject": float(np.mean(hits))})
+        hits = np.array([hit for row in found for hit in row])
+        figures["maps"].append(
+            {
+                "map": name,
+                "by": role,
+                "subjects": len(hits),
+                "on_subject": float(hits[:, 0].mean()),
+                "on_subject_by_phrase": float(hits[:, 1].mean()),
+            }
+        )
     pictures = {"composed": (scenes, images), "generated": generated(scenes)}
     for kind, (shown, given) in pictures.items():
         for role, critic in critics.items():
@@ -57,15 +65,27 @@ def bench_phrases(assets: Path, count: int = 200, *, progress: bool = True) -> d
     return figures | seconds()
 
 
-def _hits(critic: Any, image: Tensor, scene: Scene, boxes: Sequence[Box], name: str, rows: tqdm) -> list[bool]:
-    """Whether the peak of the map of each phrase of the caption lies within the box of its subject."""
-    maps, _ = heat(critic, image, phrases(scene.caption), name)
+def _hits(
+    critic: Any, image: Tensor, scene: Scene, boxes: Sequence[Box], name: str, rows: tqdm
+) -> list[tuple[bool, bool]]:
+    """For each subject, whether the peak of a map lies within its box: of the map for its name ("a small frog"), and
+    of that for its phrase of the caption, which may also name the ground ("a car on a yellow background").
+    """
+    named, asked = [str(subject) for subject in scene.subjects], phrases(scene.caption)
+    texts = list(dict.fromkeys([*named, *asked]))
+    maps, _ = heat(critic, image, texts, name)
     rows.update()
-    hits = []
-    for own, (top, left, height, width) in zip(maps, boxes, strict=True):
-        row, column = divmod(int(own.argmax()), own.shape[1])
-        hits.append(top <= row < top + height and left <= column < left + width)
-    return hits
+    on = [
+        [_within(maps[texts.index(text)], box) for text, box in zip(own, boxes, strict=True)] for own in (named, asked)
+    ]
+    return list(zip(*on, strict=True))
+
+
+def _within(found: Tensor, box: Box) -> bool:
+    """Whether the peak of a map lies within a box."""
+    top, left, height, width = box
+    row, column = divmod(int(found.argmax()), found.shape[1])
+    return top <= row < top + height and left <= column < left + width
 
 
 def asked(scene: Scene, scenes: Sequence[Scene], rng: np.random.Generator) -> tuple[list[str], list[str]]:
@@ -138,9 +158,11 @@ def seconds() -> dict[str, float]:
 def render_tables(figures: Mapping[str, Any]) -> str:
     """The figures as markdown tables."""
     lines = [f"{figures['scenes']} composed scenes of held-out captions", ""]
-    lines += ["| map | by | phrases | peak on the subject |", "|---|---|---|---|"]
+    lines += ["| map | by | subjects | peak on the subject named | of a whole phrase |", "|---|---|---|---|---|"]
     lines += [
-        f"| `{row['map']}` | {row['by']} | {row['phrases']} | {row['on_subject']:.3f} |" for row in figures["maps"]
+        f"| `{row['map']}` | {row['by']} | {row['subjects']} | {row['on_subject']:.3f} | "
+        f"{row['on_subject_by_phrase']:.3f} |"
+        for row in figures["maps"]
     ]
     lines += [
         "",

@@ -48,6 +48,11 @@ def schema() -> dict[str, Any]:
             "contentEncoding": "base64",
             "description": "with zoom_by mask: a PNG or JPEG of the image's size, white where zoom may paint",
         },
+        "look_at": {
+            "type": "string",
+            "contentEncoding": "base64",
+            "description": "with saliency mask: a PNG or JPEG of the image's size, white where SGOOL should look",
+        },
     }
     for name, about in WEBUI.items():
         default = DEFAULTS[name]

@@ -18,7 +18,7 @@ from sgool.errors import SgoolError, brief, out_of_memory
 from sgool.generate import Critics, Request, generate, region_finder
 from sgool.result import Result, Stop
 from sgool.settings import Settings
-from sgool.webui import interrupts, models, unsupported
+from sgool.webui import interrupts, masks, models, unsupported
 from sgool.webui.backend import WebuiBackend
 from sgool.webui.follow import Followed
 from sgool.webui.isolation import isolated, sparing
@@ -39,7 +39,7 @@ def improve(p: Any, run: Run, samples: Tensor) -> Tensor:
             tell(p, run, batch.numbers, sentence)
             return samples
         with isolated(p), models.critics(run.settings) as critics:
-            batch.each(critics)
+            batch.each(masks.looking(critics, p, run, (p.width, p.height)))
         shared.state.current_latent = batch.improved  # what a preview shows from here on
     batch.settle()
     return batch.improved

@@ -1,4 +1,4 @@
-"""The user's masks: where a zoom may paint."""
+"""The user's masks: where a zoom may paint, and where to look."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import binascii
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from sgool.detect import MaskDetector
+from sgool.errors import SgoolError
+from sgool.generate import Critics
 from sgool.settings import SettingError, Settings
+from sgool.webui.records import Run
+from sgool.zoom.find import check_mask
 
-FIELD = "zoom_mask"
-"""Of the API's dict: a PNG or JPEG file in base64, white where the zoom may paint."""
+FIELD, LOOK = "zoom_mask", "look_at"
+"""Of the API's dict: PNG or JPEG files in base64, white where the zoom may paint, and where SGOOL should look."""
 
 LARGEST = 32 * 2**20
 """Bytes of such a file."""
@@ -29,36 +35,60 @@ _KINDS = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 
 
 def given(args: Sequence[Any], settings: Settings) -> Image.Image | None:
-    """The mask that an API request hands over, "L", or None. Raises SettingError where it does not fit."""
-    text = args[0].get(FIELD) if args and isinstance(args[0], Mapping) else None
+    """The mask to zoom in that an API request hands over, "L", or None. Raises SettingError where it does not fit."""
+    return _handed(args, FIELD, settings.zoom and settings.zoom_by == "mask", "zoom true and zoom_by mask")
+
+
+def to_look_at(args: Sequence[Any], settings: Settings) -> Image.Image | None:
+    """Likewise, the mask of where to look."""
+    return _handed(args, LOOK, settings.saliency == "mask", "saliency mask")
+
+
+def _handed(args: Sequence[Any], field: str, used: bool, by: str) -> Image.Image | None:
+    text = args[0].get(field) if args and isinstance(args[0], Mapping) else None
     if text is None:
         return None
-    if not (settings.zoom and settings.zoom_by == "mask"):
-        raise SettingError(FIELD, "goes with zoom true and zoom_by mask")
-    return _decoded(text)
+    if not used:
+        raise SettingError(field, f"goes with {by}")
+    return _decoded(text, field)
 
 
-def _decoded(text: Any) -> Image.Image:
+def looking(critics: Critics, p: Any, run: Run, size: tuple[int, int]) -> Critics:
+    """The critics, with the user's mask in the detector's place where it says where to look.
+
+    size: width and height of the picture at hand. Raises SgoolError for a mask of another size, and for an empty one.
+    """
+    if run.settings.saliency != "mask":
+        return critics
+    mask = of_request(p, run.look_at, size)
+    mask = of_user(p, size) if mask is None else mask
+    if mask is None:
+        raise SgoolError("it looks where a mask is white, and there is none: paint one in img2img, Inpaint.")
+    check_mask(mask, size[::-1])
+    return replace(critics, detector=MaskDetector(mask))
+
+
+def _decoded(text: Any, field: str) -> Image.Image:
     if not isinstance(text, str):
-        raise SettingError(FIELD, "must be a PNG or JPEG file in base64")
+        raise SettingError(field, "must be a PNG or JPEG file in base64")
     if len(text) > LARGEST * 4 // 3 + 100:
-        raise SettingError(FIELD, f"is larger than {LARGEST // 2**20} MB")
+        raise SettingError(field, f"is larger than {LARGEST // 2**20} MB")
     try:
         data = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
     except (binascii.Error, ValueError):
-        raise SettingError(FIELD, "is not base64") from None
+        raise SettingError(field, "is not base64") from None
     kind = next((name for start, name in _KINDS.items() if data.startswith(start)), None)
     if kind is None:
-        raise SettingError(FIELD, "is neither a PNG nor a JPEG file")
+        raise SettingError(field, "is neither a PNG nor a JPEG file")
     try:
         with Image.open(io.BytesIO(data), formats=[kind]) as picture:
             if picture.width * picture.height > MOST_PIXELS:
-                raise SettingError(FIELD, f"has {picture.width}x{picture.height} pixels, which are too many")
+                raise SettingError(field, f"has {picture.width}x{picture.height} pixels, which are too many")
             return picture.convert("L")
     except SettingError:
         raise
     except Exception as error:  # a broken file may raise anything
-        raise SettingError(FIELD, "is a picture that cannot be read") from error
+        raise SettingError(field, "is a picture that cannot be read") from error
 
 
 def is_inpainting(p: Any) -> bool:

@@ -185,11 +185,11 @@ class Run:
     """What is known of one generation.
 
     owner: gives its processing object, while that lives. whole: whether SGOOL improves its images as a whole. mask: a
-    picture, white where the zoom may paint, as the API gave it. noise: of the batch at hand. recording: hears how that
-    batch is sampled, where SGOOL should sample likewise (`sgool.webui.follow`). uploaded: its pictures, where they are
-    improved as they are (`sgool.webui.uploaded`). outcomes, zooms, notes: by the image's number. files: the number of
-    the image that each saved file belongs to. interrupted: whether the user has stopped the run; stopped: the numbers
-    of the images that were in work when the user stopped it, or skipped them.
+    picture, white where the zoom may paint, as the API gave it; look_at: likewise, where to look. noise: of the batch
+    at hand. recording: hears how that batch is sampled, where SGOOL should sample likewise (`sgool.webui.follow`).
+    uploaded: its pictures, where they are improved as they are (`sgool.webui.uploaded`). outcomes, zooms, notes: by the
+    image's number. files: the number of the image that each saved file belongs to. interrupted: whether the user has
+    stopped the run; stopped: the numbers of the images that were in work when the user stopped it, or skipped them.
 
     Of the best of a batch: sorts: whether the gallery is to be sorted; held: what the processing object saved before
     some of that had to wait; waiting: the pictures that are saved at the end. made: the numbers of all finished images;
@@ -202,6 +202,7 @@ class Run:
     owner: Callable[[], Any]
     whole: bool = True
     mask: Any = None
+    look_at: Any = None
     noise: Tensor | None = None
     recording: Any = None
     uploaded: list[np.ndarray] = field(default_factory=list)

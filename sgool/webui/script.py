@@ -57,7 +57,7 @@ class SgoolScript(scripts.Script):
                 return
             from sgool.webui import masks
 
-            mask = masks.given(args, settings)
+            given = masks.given(args, settings), masks.to_look_at(args, settings)
         except SgoolError as error:
             from sgool.webui.messages import sentence
 
@@ -65,7 +65,7 @@ class SgoolScript(scripts.Script):
             return
         try:
             settings = settings.changed(**({"start": "image"} if self.is_img2img else {"as_uploaded": False}))
-            run = self._begin(p, settings, mask)
+            run = self._begin(p, settings, *given)
         except Refused as told:
             self._refuse(p, str(told))
             if settings.as_uploaded:  # the picture still comes out as it is
@@ -89,8 +89,8 @@ class SgoolScript(scripts.Script):
 
             best.begin(p, run)
 
-    def _begin(self, p: Any, settings: Settings, mask: Any) -> Run:
-        """The run of these settings, with its networks here. mask: of the API, or None. Raises Refused."""
+    def _begin(self, p: Any, settings: Settings, mask: Any, look_at: Any) -> Run:
+        """The run of these settings, with its networks here. mask, look_at: of the API, or None. Raises Refused."""
         from sgool.webui import masks
         from sgool.webui.batch import improves, nothing_to_do
         from sgool.webui.records import Run
@@ -106,6 +106,8 @@ class SgoolScript(scripts.Script):
                 raise Refused(lacking)
             self._note(p, lacking)
             notes = dict.fromkeys(range(len(p.all_seeds)), lacking)
+        if settings.saliency == "mask" and look_at is None and not masks.is_inpainting(p):
+            raise Refused("SGOOL looks where a mask is white, and there is none: paint one in img2img, Inpaint.")
         if told := nothing_to_do(settings):
             raise Refused(told)
         if not any(prompt.strip() for prompt in p.all_prompts):
@@ -124,7 +126,9 @@ class SgoolScript(scripts.Script):
                 )
         if told := _fetched(settings):  # before the first pass, which may take minutes
             raise Refused(told)
-        return Run(settings, weakref.ref(p), whole=improves(settings) and not upscaled, mask=mask, notes=notes)
+        return Run(
+            settings, weakref.ref(p), whole=improves(settings) and not upscaled, mask=mask, look_at=look_at, notes=notes
+        )
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """Keep the seed's noise. With hires fix this sampler's result is where SGOOL comes in."""
