@@ -268,7 +268,7 @@ def test_parts_count_by_their_evidence_and_leave_no_seam() -> None:
     seen = evidence(Colors(), torch.full((1, 3, 64, 64), 0.5), ["red"])
     ones = torch.ones(1, len(seen.regions), 2, 2)
     even = replace(seen, found=torch.full_like(seen.found, 0.5))
-    torch.testing.assert_close(merged(ones, even, (64, 64)), torch.full((1, 64, 64), 0.5))
+    torch.testing.assert_close(merged(ones, even, (64, 64)), torch.full((1, 64, 64), 0.5**2))
     corner = [region.height == 32 and region.top == region.left == 0 for region in seen.regions]
     only = replace(seen, found=torch.where(torch.tensor(corner), 1.0, -1.0)[:, None])
     found = merged(ones, only, (64, 64))[0]
