@@ -14,7 +14,7 @@ from sgool.errors import SgoolError
 from sgool.guidance import cam, legrad
 from sgool.guidance.clip import Clip
 from sgool.guidance.critic import Critic
-from sgool.guidance.evidence import Evidence, cut, evidence, merged
+from sgool.guidance.evidence import TOGETHER, Evidence, cut, evidence, merged
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def heat(critic: Critic, image: Tensor, phrases: Sequence[str], name: str = "") 
         parts = [part for part, tells in zip(cut(image, seen.regions), telling.tolist(), strict=True) if tells]
         if not parts:
             return torch.zeros(len(phrases), *image.shape[-2:]), seen
-        found = kind.maps(critic, parts, seen.directions)
+        groups = [parts[at : at + TOGETHER] for at in range(0, len(parts), TOGETHER)]
+        found = torch.cat([kind.maps(critic, group, seen.directions) for group in groups], 1)
         maps = found.new_zeros(len(phrases), len(seen.regions), *found.shape[-2:])
         maps[:, telling] = found
         return merged(maps, seen, (image.shape[-2], image.shape[-1])).cpu(), seen
