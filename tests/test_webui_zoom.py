@@ -504,7 +504,7 @@ def test_without_a_mask_that_fits_it_looks_nowhere_and_the_image_comes(webui, ma
 
 def test_a_mask_to_look_at_goes_with_its_detector():
     with pytest.raises(SgoolError, match="look_at goes with saliency mask"):
-        masks.to_look_at(({"look_at": encoded(drawn(0, 0, 9, 9))},), Settings())
+        masks.given(({"look_at": encoded(drawn(0, 0, 9, 9))},), Settings())
 
 
 def test_a_mask_is_no_file_of_any_size(monkeypatch):
@@ -641,7 +641,7 @@ def test_the_view_gets_places_and_their_pictures(webui, client, monkeypatch):
     p, processed = webui.make(DETAIL, prompt="<b>car</b>")
     (number,) = json.loads(json.dumps(p.extra_generation_params))["SGOOL run"]
     (image,) = client.get(f"/sgool/v1/runs/{number}").json()["images"]
-    assert set(image) == {"zoom"} and image["zoom"]["kept"] == 2
+    assert set(image) == {"zoom", "finished", "phrases"} and image["zoom"]["kept"] == 2
     first = image["zoom"]["places"][0]
     assert first["verdict"] == "kept" and first["region"] == {"left": 4, "top": 20, "width": 24, "height": 24}
     assert first["before"] is first["after"] is None and first["pictures"] == ["before", "after"]

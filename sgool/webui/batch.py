@@ -39,7 +39,8 @@ def improve(p: Any, run: Run, samples: Tensor) -> Tensor:
             tell(p, run, batch.numbers, sentence)
             return samples
         with isolated(p), models.critics(run.settings) as critics:
-            batch.each(masks.looking(critics, p, run, (p.width, p.height)))
+            height, width = samples.shape[-2:]
+            batch.each(masks.looking(p, run, critics, (8 * width, 8 * height)))
         shared.state.current_latent = batch.improved  # what a preview shows from here on
     batch.settle()
     return batch.improved

@@ -60,7 +60,7 @@ class Zoom:
             raise SgoolError("it needs a prompt that says what the image should show.")
         bar = ZoomBar(self.p, settings, self._label())
         with random_numbers(), bar, models.critics(settings) as loaded:
-            critics = masks.looking(loaded, self.p, self.run, self.image.size)
+            critics = masks.looking(self.p, self.run, loaded, self.image.size)
             refiner = Refiner(critics, settings, bar, lambda sentence: self.tell(sentence, note=False))
             paint = WebuiPaint(self, bar, refiner)
             # Inside the WebUI's autocast the critics would be cast, too.
