@@ -22,8 +22,12 @@ view of the page's own last run. All text is set as text, never as HTML. */
         return node;
     }
 
-    function press(node, pressed) {
-        node.setAttribute("aria-pressed", String(pressed));
+    function press(node, down) {
+        node.setAttribute("aria-pressed", String(down));
+    }
+
+    function pressed(node) {
+        return node.getAttribute("aria-pressed") === "true";
     }
 
     const find = (selector) => gradioApp().querySelector(selector);
@@ -156,6 +160,7 @@ view of the page's own last run. All text is set as text, never as HTML. */
         this.id = "";
         this.run = null;
         this.index = 0;
+        this.held = ""; // the phrase that stays shown
         this.box = null;
         this.scrolled = null;
     }
@@ -182,16 +187,22 @@ view of the page's own last run. All text is set as text, never as HTML. */
         this.message.setAttribute("role", "status");
 
         this.frame = new Frame((kind) => dialog().open(this, kind), () => this.lost());
-        this.looks = button(KINDS.saliency, () => this.frame.cover(this.looks.getAttribute("aria-pressed") !== "true"));
+        this.looks = button(KINDS.saliency, () => {
+            this.hold("");
+            this.frame.cover(!pressed(this.looks));
+        });
         this.frame.looks = this.looks;
         const enlarge = button("Enlarge", () => dialog().open(this, "after"));
         this.links = element("span", "sgool-links");
         this.tools = element("div", "sgool-row");
         this.tools.append(this.looks, enlarge, this.links);
+        this.chips = element("div", "sgool-chips");
+        this.chips.setAttribute("role", "group");
+        this.chips.setAttribute("aria-label", "Phrases of the prompt, and how much of each the image shows");
         this.places = element("ol", "sgool-places");
         this.places.setAttribute("aria-label", "Places that SGOOL has zoomed into");
 
-        this.box.append(head, this.scores, this.frame.node, this.tools, this.places, this.message);
+        this.box.append(head, this.scores, this.frame.node, this.chips, this.tools, this.places, this.message);
         find(`#image_buttons_${this.tab}`).after(this.box);
     };
 
@@ -229,6 +240,7 @@ view of the page's own last run. All text is set as text, never as HTML. */
         this.seeds = seedsOf(told);
         this.candidates = Number(told.extra_generation_params["SGOOL Candidate seeds"] ?? 1);
         this.index = 0;
+        this.held = "";
         press(this.looks, false);
         this.box.hidden = false;
         if (run?.images.length) {
@@ -255,7 +267,13 @@ view of the page's own last run. All text is set as text, never as HTML. */
     };
 
     View.prototype.kinds = function() {
-        return Object.keys(KINDS).filter((kind) => kind !== "loss" || this.run.images[this.index].iterations > 0);
+        const image = this.run.images[this.index];
+        if (!wasChanged(image)) return ["after"];
+        return Object.keys(KINDS).filter((kind) => kind !== "loss" || image.iterations > 0);
+    };
+
+    View.prototype.nameOf = function(kind) {
+        return wasChanged(this.run.images[this.index]) ? KINDS[kind] : "Image";
     };
 
     View.prototype.address = function(kind) {
@@ -263,7 +281,7 @@ view of the page's own last run. All text is set as text, never as HTML. */
     };
 
     View.prototype.fileName = function(kind) {
-        return `sgool-${kind}-${this.seeds[this.index] ?? this.index + 1}.png`;
+        return `sgool-${this.nameOf(kind) === "Image" ? "image" : kind}-${this.seeds[this.index] ?? this.index + 1}.png`;
     };
 
     View.prototype.draw = function() {
@@ -271,7 +289,9 @@ view of the page's own last run. All text is set as text, never as HTML. */
         const image = images[this.index];
         const seed = this.seeds[this.index];
         const zoom = image.zoom;
+        const changed = wasChanged(image);
         for (const node of [this.facts, this.frame.node, this.tools]) node.hidden = false;
+        this.looks.hidden = !changed;
         this.scores.hidden = !wasImproved(image);
         this.places.hidden = !zoom;
         this.title.textContent = seed === undefined ? "SGOOL" : `SGOOL, seed ${seed}`;
@@ -280,18 +300,55 @@ view of the page's own last run. All text is set as text, never as HTML. */
         this.place.textContent = `${this.index + 1} of ${all}`;
         this.scores.replaceChildren(...(wasImproved(image) ? figures(image, this.candidates) : []));
         this.facts.title = image.sampled ? `Sampled with ${image.sampled}` : "";
-        const critic = image.scored_by ?? zoom?.scored_by;
+        const critic = image.scored_by ?? zoom?.scored_by ?? image.finished?.scored_by;
         this.facts.textContent = [
-            wasImproved(image) ? facts(image) : "", zoom ? zoomFacts(zoom) : "", critic ? `scored by ${critic}` : "",
+            image.finished ? rankFacts(image.finished) : "",
+            wasImproved(image) ? facts(image) : "",
+            zoom ? zoomFacts(zoom) : "",
+            critic ? `scored by ${critic}` : "",
         ]
             .filter(Boolean).join(" · ");
         this.places.replaceChildren(...(zoom?.places ?? []).map((place, i) => this.placeRow(place, i + 1)));
-        this.message.textContent = image.message || "";
-        this.frame.show((kind) => this.address(kind));
+        this.message.textContent = [image.message, image.phrases?.note].filter(Boolean).join(" ");
+        this.frame.show((kind) => this.address(kind), changed);
         this.links.replaceChildren("Save: ", ...this.kinds().map((kind) => {
-            const link = element("a", "sgool-save", KINDS[kind].toLowerCase());
+            const link = element("a", "sgool-save", this.nameOf(kind).toLowerCase());
             return saves(link, this, kind);
         }));
+        this.phrases = image.phrases?.found ?? [];
+        this.chips.hidden = !this.phrases.length;
+        this.chips.replaceChildren(...this.phrases.map((phrase, i) => this.chip(phrase, i, changed)));
+        this.hold(this.phrases.some((phrase) => phrase.phrase === this.held) ? this.held : "");
+    };
+
+    /* A phrase of the prompt. Where it is in the picture is shown while a mouse is over the chip or the keyboard is on it,
+    and stays shown once it is pressed. */
+    View.prototype.chip = function(phrase, i, changed) {
+        const node = button("", () => this.hold(this.held === phrase.phrase ? "" : phrase.phrase));
+        node.classList.add("sgool-chip");
+        node.classList.toggle("sgool-lacking", !isFound(phrase.after));
+        node.style.setProperty("--sgool-share", percent(phrase.after).replace(" ", ""));
+        const share = changed ? `${percent(phrase.before)} → ${percent(phrase.after)}` : percent(phrase.after);
+        const lacking = isFound(phrase.after) ? "" : ", not found";
+        node.append(element("span", "sgool-phrase", phrase.phrase), element("span", "", `${share}${lacking}`));
+        node.title = phrase.maps.length ? `${phrase.phrase}. Click to keep its place shown.` : phrase.phrase;
+        node.disabled = !phrase.maps.length;
+        node.addEventListener("pointerenter", (event) => {
+            if (event.pointerType !== "touch") this.frame.look(phrase, i + 1);
+        });
+        node.addEventListener("focus", () => {
+            if (node.matches(":focus-visible")) this.frame.look(phrase, i + 1);
+        });
+        for (const leaves of ["pointerleave", "blur"]) node.addEventListener(leaves, () => this.hold(this.held));
+        return node;
+    };
+
+    /* Show this phrase's place until another is chosen; "": none. */
+    View.prototype.hold = function(name) {
+        this.held = name;
+        const chosen = this.phrases.findIndex((phrase) => phrase.phrase === name);
+        [...this.chips.children].forEach((chip, i) => press(chip, i === chosen));
+        this.frame.look(this.phrases[chosen], chosen + 1);
     };
 
     /* A place of the zoom: as it was, as it was painted, and what became of it. Its picture opens in a tab. */
@@ -323,7 +380,7 @@ view of the page's own last run. All text is set as text, never as HTML. */
 
     View.prototype.lost = function() {
         only?.closeFor(this);
-        const all = [this.scores, this.facts, this.frame.node, this.tools, this.pages, this.places];
+        const all = [this.scores, this.facts, this.frame.node, this.chips, this.tools, this.pages, this.places];
         for (const node of all) node.hidden = true;
         this.title.textContent = "SGOOL";
         this.message.textContent = "This run is no longer kept.";
@@ -345,7 +402,8 @@ view of the page's own last run. All text is set as text, never as HTML. */
 
     /* Of the images that the run has, which are those with a score or with a zoom. */
     function seedsOf(told) {
-        const lists = ["SGOOL score after", "SGOOL zoom kept"].map((key) => told.extra_generation_params[key] ?? []);
+        const keys = ["SGOOL score after", "SGOOL zoom kept", "SGOOL score"];
+        const lists = keys.map((key) => told.extra_generation_params[key] ?? []);
         const given = (value) => value !== null && value !== undefined;
         return (told.all_seeds ?? []).filter((_, i) => lists.some((list) => given(list[i])));
     }
@@ -353,6 +411,24 @@ view of the page's own last run. All text is set as text, never as HTML. */
     /* Whether SGOOL had a part in the image as a whole. */
     function wasImproved(image) {
         return image.score_before !== undefined;
+    }
+
+    /* Whether there is one before and one after; the best of a batch may only be scored. */
+    function wasChanged(image) {
+        return wasImproved(image) || Boolean(image.zoom);
+    }
+
+    /* More likely there than not. */
+    function isFound(presence) {
+        return presence >= 0.5;
+    }
+
+    function percent(share) {
+        return `${Math.round(100 * share)} %`;
+    }
+
+    function rankFacts(finished) {
+        return `score ${finished.score.toFixed(3)}${finished.rank ? `, rank ${finished.rank}` : ""}`;
     }
 
     function zoomFacts(zoom) {
@@ -408,7 +484,8 @@ view of the page's own last run. All text is set as text, never as HTML. */
     }
 
     /* Two pictures in one frame: before (or where people look) on the left of a divider, after on the right. The divider
-    is a range input for the keyboard; a pointer drags it anywhere, and a click opens the picture under it. */
+    is a range input for the keyboard; a pointer drags it anywhere, and a click opens the picture under it. Over both
+    lies a veil, once a phrase is looked at, and there may be a single picture without a divider. */
     function Frame(open, failed) {
         this.node = element("div", "sgool-frame");
         this.right = this.picture("sgool-after", failed);
@@ -416,14 +493,21 @@ view of the page's own last run. All text is set as text, never as HTML. */
         this.right.addEventListener("load", () => {
             this.node.style.setProperty("--sgool-aspect", this.right.naturalWidth / this.right.naturalHeight);
         });
+        this.veils = ["after", "before"].map((when) => {
+            const veil = this.picture(`sgool-veil sgool-${when}`, failed);
+            veil.alt = "";
+            veil.addEventListener("load", () => { veil.hidden = !this.phrase; });
+            return veil;
+        });
         this.range = element("input", "sgool-range");
         Object.assign(this.range, {type: "range", min: "0", max: "100", step: "1"});
         this.range.addEventListener("input", () => this.split(this.range.value));
-        const handle = element("span", "sgool-handle");
+        const handle = this.handle = element("span", "sgool-handle");
         handle.setAttribute("aria-hidden", "true");
         this.leftTag = element("span", "sgool-tag sgool-tag-left");
         this.rightTag = element("span", "sgool-tag sgool-tag-right", KINDS.after);
-        this.node.append(this.right, this.left, this.range, handle, this.leftTag, this.rightTag);
+        const [over, under] = this.veils;
+        this.node.append(this.right, over, this.left, under, this.range, handle, this.leftTag, this.rightTag);
 
         let from = null, dragging = false;
         this.node.addEventListener("pointerdown", (event) => {
@@ -435,7 +519,7 @@ view of the page's own last run. All text is set as text, never as HTML. */
         this.node.addEventListener("pointermove", (event) => {
             if (from === null) return;
             dragging ||= Math.abs(event.clientX - from) >= CLICK;
-            if (dragging) this.split(this.share(event));
+            if (dragging && !this.left.hidden) this.split(this.share(event));
         });
         this.node.addEventListener("pointerup", (event) => {
             if (from !== null && !dragging) open(this.share(event) < this.range.value ? this.kind() : "after");
@@ -458,7 +542,7 @@ view of the page's own last run. All text is set as text, never as HTML. */
 
     /* What is left of the divider. */
     Frame.prototype.kind = function() {
-        return this.looks.getAttribute("aria-pressed") === "true" ? "saliency" : "before";
+        return pressed(this.looks) ? "saliency" : "before";
     };
 
     Frame.prototype.split = function(percent) {
@@ -468,11 +552,34 @@ view of the page's own last run. All text is set as text, never as HTML. */
         this.rightTag.hidden = percent > 85;
     };
 
-    Frame.prototype.show = function(address) {
+    /* changed: whether there is one before and one after. */
+    Frame.prototype.show = function(address, changed) {
         this.address = address;
+        this.phrase = undefined;
+        for (const node of [this.left, this.range, this.handle]) node.hidden = !changed;
         this.right.src = address("after");
-        this.right.alt = "The image after SGOOL";
-        this.cover(this.kind() === "saliency");
+        this.right.alt = changed ? "The image after SGOOL" : "The image";
+        if (changed) {
+            this.cover(this.kind() === "saliency");
+        } else {
+            press(this.looks, false);
+            this.split(0);
+        }
+    };
+
+    /* Lay over both pictures where they show this phrase, number from 1; none: take it away. */
+    Frame.prototype.look = function(phrase, number) {
+        const covered = !this.left.hidden && this.kind() === "saliency";
+        if (covered && Boolean(phrase) !== Boolean(this.phrase)) {
+            this.left.src = this.address(phrase ? "before" : "saliency");
+            this.split(phrase ? 50 : 100);
+        }
+        this.phrase = phrase;
+        for (const [veil, when] of [[this.veils[0], "after"], [this.veils[1], "before"]]) {
+            veil.hidden = true; // until it is here
+            if (phrase && !(when === "before" && this.left.hidden)) veil.src = this.address(`phrase-${number}-${when}`);
+        }
+        this.name();
     };
 
     /* Cover the picture with where people look, or compare before and after. The divider may be moved in both. */
@@ -481,14 +588,24 @@ view of the page's own last run. All text is set as text, never as HTML. */
         const kind = this.kind();
         this.left.src = this.address(kind);
         this.left.alt = looks ? "Where people look in the image after SGOOL" : "The image before SGOOL";
-        this.leftTag.textContent = KINDS[kind];
         this.range.setAttribute("aria-label", `Divider between ${KINDS[kind].toLowerCase()} (left) and after (right)`);
         this.split(looks ? 100 : 50);
+        this.name();
     };
 
-    /* Call once both pictures have been shown. */
+    /* Say what each picture is, or how much it shows of the phrase that is looked at. */
+    Frame.prototype.name = function() {
+        const said = (name, share) => `${name}: ${percent(share)}${isFound(share) ? "" : ", not found"}`;
+        const phrase = this.phrase;
+        this.leftTag.textContent = phrase ? said("Before", phrase.before) : KINDS[this.kind()];
+        const name = this.left.hidden ? "" : KINDS.after;
+        this.rightTag.textContent = phrase ? said(name || phrase.phrase, phrase.after) : name;
+    };
+
+    /* Call once the pictures have been shown. */
     Frame.prototype.once = function(then) {
-        Promise.all([this.left.decode(), this.right.decode()]).then(then, () => {});
+        const shown = [this.left, this.right].filter((picture) => !picture.hidden);
+        Promise.all(shown.map((picture) => picture.decode())).then(then, () => {});
     };
 
     /* The pictures of a run, one at a time and as large as the window. */
@@ -532,7 +649,10 @@ view of the page's own last run. All text is set as text, never as HTML. */
     Dialog.prototype.open = function(view, kind) {
         this.view = view;
         this.opener = document.activeElement === document.body ? view.frame.range : document.activeElement;
-        for (const each of Object.keys(KINDS)) this.buttons[each].hidden = !view.kinds().includes(each);
+        for (const each of Object.keys(KINDS)) {
+            this.buttons[each].hidden = !view.kinds().includes(each);
+            this.buttons[each].textContent = view.nameOf(each);
+        }
         this.show(kind);
         this.node.showModal();
         this.buttons[kind].focus();
@@ -542,7 +662,7 @@ view of the page's own last run. All text is set as text, never as HTML. */
         this.kind = kind;
         for (const each of Object.keys(KINDS)) press(this.buttons[each], each === kind);
         this.image.src = this.view.address(kind);
-        this.image.alt = KINDS[kind];
+        this.image.alt = this.view.nameOf(kind);
         saves(this.save, this.view, kind);
     };
 

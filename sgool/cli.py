@@ -119,6 +119,9 @@ def _add_generate(command: argparse.ArgumentParser, demo: bool) -> None:
     image.add_argument(
         "--mask", metavar="FILE", type=path, help="zoom into what is white in this image (--zoom-by mask)"
     )
+    image.add_argument(
+        "--look-at", metavar="FILE", type=path, help="look at what is white in this image (--saliency mask)"
+    )
     output = command.add_argument_group("output")
     folder = Path("sgool-output")
     output.add_argument(
@@ -148,7 +151,8 @@ def run_generate(args: argparse.Namespace) -> int:
     from sgool.settings import ABOUT
 
     given = vars(args)
-    own = {name: given[name] for name in ("prompt", "negative_prompt", "seed", "model", "init_image", "mask", "out")}
+    asked = ("prompt", "negative_prompt", "seed", "model", "init_image", "mask", "look_at", "out")
+    own = {name: given[name] for name in asked}
     machine = {name: given[name] for name in ("device", "dtype", "models_dir")}
     values = {name: value for name, value in given.items() if name in ABOUT}
     figures, result = job.run(job.Job(**own, **machine, values=values), args.guard)

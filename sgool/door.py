@@ -19,10 +19,12 @@ from torch import Tensor
 from sgool import tiny
 from sgool.backends.diffusers import DiffusersBackend, check_pipeline
 from sgool.checks import check_seed, check_tensor
+from sgool.detect import MaskDetector
 from sgool.errors import SgoolError, brief
 from sgool.generate import Critics, Request, check_progress, check_prompts, generate, load_critics
 from sgool.guidance.half import is_half
 from sgool.needs import fetch, needs
+from sgool.phrases import measure
 from sgool.pictures import to_uint8
 from sgool.presets import only_zooms, resolve
 from sgool.region import Region
@@ -30,7 +32,7 @@ from sgool.result import Progress, Result
 from sgool.settings import ABOUT, SettingError, Settings
 from sgool.weights import default_models_dir
 from sgool.zoom import Picture, Zoomed, zoom_in
-from sgool.zoom.given import as_given, at_size
+from sgool.zoom.given import as_given, at_size, check_look, check_zoom, mask_at_size, zooms_on_mask
 from sgool.zoom.paint import Painter
 
 BEYOND = 0.5
@@ -47,7 +49,8 @@ class Improved:
     before, image: the seed's (or the given) image as SGOOL's sampler makes it, and the best one. latent: [1, 4, h, w],
     float64, of the best image before any zoom; empty where a given image was only zoomed into. saliency: [H, W] in
     [0, 1], where people look in the first image, or None. regions: of the best image. seed, settings: what the run was
-    made with. zoomed: the places that were painted again; None without zoom.
+    made with. zoomed: the places that were painted again; None without zoom. How much of each phrase of the prompt the
+    two show is in `result.phrases`.
     """
 
     before: Image
@@ -100,7 +103,8 @@ class Improver:
     ) -> Improved:
         """Make and improve one image; see `improve`.
 
-        mask: an image of the same size, white where to zoom in; for zoom=True and zoom_by="mask".
+        mask: an image of the same size, white where to zoom in (zoom=True and zoom_by="mask") or where to look
+        (saliency="mask").
         """
         settings = self.settings if image is None else self.settings.changed(start="image")
         restore = self.backend.prepare()
@@ -108,26 +112,46 @@ class Improver:
             # A caller's no_grad or inference mode must not reach the run.
             with torch.inference_mode(False), torch.enable_grad():
                 given = _checked(prompt, negative_prompt, seed, image, progress)
-                where = None if mask is None else _pixels(mask, "mask").mean(1)[0]
-                given, where = at_size(given, where, settings, self.backend.size)
+                where = self._where(mask, given, settings)
+                critics = self.critics
+                if where is not None and settings.saliency == "mask":
+                    critics = replace(critics, detector=MaskDetector(where))
                 request = Request(prompt, negative_prompt, seed)
-                result = self._made(request, given, settings, progress)
-                if not settings.zoom:
-                    return _improved(result, seed, settings)
-                painter = Painter(self.backend, self.critics, request, settings, progress)
-                zoomed = zoom_in(Picture(result.best.image, prompt, where), self.critics, settings, painter)
-                score = self.critics.selector.judge(zoomed.image, prompt)
+                result = self._made(critics, request, at_size(given, settings, self.backend.size), settings, progress)
+                improved, after = _improved(result, seed, settings), result.best.image
+                if settings.zoom:
+                    painter = Painter(self.backend, critics, request, settings, progress)
+                    own = where if zooms_on_mask(settings) else None
+                    zoomed = zoom_in(Picture(after, prompt, own), critics, settings, painter)
+                    score, after = critics.selector.judge(zoomed.image, prompt), zoomed.image
+                    improved = replace(improved, image=_picture(after), score_after=score, zoomed=zoomed)
+                if settings.show_phrases:
+                    result.phrases = measure([critics.selector, critics.guide], [result.first.image, after], prompt)
+                return improved
         finally:
             restore()
-        improved = _improved(result, seed, settings)
-        return replace(improved, image=_picture(zoomed.image), score_after=score, zoomed=zoomed)
 
-    def _made(self, request: Request, image: Tensor | None, settings: Settings, progress: Progress | None) -> Result:
+    def _where(self, mask: Image | Tensor | None, image: Tensor | None, settings: Settings) -> Tensor | None:
+        """The mask [H, W] at the size of the image to be. Raises SgoolError where settings and mask do not fit."""
+        check = check_look if settings.saliency == "mask" else check_zoom
+        check(settings, mask is not None)
+        if mask is None:
+            return None
+        return mask_at_size(_pixels(mask, "mask").mean(1)[0], image, settings, self.backend.size)
+
+    def _made(
+        self,
+        critics: Critics,
+        request: Request,
+        image: Tensor | None,
+        settings: Settings,
+        progress: Progress | None,
+    ) -> Result:
         """The image, or the given one, improved as a whole."""
         if image is not None and only_zooms(settings):
-            return as_given(image, self.critics, request.prompt, settings)
+            return as_given(image, critics, request.prompt, settings)
         latent = None if image is None else self.backend.encode(image)
-        return generate(self.backend, self.critics, replace(request, init_latent=latent), settings, progress)
+        return generate(self.backend, critics, replace(request, init_latent=latent), settings, progress)
 
 
 def improve(

@@ -13,9 +13,11 @@ from torch import Tensor
 from sgool.backends import Backend
 from sgool.checkpointing import MEMORY, checkpoint
 from sgool.checks import SEEDS, as_folder, check_kind, check_seed, check_tensor, check_text, shown, usable_device
+from sgool.detect import Detector, PromptDetector
 from sgool.errors import NotRepeatable, SgoolError
 from sgool.guidance import Critic, load_critic
 from sgool.guidance.loss import DOODL, SaliencyLoss, Whole
+from sgool.guidance.maps import MAPS
 from sgool.guidance.prompt import clean_prompt
 from sgool.needs import Needs
 from sgool.optimize import Plan, Problem, Regions, Start, optimize
@@ -23,7 +25,7 @@ from sgool.presets import invertible
 from sgool.pull import Pull, Pulled
 from sgool.region import Region
 from sgool.result import Ending, Progress, Result, Stop
-from sgool.saliency import LoadedDetector, load_detector
+from sgool.saliency import load_detector
 from sgool.saliency.faces import FaceFinder
 from sgool.saliency.regions import find_regions
 from sgool.samplers import Sampler, Schedule, Trajectory, bdia, get_sampler
@@ -34,7 +36,7 @@ CANDIDATE_STRIDE = 1_000_003
 """Between the seeds of the candidates, so that those of neighboring seeds differ. A candidate is that seed's image."""
 
 MOST_TOGETHER = 8
-"""Candidates made at once. More of them hardly save time, and an Interrupt would lose more of them."""
+"""Images made at once. More of them hardly save time, and an Interrupt would lose more of them."""
 
 NOISE_STRIDE = 1_000_000_007
 """Between the seeds of the noises that a sampler adds between its steps."""
@@ -57,7 +59,7 @@ class Critics:
 
     guide: Critic
     selector: Critic
-    detector: LoadedDetector
+    detector: Detector
     faces: FaceFinder | None = None
 
     def to(self, device: torch.device, half: bool | None = None) -> Critics:
@@ -149,13 +151,15 @@ def load_critics(
     """
     kept, place = as_folder(models_dir), usable_device(device)
     with torch.inference_mode(False):  # a caller's would make tensors that no gradient can go through
-        critics = Critics(
-            load_critic(wanted.guide, "guide", kept),
-            load_critic(wanted.selector, "selector", kept),
-            load_detector(wanted.detector, kept, place),
-            FaceFinder(kept) if wanted.faces else None,
+        guide = load_critic(wanted.guide, "guide", kept)
+        selector = load_critic(wanted.selector, "selector", kept)
+        by_prompt = wanted.detector in MAPS
+        detector: Detector = (
+            PromptDetector(wanted.detector, [selector, guide])
+            if by_prompt
+            else load_detector(wanted.detector, kept, place)
         )
-        return critics.to(place, half)
+        return Critics(guide, selector, detector, FaceFinder(kept) if wanted.faces else None).to(place, half)
 
 
 def generate(
@@ -203,7 +207,7 @@ def _attempt(
         backend,
         trajectory,
         loss,
-        Regions(critics.detector, region_finder(settings), settings.refresh),
+        Regions(critics.detector.of(request.prompt), region_finder(settings), settings.refresh),
         critics.selector,
     )
     plan = Plan(
@@ -301,6 +305,11 @@ def together(backend: Backend, settings: Settings) -> int:
         return 1
     height, width = backend.size
     return max(1, min(MOST_TOGETHER, MEMORY[settings.memory].pixels // (height * width)))
+
+
+def abreast(size: tuple[int, int], settings: Settings) -> int:
+    """How many images of this size (height, width) are improved at once."""
+    return max(1, min(MOST_TOGETHER, MEMORY[settings.memory].graphs // (size[0] * size[1])))
 
 
 def _start(backend: Backend, trajectory: Trajectory, request: Request, progress: Progress) -> Start:

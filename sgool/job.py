@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from sgool import cost, outputs, pictures, tiny
 from sgool.backends.diffusers import DiffusersBackend, find_model, load_backend
 from sgool.checks import as_folder, check_seed, usable_device, usable_dtype
+from sgool.detect import MaskDetector
 from sgool.errors import SgoolError
 from sgool.flags import flag
 from sgool.generate import Critics, Request, check_prompts, check_start, generate, load_critics
@@ -24,6 +25,8 @@ from sgool.guidance.half import is_half
 from sgool.guidance.prompt import clean_prompt
 from sgool.images import read_image, read_mask
 from sgool.needs import fetch, needs
+from sgool.phrase_sheet import phrase_sheet
+from sgool.phrases import measure
 from sgool.presets import ZOOMS, ignored, only_zooms, resolve
 from sgool.result import TRIED, Progress, Result, Snapshot, Stop
 from sgool.settings import ABOUT, Settings, check_names
@@ -31,16 +34,20 @@ from sgool.signals import Guard
 from sgool.tiny.words import COLORS, OTHERS, SUBJECTS, unknown_words
 from sgool.weights import default_models_dir
 from sgool.zoom import Picture, Place, Repaint, Verdict, Zoomed, ZoomProgress, zoom_in
-from sgool.zoom.given import as_given, at_size, check_zoom
+from sgool.zoom.given import as_given, at_size, check_look, check_zoom, mask_at_size
 from sgool.zoom.paint import Painter
 
-FILES = ("before.png", "after.png", "saliency.png", "comparison.png", "loss.png", "zoom.png", "result.json")
+PICTURES = ("before", "after", "saliency", "comparison", "loss", "zoom", "phrases")
+
+FILES = (*(f"{name}.png" for name in PICTURES), "result.json")
 """What a run may leave in its folder."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One call of `generate`. values: only the settings that the user gave. mask: an image, white where to zoom in."""
+    """One call of `generate`. values: only the settings that the user gave. mask: an image, white where to zoom in;
+    look_at: likewise, where to look.
+    """
 
     prompt: str
     out: Path
@@ -49,6 +56,7 @@ class Job:
     model: str = "tiny"
     init_image: Path | None = None
     mask: Path | None = None
+    look_at: Path | None = None
     device: str | None = None
     dtype: str | None = None
     models_dir: Path | None = None
@@ -67,10 +75,11 @@ def run(job: Job, guard: Guard | None = None) -> tuple[dict[str, Any], Result]:
     check_prompts(job.prompt, job.negative_prompt)
     check_start(settings, job.init_image is not None)
     check_zoom(settings, job.mask is not None)
+    check_look(settings, job.look_at is not None)
     find_model(job.model)
     with outputs.claimed(job.out, FILES):
         image = None if job.init_image is None else read_image(job.init_image)
-        mask = None if job.mask is None else read_mask(job.mask)
+        mask, looked = (None if path is None else read_mask(path) for path in (job.mask, job.look_at))
         device, dtype = machine(job.device, job.dtype)
         for note in notes(job, settings):
             print(f"sgool: {note}", file=sys.stderr)
@@ -81,7 +90,11 @@ def run(job: Job, guard: Guard | None = None) -> tuple[dict[str, Any], Result]:
             torch.set_num_threads(1)  # its layers are so small that a second thread only waits for the first
         backend = load_backend(job.model, device=device, dtype=dtype, memory=settings.memory)
         critics = load_critics(wanted, folder, device, is_half(dtype))
-        image, mask = at_size(image, mask, settings, backend.size)
+        mask, looked = (
+            None if each is None else mask_at_size(each, image, settings, backend.size) for each in (mask, looked)
+        )
+        image = at_size(image, settings, backend.size)
+        critics = critics if looked is None else replace(critics, detector=MaskDetector(looked))
         latent = None if image is None or only_zooms(settings) else backend.encode(image.to(device))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -96,6 +109,9 @@ def run(job: Job, guard: Guard | None = None) -> tuple[dict[str, Any], Result]:
         closer = Closer(Painter(backend, critics, request, settings), guard) if settings.zoom else None
         if closer:
             closer.look(Picture(result.best.image, job.prompt, mask))
+        if settings.show_phrases:
+            after = closer.zoomed.image if closer and closer.zoomed else result.best.image
+            result.phrases = measure([critics.selector, critics.guide], [result.first.image, after], job.prompt)
         return write(job, settings, result, device, closer), result
 
 
@@ -109,11 +125,12 @@ def shown(backend: DiffusersBackend, critics: Critics, request: Request, setting
 
 
 def job_settings(job: Job) -> Settings:
-    """The settings of a job. An initial image is a start from it, and a mask is there to zoom in."""
+    """The settings of a job. An initial image is a start from it, and a mask is there to zoom in or to look at."""
     check_names(job.values)
     start = {"start": "image"} if job.init_image else {}
     zoom = {"zoom": True, "zoom_by": "mask"} if job.mask else {}
-    return resolve({**start, **zoom, **job.values}, model=job.model)
+    look = {"saliency": "mask"} if job.look_at else {}
+    return resolve({**start, **zoom, **look, **job.values}, model=job.model)
 
 
 def notes(job: Job, settings: Settings) -> Iterator[str]:
@@ -177,8 +194,9 @@ class Closer(ZoomProgress, Progress):
 def write(
     job: Job, settings: Settings, result: Result, device: torch.device, closer: Closer | None = None
 ) -> dict[str, Any]:
-    """Write before, after, saliency, comparison, loss, zoom and result.json; returns the last."""
+    """Write before, after, saliency, comparison, loss, zoom, phrases and result.json; returns the last."""
     drawn = draw(job, result, closer)
+    noted = result.phrases.note if result.phrases else ""
     equivalents = result.forward_equivalents + (closer.painter.forward_equivalents if closer else 0)
     figures = {
         "prompt": job.prompt,
@@ -202,8 +220,10 @@ def write(
         "seconds": round(result.seconds, 3),
         "peak_memory_mb": round(peak_memory_mb(device), 1),
         "ending": result.ending.value,
-        "ended": " ".join(filter(None, (result.ended, closer.ended if closer else ""))),
+        "ended": " ".join(filter(None, (result.ended, closer.ended if closer else "", noted))),
     }
+    if result.phrases:
+        figures["phrases"] = result.phrases.as_list()
     if closer and closer.zoomed:
         figures["places"] = [
             {
@@ -242,6 +262,8 @@ def draw(job: Job, result: Result, closer: Closer | None = None) -> dict[str, An
         drawn["loss"] = pictures.loss_curve(result.losses, result.scores, result.best_update)
     if zoomed and (pairs := [pair(each) for each in zoomed.repaints if each.crop_after is not None]):
         drawn["zoom"] = pictures.pairs(pairs)
+    if result.phrases and result.phrases.found:
+        drawn["phrases"] = phrase_sheet(before, after, result.phrases.found)
     return drawn
 
 

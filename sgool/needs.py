@@ -53,13 +53,15 @@ def naming(setting: str) -> Iterator[None]:
 def needs(settings: Settings) -> Needs:
     """What a run with these settings needs.
 
-    Without saliency in the loss only the map is drawn, by a detector without weights. Where images are only scored,
+    Without saliency in the loss only the map is drawn, by a detector without weights. The mask comes from the user: a
+    front door puts it in the detector's place. Where images are only scored,
     the guide needs none either.
     """
     improved = settings.method == "sgool" and settings.iterations > 0
     refined = settings.zoom and settings.zoom_iterations > 0  # by SGOOL's own loss, whatever the method
     salient = settings.saliency_weight > 0 and (improved or refined)
     salient = salient or (settings.zoom and settings.zoom_by == "attention")
+    salient = salient and settings.saliency != "mask"  # which is the user's
     faces = settings.zoom and settings.zoom_by == "faces"
     idle = not (settings.iterations or settings.candidates > 1 or settings.zoom or settings.method == "baseline")
     only_scores = settings.best and idle

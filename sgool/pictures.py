@@ -70,7 +70,7 @@ def overlay(image: np.ndarray, saliency: Tensor | np.ndarray, regions: Sequence[
     for number, (left, top, _, _) in enumerate(boxes, 1):
         label_height, label_width = size + 8, _text_width(str(number), size) + size
         cv2.rectangle(canvas, (left, top), (left + label_width, top + label_height), PAPER, -1)
-        _text(canvas, str(number), (left + label_width // 2, top + 4), _Type(size, INK, "center"))
+        write(canvas, str(number), (left + label_width // 2, top + 4), Type(size, INK, "center"))
     return canvas
 
 
@@ -109,8 +109,8 @@ def comparison(
     size = max(16, height // 24)
     gap, line = size, round(1.6 * size)
     total = sum(p.shape[1] for p in pictures) + gap * (len(pictures) + 1)
-    lines = _wrap(prompt, total - 2 * gap, size)[:3]
-    canvas = _paper(gap + line + height + 2 * line + gap // 2 + line * len(lines) + gap // 2, total)
+    lines = wrap(prompt, total - 2 * gap, size)[:3]
+    canvas = paper(gap + line + height + 2 * line + gap // 2 + line * len(lines) + gap // 2, total)
     change = score_after - score_before
     notes = (f"score {score_before:.4f}", "where people look", f"score {score_after:.4f} ({change:+.4f})")
     colors = (GRAY, GRAY, GREEN if change > 0 else GRAY)
@@ -118,11 +118,11 @@ def comparison(
     for picture, title, note, color in zip(pictures, ("before", "saliency", "after"), notes, colors, strict=True):
         middle = x + picture.shape[1] // 2
         canvas[top : top + height, x : x + picture.shape[1]] = picture
-        _text(canvas, title, (middle, gap), _Type(size, INK, "center", bold=True))
-        _text(canvas, note, (middle, top + height + gap // 2), _Type(size, color, "center"))
+        write(canvas, title, (middle, gap), Type(size, INK, "center", bold=True))
+        write(canvas, note, (middle, top + height + gap // 2), Type(size, color, "center"))
         x += picture.shape[1] + gap
     for i, words in enumerate(lines):
-        _text(canvas, words, (total // 2, top + height + gap + line + i * line), _Type(size, INK, "center"))
+        write(canvas, words, (total // 2, top + height + gap + line + i * line), Type(size, INK, "center"))
     return canvas
 
 
@@ -144,14 +144,14 @@ def pairs(places: Sequence[Pair]) -> np.ndarray:
     rows = []
     for place in places:
         height = max(1, round(side * place.before.shape[0] / place.before.shape[1]))
-        canvas = _paper(height + gap + 2 * size + gap, 2 * side + 3 * gap)
+        canvas = paper(height + gap + 2 * size + gap, 2 * side + 3 * gap)
         for column, picture in enumerate((place.before, place.after)):
             left = gap + column * (side + gap)
             scaled = cv2.resize(picture, (side, height), interpolation=cv2.INTER_CUBIC)
             canvas[gap : gap + height, left : left + side] = scaled
         color = GREEN if place.kept else GRAY
-        for note in _wrap(place.note, canvas.shape[1] - 2 * gap, size)[:1]:
-            _text(canvas, note, (canvas.shape[1] // 2, gap + height + size // 2), _Type(size, color, "center"))
+        for note in wrap(place.note, canvas.shape[1] - 2 * gap, size)[:1]:
+            write(canvas, note, (canvas.shape[1] // 2, gap + height + size // 2), Type(size, color, "center"))
         rows.append(canvas)
     return np.vstack(rows)
 
@@ -170,7 +170,7 @@ def _plot(values: Sequence[float], curve: _Curve) -> np.ndarray:
     import cv2
 
     height, width, left, right, top, bottom = 360, 520, 86, 24, 52, 58
-    canvas = _paper(height, width)
+    canvas = paper(height, width)
     finite = [v for v in values if math.isfinite(v)] or [0.0]
     ticks = _ticks(min(finite), max(finite))
     low, high = min(*ticks, *finite), max(*ticks, *finite)
@@ -184,11 +184,11 @@ def _plot(values: Sequence[float], curve: _Curve) -> np.ndarray:
     for value in ticks:
         y = place(0, value)[1]
         cv2.line(canvas, (left, y), (width - right, y), PALE, 1)
-        _text(canvas, f"{value:.{digits}f}", (left - 10, y - 7), _Type(14, GRAY, "right"))
+        write(canvas, f"{value:.{digits}f}", (left - 10, y - 7), Type(14, GRAY, "right"))
     for index in sorted({round(t) for t in _ticks(0, last) if t <= last}):
         x = place(index, low)[0]
         cv2.line(canvas, (x, height - bottom), (x, height - bottom + 5), GRAY, 1)
-        _text(canvas, str(index), (x, height - bottom + 10), _Type(14, GRAY, "center"))
+        write(canvas, str(index), (x, height - bottom + 10), Type(14, GRAY, "center"))
     cv2.line(canvas, (left, height - bottom), (width - right, height - bottom), GRAY, 1)
     cv2.line(canvas, (left, top), (left, height - bottom), GRAY, 1)
     points = [place(i, v) if math.isfinite(v) else None for i, v in enumerate(values)]
@@ -203,10 +203,10 @@ def _plot(values: Sequence[float], curve: _Curve) -> np.ndarray:
     if marked:
         cv2.circle(canvas, marked, 8, PAPER, -1, cv2.LINE_AA)
         cv2.circle(canvas, marked, 7, GREEN, 3, cv2.LINE_AA)
-        _text(canvas, f"best: {values[best]:.4f} at {best}", (width - right, height - 24), _Type(14, GREEN, "right"))
-    _text(canvas, curve.title, (left, 16), _Type(18, INK, bold=True))
-    _text(canvas, curve.note, (left + _text_width(curve.title, 18, bold=True) + 10, 19), _Type(14, GRAY))
-    _text(canvas, "iteration", ((left + width - right) // 2, height - 24), _Type(14, GRAY, "center"))
+        write(canvas, f"best: {values[best]:.4f} at {best}", (width - right, height - 24), Type(14, GREEN, "right"))
+    write(canvas, curve.title, (left, 16), Type(18, INK, bold=True))
+    write(canvas, curve.note, (left + _text_width(curve.title, 18, bold=True) + 10, 19), Type(14, GRAY))
+    write(canvas, "iteration", ((left + width - right) // 2, height - 24), Type(14, GRAY, "center"))
     return canvas
 
 
@@ -220,7 +220,7 @@ def _ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [i * step for i in range(first, last + 1)]
 
 
-def _paper(height: int, width: int) -> np.ndarray:
+def paper(height: int, width: int) -> np.ndarray:
     return np.full((height, width, 3), PAPER, np.uint8)
 
 
@@ -245,7 +245,7 @@ def _text_width(text: str, size: int, bold: bool = False) -> int:
 
 
 @dataclass(frozen=True)
-class _Type:
+class Type:
     """How text is set: pixels high, its color, where its position lies ("left", "center", "right"), its weight."""
 
     size: int
@@ -254,7 +254,7 @@ class _Type:
     bold: bool = False
 
 
-def _text(canvas: np.ndarray, text: str, position: tuple[int, int], kind: _Type) -> None:
+def write(canvas: np.ndarray, text: str, position: tuple[int, int], kind: Type) -> None:
     """Draws one line of text from its top, at four times the size and then averaged down."""
     import cv2
 
@@ -272,7 +272,7 @@ def _text(canvas: np.ndarray, text: str, position: tuple[int, int], kind: _Type)
     area[:] = (area * (1 - share) + np.array(kind.color) * share).round().astype(np.uint8)
 
 
-def _wrap(text: str, width: int, size: int) -> list[str]:
+def wrap(text: str, width: int, size: int) -> list[str]:
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()

@@ -43,6 +43,45 @@ class Snapshot:
     noise: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Presence:
+    """How much of a phrase two images show. before, after: presence in [0, 1]; of a single image both are the same.
+
+    map_before, map_after: [H, W] in [0, 1] on the CPU, where; both on one scale, the larger peak is 1. None where the
+    critic has no maps.
+    """
+
+    phrase: str
+    before: float
+    after: float
+    map_before: Tensor | None = None
+    map_after: Tensor | None = None
+
+    def __str__(self) -> str:
+        """For people, such as: a frog: 34 % -> 81 %."""
+        return f"{self.phrase}: {self.before:.0%} -> {self.after:.0%}".replace("%", " %")
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """The phrases of a prompt, in its order. critic: who has looked; map: the kind of its maps, "" without.
+
+    note: a sentence where something could not be measured; empty when there is nothing to say.
+    """
+
+    found: tuple[Presence, ...] = ()
+    critic: str = ""
+    map: str = ""
+    note: str = ""
+
+    def as_list(self) -> list[dict[str, object]]:
+        """For JSON: phrase, before, after."""
+        return [
+            {"phrase": each.phrase, "before": round(each.before, 4), "after": round(each.after, 4)}
+            for each in self.found
+        ]
+
+
 @dataclass
 class Result:
     """What a run comes to.
@@ -51,7 +90,8 @@ class Result:
     `first` where none beats it. losses, scores: one for each image of the run, from iteration 0. error: what made it
     fail. stored_latents: whether the run began again with stored latents, because its network does not repeat its
     predictions. left_out: the errors of candidates that gave no image. sampler: the sampler's name. unet_evals:
-    evaluations of the UNet, with and without a gradient; unet_gradients: those with one.
+    evaluations of the UNet, with and without a gradient; unet_gradients: those with one. phrases: how much of each
+    phrase of the prompt the first and the last image show, where that was measured.
     """
 
     first: Snapshot
@@ -66,6 +106,7 @@ class Result:
     unet_evals: int = 0
     unet_gradients: int = 0
     seconds: float = 0.0
+    phrases: Phrases | None = None
 
     @property
     def forward_equivalents(self) -> int:

@@ -138,7 +138,8 @@ class Settings:
     saliency: str = setting(
         "transalnet-res",
         "Saliency detector",
-        "what finds where people look; spectral downloads nothing",
+        "what finds where to look; transalnet and spectral: where people do, spectral without a download; grad-cam, "
+        "grad-cam++ and legrad: where a CLIP sees the prompt; mask: where you painted",
         choices=tuple(DETECTORS),
     )
     saliency_weight: float = setting(
@@ -433,6 +434,12 @@ class Settings:
         low=0.0,
         high=10000.0,
         slider=(0, 500, 10),
+    )
+    show_phrases: bool = setting(
+        True,
+        "Show phrases",
+        "measure how much of each phrase of the prompt the image shows, before and after, and where",
+        group="Sampling",
     )
 
     def __post_init__(self) -> None:

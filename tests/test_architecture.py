@@ -20,10 +20,11 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors", "region", "tiny", "checkpointing", "signals"},
     {"checks", "download", "samplers", "update", "result", "groups", "images", "pictures", "streams", "outputs"},
-    {"weights", "backends"},
+    {"weights", "backends", "lockstep", "phrase_sheet"},
     {"saliency", "guidance"},
     {"settings"},
-    {"presets", "optimize", "pull", "needs", "cost"},
+    {"presets", "optimize", "pull", "needs", "cost", "phrases"},
+    {"detect"},
     {"generate", "flags"},
     {"zoom"},
     {"job", "door"},

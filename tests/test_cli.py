@@ -22,7 +22,7 @@ from sgool.result import TRIED, Result, Snapshot
 from sgool.settings import ABOUT, DEFAULTS, Settings
 from sgool.signals import Guard
 
-FILES = {"before.png", "after.png", "saliency.png", "loss.png", "comparison.png", "result.json"}
+FILES = {"before.png", "after.png", "saliency.png", "loss.png", "comparison.png", "phrases.png", "result.json"}
 NO_FILES = ["--guide", "embedded", "--selector", "embedded", "--saliency", "spectral"]
 FAST = ["--steps", "3", "--iterations", "1", "--cutouts", "1"]
 

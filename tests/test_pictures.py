@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sgool.errors import SgoolError
-from sgool.pictures import BLUE, GREEN, ORANGE, _ticks, _wrap, comparison, loss_curve, overlay, png, to_uint8
+from sgool.pictures import BLUE, GREEN, ORANGE, _ticks, comparison, loss_curve, overlay, png, to_uint8, wrap
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def test_the_best_is_marked_among_the_scores_and_not_among_the_losses() -> None:
 
 def test_the_panels_say_what_they_show(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("sgool.pictures._text", lambda canvas, text, *rest: said.append(text))
+    monkeypatch.setattr("sgool.pictures.write", lambda canvas, text, *rest: said.append(text))
     loss_curve([0.4, 0.9], [0.1, 0.2], 1)
     for words in ("of the guide, lower is better", "of the selector, higher is better", "best: 0.2000 at 1"):
         assert said.count(words) == 1
@@ -123,5 +123,5 @@ def test_comparison_shows_its_three_pictures_in_order() -> None:
 
 def test_long_text_is_wrapped_within_its_width_without_losing_words() -> None:
     text = "an über long prompt, 日本 " + "with many words " * 20
-    lines = _wrap(text, 300, 16)
+    lines = wrap(text, 300, 16)
     assert " ".join(lines) == " ".join(text.split()) and len(lines) > 5

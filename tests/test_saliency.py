@@ -225,7 +225,10 @@ def test_error_for_an_unknown_detector_lists_the_known_ones() -> None:
     with pytest.raises(SgoolError) as caught:
         load_detector("deepgaze")
     assert all(name in str(caught.value) for name in DETECTORS)
-    assert set(DETECTORS) == {"transalnet-res", "transalnet-dense", "spectral"}
+    assert set(DETECTORS) == {
+        *("transalnet-res", "transalnet-dense", "spectral"),
+        *("grad-cam", "grad-cam++", "legrad", "mask"),
+    }
 
 
 def test_moving_a_detector_moves_its_network() -> None:

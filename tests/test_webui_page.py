@@ -40,8 +40,8 @@ OTHER = {
     **{"guide": "clip:RN50/openai", "selector": "embedded"},
     **{"zoom": True, "zoom_places": 3, "zoom_strength": 0.45, "zoom_iterations": 4, "zoom_smallest": 0.2},
     **{"zoom_largest": 0.6, "zoom_padding": 0.5, "zoom_good": 0.7, "zoom_judge": False, "as_uploaded": True},
-    **{"best": True, "best_shown": 2, "best_save_all": False, "best_improved": 3},
-    "guide_scale": 50.0,
+    **{"best": True, "best_shown": 2, "best_save_all": False, "best_improved": 3, "guide_scale": 50.0},
+    "show_phrases": False,
 }
 """No parameter at its default."""
 

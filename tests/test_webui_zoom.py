@@ -474,6 +474,39 @@ def test_a_wrong_mask_is_said_and_the_image_comes(webui, mask, told):
     assert told in sentence and processed.infotexts[0]["SGOOL note"] == sentence
 
 
+def test_sgool_looks_where_the_api_says(webui):
+    look = {"saliency": "mask", "iterations": 1, "steps": 2, "cutouts": 1, "zoom": False}
+    p, processed = webui.make({**look, "look_at": encoded(drawn(8, 8, 24, 24))})
+    assert processed.infotexts[0]["SGOOL Saliency detector"] == "mask" and not p.comments
+    (entry,) = next(iter(gallery.runs.values()))
+    outcome = entry.outcome
+    region = max(outcome.regions, key=lambda each: each.mass)
+    assert outcome.saliency[16, 16] == 1 and outcome.saliency[40, 40] == 0
+    assert region.top <= 8 and region.left <= 8 and region.top + region.height < 40
+
+
+@pytest.mark.parametrize(
+    ("mask", "told"),
+    [
+        (None, "there is none: paint one in img2img, Inpaint."),
+        ("%%%", "look_at is not base64"),
+        (encoded(Image.new("L", (32, 64), 255)), "The mask has 32x64 pixels, but the image 64x64"),
+        (encoded(Image.new("L", (64, 64), 0)), "The mask is empty"),
+    ],
+)
+def test_without_a_mask_that_fits_it_looks_nowhere_and_the_image_comes(webui, mask, told):
+    _, plain = webui.make()
+    p, processed = webui.make({"saliency": "mask", "iterations": 1, "steps": 2, "cutouts": 1, "look_at": mask})
+    assert not changed(processed.images[0], plain.images[0]).any()
+    (sentence,) = p.comments
+    assert told in sentence and processed.infotexts[0]["SGOOL note"] == sentence
+
+
+def test_a_mask_to_look_at_goes_with_its_detector():
+    with pytest.raises(SgoolError, match="look_at goes with saliency mask"):
+        masks.given(({"look_at": encoded(drawn(0, 0, 9, 9))},), Settings())
+
+
 def test_a_mask_is_no_file_of_any_size(monkeypatch):
     settings = Settings(zoom=True, zoom_by="mask")
     monkeypatch.setattr(masks, "LARGEST", 100)
@@ -608,7 +641,7 @@ def test_the_view_gets_places_and_their_pictures(webui, client, monkeypatch):
     p, processed = webui.make(DETAIL, prompt="<b>car</b>")
     (number,) = json.loads(json.dumps(p.extra_generation_params))["SGOOL run"]
     (image,) = client.get(f"/sgool/v1/runs/{number}").json()["images"]
-    assert set(image) == {"zoom"} and image["zoom"]["kept"] == 2
+    assert set(image) == {"zoom", "finished", "phrases"} and image["zoom"]["kept"] == 2
     first = image["zoom"]["places"][0]
     assert first["verdict"] == "kept" and first["region"] == {"left": 4, "top": 20, "width": 24, "height": 24}
     assert first["before"] is first["after"] is None and first["pictures"] == ["before", "after"]

@@ -24,6 +24,21 @@ Role = Literal["guide", "selector"]
 """What a critic is loaded for. The two of a run must be different networks."""
 
 
+GENERIC = tuple(
+    f"a photo of {each}"
+    for each in (
+        "a person", "a woman", "a crowd", "a face", "a hand", "a dog", "a horse", "a bird", "a fish", "an insect",
+        "a car", "a train", "an airplane", "a boat", "a bicycle", "a house", "a tower", "a bridge", "a street",
+        "a room", "a chair", "a table", "a bed", "a window", "a door", "a lamp", "a book", "a phone", "a computer",
+        "a clock", "a bottle", "a cup", "a plate", "a cake", "a fruit", "a vegetable", "a flower", "a tree", "a forest",
+        "a mountain", "a river", "a beach", "a field", "the sky", "the moon", "a cloud", "snow", "fire", "a shirt",
+        "a hat", "a shoe", "a bag", "a guitar", "a ball", "a statue", "a toy", "a tool", "a machine", "a wall",
+        "a sign", "text", "a pattern", "nothing", "a background",
+    )
+)  # fmt: skip
+"""Phrases of all kinds, for CLIPs that know the world."""
+
+
 class Critic(ABC):
     """Scores images for texts. Images are RGB [N, 3, H, W] in [0, 1], of any size; scores are float32.
 
@@ -115,6 +130,9 @@ class Critic(ABC):
 class EmbeddingCritic(Critic):
     """A critic that embeds images and texts in one space: features are unit vectors [N, D], scores are cosines."""
 
+    generic: Sequence[str] = GENERIC
+    """Phrases of all kinds, which a phrase is compared with; see `sgool.guidance.evidence`. Each ends with its noun."""
+
     @abstractmethod
     def encode_text(self, text: str) -> Tensor:
         """The text's embedding, a unit vector [D]."""
@@ -131,6 +149,11 @@ class EmbeddingCritic(Critic):
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """The embeddings [T, D] of several texts."""
         return torch.stack([self.encode_text(text) for text in texts])
+
+
+def singles(critics: Iterable[Critic]) -> list[Critic]:
+    """The critics one by one: of a sum, each that it is made of."""
+    return [each for critic in critics for each in getattr(critic, "critics", (critic,))]
 
 
 def spherical_distance(x: Tensor, y: Tensor) -> Tensor:

@@ -9,11 +9,17 @@ import torch
 from sgool import tiny
 from sgool.guidance.clip import Clip, load_clip_folder
 from sgool.guidance.critic import CriticKind, Role
+from sgool.tiny.words import SUBJECTS
+
+GENERIC = tuple(f"a {size}{word}" for size in ("", "small ") for word in SUBJECTS)
+"""Phrases of all kinds, in its little world."""
 
 
 def load(variant: str, role: Role, models_dir: Path, device: torch.device) -> Clip:
     """The embedded CLIP of that role."""
-    return load_clip_folder(tiny.CLIPS[role], device=device)
+    clip = load_clip_folder(tiny.CLIPS[role], device=device)
+    clip.generic = GENERIC
+    return clip
 
 
 def network(variant: str, role: Role) -> str:

@@ -71,8 +71,9 @@ def bench_update(
     for memory in MEMORY:
         backend = RandomBackend(size, device, dtype, memory)
         loaded = [backend.unet, backend.vae, *(critic.model.visual for critic in clips(critics))]
-        if isinstance(critics.detector.saliency_map, nn.Module):
-            loaded.append(critics.detector.saliency_map)
+        network = getattr(critics.detector, "saliency_map", None)
+        if isinstance(network, nn.Module):
+            loaded.append(network)
         row = {"method": "sgool", "memory": memory, "weights_mb": _megabytes(loaded)}
         rows.append(row | measure(our_work(backend, critics, steps), device, True, repeats))
         if doodl is not None and memory == "fast":
@@ -131,7 +132,7 @@ def our_work(backend: RandomBackend, critics: Critics, steps: int) -> Work:
                 backend,
                 trajectory,
                 loss,
-                Regions(critics.detector, lambda saliency: regions, defaults.refresh),
+                Regions(critics.detector.of(""), lambda saliency: regions, defaults.refresh),
                 critics.selector,
             ),
             lambda numbers: (trajectory, trajectory.initial(backend.noise(0))),

@@ -1,4 +1,4 @@
-"""The laboratory's commands: ``python -m sgool bench | compare | evaluate | study``."""
+"""The laboratory's commands: ``python -m sgool bench | bench-phrases | compare | evaluate | study``."""
 
 from __future__ import annotations
 
@@ -48,6 +48,15 @@ def add(commands: Any) -> None:
     evaluate.add(commands)
     study.add(commands)
 
+    text = "measure the maps and the presence of phrases on composed scenes"
+    command = commands.add_parser("bench-phrases", help=text, description=text)
+    command.set_defaults(run=run_bench_phrases)
+    command.add_argument(
+        "--assets", metavar="FOLDER", type=path, required=True, help="of the emoji, see sgool/lab/world.py"
+    )
+    command.add_argument("--scenes", metavar="N", type=int, default=200, help="at most 200, the default")
+    command.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
 
 def run_bench(args: argparse.Namespace) -> int:
     if args.size:
@@ -93,6 +102,17 @@ def run_compare(args: argparse.Namespace) -> int:
         args.limit, args.seeds, args.budget, tuple(args.methods or METHODS), args.jobs, args.model, args.first_seed
     )
     _print(compare(args.captions, plan), args.json, render_tables)
+    return 0
+
+
+def run_bench_phrases(args: argparse.Namespace) -> int:
+    from sgool.lab.bench_phrases import bench_phrases, render_tables
+
+    if not 4 <= args.scenes <= 200:
+        raise SgoolError("--scenes must be between 4 and 200.")
+    if not args.assets.is_dir():
+        raise SgoolError(f"There is no folder {args.assets} with the emoji pictures.")
+    _print(bench_phrases(args.assets, args.scenes), args.json, render_tables)
     return 0
 
 

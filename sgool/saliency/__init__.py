@@ -22,10 +22,13 @@ SaliencyFunction = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Detector:
-    """A kind of detector: a line for people, how to load it from a models folder onto a device, and its files."""
+    """A kind of detector: a line for people, how to load it from a models folder onto a device, and its files.
+
+    load: None for one that needs more than an image; see `sgool.detect`.
+    """
 
     description: str
-    load: Callable[[str | Path | None, torch.device], SaliencyFunction]
+    load: Callable[[str | Path | None, torch.device], SaliencyFunction] | None
     weights: Callable[[], Sequence[Weight]] = tuple
 
 
@@ -37,6 +40,10 @@ DETECTORS: dict[str, Detector] = {
         "TranSalNet with DenseNet-161, 307 MB", partial(transalnet.load, "dense"), partial(transalnet.weights, "dense")
     ),
     "spectral": Detector("Spectral residual, needs no weights", spectral.load),
+    "grad-cam": Detector("Where a convolutional CLIP sees the prompt, the selector or the guide", None),
+    "grad-cam++": Detector("The same by Grad-CAM++, which sees more of a subject", None),
+    "legrad": Detector("Where a vision transformer sees the prompt, the selector or the guide", None),
+    "mask": Detector("Where you say: the mask that you paint or hand over", None),
 }
 
 
@@ -54,6 +61,10 @@ class LoadedDetector:
         prepared = image.to(self.device, torch.float32).clamp(0, 1)
         return self.saliency_map(prepared).clamp(0, 1).to(image.device)
 
+    def of(self, prompt: str) -> LoadedDetector:
+        """Itself, because it looks at all images alike."""
+        return self
+
     def to(self, device: torch.device) -> LoadedDetector:
         if isinstance(self.saliency_map, torch.nn.Module):
             self.saliency_map.to(device)
@@ -68,10 +79,13 @@ def load_detector(
 
     The detector computes in float32 on `device` without gradients, whatever the image's dtype and device. The map is
     float32 on the image's device. Weights are stored in `models_dir` (None: `sgool.weights.default_models_dir()`) and
-    downloaded at first use. Raises SgoolError for an unknown name and for weights that are not available. The detector
-    itself raises SgoolError for an image of another shape.
+    downloaded at first use. Raises SgoolError for an unknown name, for a detector that needs more than an image, and
+    for weights that are not available. The detector itself raises SgoolError for an image of another shape.
     """
-    return LoadedDetector(_kind(name).load(models_dir, torch.device(device)), torch.device(device))
+    load = _kind(name).load
+    if load is None:
+        raise SgoolError(f"The saliency detector {name} needs more than an image: see sgool.detect.")
+    return LoadedDetector(load(models_dir, torch.device(device)), torch.device(device))
 
 
 def detector_weights(name: str) -> Sequence[Weight]:

@@ -16,6 +16,7 @@ from sgool.webui.arguments import WEBUI
 from sgool.zoom import Verdict
 
 if TYPE_CHECKING:
+    from sgool.result import Phrases
     from sgool.webui.records import Entry, Outcome, ZoomOutcome
 
 _TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
@@ -43,11 +44,8 @@ def schema() -> dict[str, Any]:
     properties: dict[str, Any] = {
         "enabled": {"type": "boolean", "default": True},
         "preset": {"type": "string", "enum": list(PRESETS), "description": "sets what the other fields do not"},
-        "zoom_mask": {
-            "type": "string",
-            "contentEncoding": "base64",
-            "description": "with zoom_by mask: a PNG or JPEG of the image's size, white where zoom may paint",
-        },
+        "zoom_mask": _mask("zoom_by mask", "where zoom may paint"),
+        "look_at": _mask("saliency mask", "where to look"),
     }
     for name, about in WEBUI.items():
         default = DEFAULTS[name]
@@ -65,6 +63,11 @@ def schema() -> dict[str, Any]:
         "positional": ["enabled", *WEBUI],
         "presets": PRESETS,
     }
+
+
+def _mask(beside: str, where: str) -> dict[str, Any]:
+    told = f"with {beside}: a PNG or JPEG of the image's size, white {where}"
+    return {"type": "string", "contentEncoding": "base64", "description": told}
 
 
 def critics() -> list[dict[str, Any]]:
@@ -85,7 +88,15 @@ def shown(run: str) -> dict[str, Any]:
     """
     from sgool.webui import gallery
 
-    images = [{**_of_the_whole(entry.outcome), "zoom": _of_the_zoom(entry.zoom)} for entry in _entries(run)]
+    images = [
+        {
+            **_of_the_whole(entry.outcome),
+            "zoom": _of_the_zoom(entry.zoom),
+            "finished": _of_the_finished(entry),
+            "phrases": _of_the_phrases(entry.phrases),
+        }
+        for entry in _entries(run)
+    ]
     return {"images": images, "kept": gallery.KEPT}
 
 
@@ -134,13 +145,36 @@ def _of_the_zoom(zoom: ZoomOutcome | None) -> dict[str, Any] | None:
     return {"kept": zoom.kept, "places": places, "scored_by": zoom.critic}
 
 
+def _of_the_finished(entry: Entry) -> dict[str, Any] | None:
+    """In the best of a batch: the finished image's score, and its rank in words, or ""."""
+    if entry.score is None:
+        return None
+    return {"score": entry.score.value, "rank": entry.rank, "scored_by": entry.score.critic}
+
+
+def _of_the_phrases(phrases: Phrases | None) -> dict[str, Any] | None:
+    """How much of each phrase the image shows, and which maps of it there are (phrase-1-before, phrase-1-after)."""
+    if phrases is None:
+        return None
+    found = [
+        {
+            **told,
+            "maps": [
+                when for when, where in (("before", each.map_before), ("after", each.map_after)) if where is not None
+            ],
+        }
+        for told, each in zip(phrases.as_list(), phrases.found, strict=True)
+    ]
+    return {"found": found, "measured_by": phrases.critic, "note": phrases.note}
+
+
 def picture(run: str, index: int, name: str) -> Response:
     """A picture of a run, from memory."""
     from sgool.webui import gallery
 
     entries = _entries(run)
     entry = entries[index] if 0 <= index < len(entries) else None
-    there = {"after": gallery.after, **gallery.extras(entry), **gallery.places(entry)} if entry else {}
+    there = gallery.all_of(entry) if entry else {}
     if entry is None or name not in there:
         raise HTTPException(404, "There is no such picture.")
     buffer = io.BytesIO()

@@ -14,19 +14,22 @@ WEBUI: dict[str, About] = {name: about for name, about in ABOUT.items() if about
 
 _FIELDS = ("enabled", *WEBUI)
 
+PICTURES = ("zoom_mask", "look_at")
+"""Fields of the dict that are no settings: where the zoom may paint, and where to look; see `sgool.webui.masks`."""
+
 
 def parse(args: Sequence[Any], overrides: Mapping[str, Any] | None = None, model: str = "") -> Settings | None:
     """The settings of a run, or None when SGOOL is off.
 
     args: (enabled, value of each of WEBUI ...), or a dict as the first (then the rest is not looked at) with any of
-    "enabled" (default true), "preset", "zoom_mask" and the settings' names. overrides: settings, or "enabled", that a
-    plot sets over these. model: see `sgool.presets.resolve`. Raises SettingError, naming the field.
+    "enabled" (default true), "preset", PICTURES and the settings' names. overrides: settings, or "enabled", that a plot
+    sets over these. model: see `sgool.presets.resolve`. Raises SettingError, naming the field.
     """
     by_name = bool(args) and isinstance(args[0], Mapping)
     given = dict(args[0]) if by_name else dict(zip(_FIELDS, args, strict=False))
     given.update(overrides or {})
-    if by_name:
-        given.pop("zoom_mask", None)  # a picture, and no setting: see `sgool.webui.masks`
+    for name in PICTURES if by_name else ():
+        given.pop(name, None)
     enabled = given.pop("enabled", by_name)
     if not isinstance(enabled, bool):
         raise SettingError("enabled", f"must be true or false, not {reprlib.repr(enabled)}")
@@ -38,7 +41,7 @@ def parse(args: Sequence[Any], overrides: Mapping[str, Any] | None = None, model
     for name in given:
         if name not in WEBUI:
             raise SettingError(
-                repr(name), f"is no field; the fields are enabled, preset, zoom_mask, {', '.join(WEBUI)}"
+                repr(name), f"is no field; the fields are {', '.join(('enabled', 'preset', *PICTURES, *WEBUI))}"
             )
     values = {name: _plain(name, value) for name, value in given.items() if value is not None}
     return resolve(values, preset=preset or "", model=model)

@@ -18,7 +18,7 @@ from sgool.errors import SgoolError, brief, out_of_memory
 from sgool.generate import Critics, Request, generate, region_finder
 from sgool.result import Result, Stop
 from sgool.settings import Settings
-from sgool.webui import interrupts, models, unsupported
+from sgool.webui import interrupts, masks, models, unsupported
 from sgool.webui.backend import WebuiBackend
 from sgool.webui.follow import Followed
 from sgool.webui.isolation import isolated, sparing
@@ -39,7 +39,8 @@ def improve(p: Any, run: Run, samples: Tensor) -> Tensor:
             tell(p, run, batch.numbers, sentence)
             return samples
         with isolated(p), models.critics(run.settings) as critics:
-            batch.each(critics)
+            height, width = samples.shape[-2:]
+            batch.each(masks.looking(p, run, critics, (8 * width, 8 * height)))
         shared.state.current_latent = batch.improved  # what a preview shows from here on
     batch.settle()
     return batch.improved
@@ -184,7 +185,7 @@ class Batch:
         number = self.numbers[i]
         before = self.run.uploaded[i] if self.run.uploaded else backend.picture(backend.original)
         after = before if better is None else backend.picture(better)
-        saliency = critics.detector(pictures.to_tensor(after))
+        saliency = critics.detector.of(self.p.prompts[i])(pictures.to_tensor(after))
         outcome = self.run.outcomes[number] = Outcome(
             before=before,
             after=after,

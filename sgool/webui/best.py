@@ -55,11 +55,11 @@ def score(p: Any, run: Run, image: Image.Image) -> None:
         return
     try:
         with random_numbers(), models.critics(run.settings) as critics, devices.without_autocast(), torch.no_grad():
-            pixels = pictures.to_tensor(np.array(image.convert("RGB"))).to(devices.device)
-            value = critics.selector.judge(pixels, p.all_prompts[number])
+            picture = np.array(image.convert("RGB"))
+            value = critics.selector.judge(pictures.to_tensor(picture).to(devices.device), p.all_prompts[number])
         if not math.isfinite(value):
             raise SgoolError("the selector's score of one is not a finite number.")
-        run.scores[number] = Score(value, critics.selector.name)
+        run.scores[number], run.pictures[number] = Score(value, critics.selector.name), picture
     except Exception as error:
         run.unscored = True
         left = range(number, len(p.all_seeds))
@@ -141,7 +141,7 @@ def ranked(text: str, run: Run, number: int) -> str:
         return text
     told = f"{infotext.SCORE}: {infotext.shown(run.scores[number])}"
     before, found, after = text.rpartition(told)
-    return f"{before}{told}, {infotext.RANK}: {infotext.place(run, number)}{after}" if found else text
+    return f"{before}{told}, {infotext.RANK}: {run.place(number)}{after}" if found else text
 
 
 def _orders_itself(p: Any) -> str:

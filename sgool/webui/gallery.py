@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from modules import images, shared
 from PIL import Image
+from torch import Tensor
 
 from sgool import pictures
 from sgool.webui import infotext
 from sgool.webui.overlay import attributes
+from sgool.webui.phrases import veil
 from sgool.webui.records import Entry, Run
 
 KEPT = 8
@@ -50,6 +52,8 @@ def loss(entry: Entry) -> Image.Image:
 
 def extras(entry: Entry) -> dict[str, Callable[[Entry], Image.Image]]:
     """By the suffix of their files, -sgool-before and so on, and the names of their options."""
+    if not entry.changed:
+        return {}
     # Only a zoom, and a run that was stopped before its first image, have none.
     curve = {"loss": loss} if entry.outcome is not None and entry.outcome.result.losses else {}
     return {"before": before, "saliency": saliency, **curve}
@@ -63,6 +67,25 @@ def places(entry: Entry) -> dict[str, Callable[[Entry], Image.Image]]:
             if picture is not None:
                 drawn[f"place-{number}-{when}"] = partial(_enlarged, picture)
     return drawn
+
+
+def maps(entry: Entry) -> dict[str, Callable[[Entry], Image.Image]]:
+    """Where the image shows each phrase, to lay over the picture before or after: phrase-1-before, ..."""
+    drawn: dict[str, Callable[[Entry], Image.Image]] = {}
+    for number, each in enumerate(entry.phrases.found if entry.phrases else (), 1):
+        for when, heat in (("before", each.map_before), ("after", each.map_after)):
+            if heat is not None:
+                drawn[f"phrase-{number}-{when}"] = partial(_veil, heat)
+    return drawn
+
+
+def all_of(entry: Entry) -> dict[str, Callable[[Entry], Image.Image]]:
+    """Every picture that there is of an image, by the name that the page asks for."""
+    return {"after": after, **extras(entry), **places(entry), **maps(entry)}
+
+
+def _veil(heat: Tensor, entry: Entry) -> Image.Image:
+    return Image.fromarray(veil(heat.float().numpy(), entry.after.shape[:2]))
 
 
 def _enlarged(picture: np.ndarray, _: Entry) -> Image.Image:

@@ -60,18 +60,14 @@ def shown(score: Score) -> str:
     return f"{score.value:.4f}"
 
 
-def place(run: Run, number: int) -> str:
-    return f"{run.ranks[number]} of {len(run.ranks)}"
-
-
 def _score(value: float | None) -> str | None:
     return None if value is None else f"{value:.4f}"
 
 
-class PageOnly(list[str]):
-    """A value of `p.extra_generation_params` that the page gets to see, and no infotext.
+class JsonOnly(list[Any]):
+    """A value of `p.extra_generation_params` that the page and the API get to see, and no infotext.
 
-    The page's JSON shows what is in the list; for an infotext the WebUI asks for the image's own entry: None.
+    Their JSON shows what is in the list; for an infotext the WebUI asks for the image's own entry: None.
     """
 
     def __getitem__(self, index: Any) -> None:  # type: ignore[override]
@@ -80,6 +76,8 @@ class PageOnly(list[str]):
 
 RUN = f"{_PREFIX}run"
 """Where the page finds the id of the run that made its images."""
+PHRASES = f"{_PREFIX}phrases"
+"""Of each image: how much of each phrase of the prompt it shows. That is measured when the images are saved already."""
 
 
 def without_ours(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,8 +111,11 @@ def settle(p: Any, run: Run, number: str) -> None:
             p.extra_generation_params[field] = [read(found[i]) if i in found else None for i in order]
         else:
             p.extra_generation_params.pop(field, None)
+    if run.phrases:
+        told = [run.phrases[i].as_list() if i in run.phrases else None for i in order]
+        p.extra_generation_params[PHRASES] = JsonOnly(told)
     if number:
-        p.extra_generation_params[RUN] = PageOnly([number])
+        p.extra_generation_params[RUN] = JsonOnly([number])
 
 
 def _fields(run: Run) -> dict[str, tuple[Mapping[int, Any], Callable[[Any], Any]]]:
@@ -123,7 +124,7 @@ def _fields(run: Run) -> dict[str, tuple[Mapping[int, Any], Callable[[Any], Any]
     Nothing stands there of what the run does not do.
     """
     fields: dict[str, tuple[Mapping[int, Any], Callable[[Any], Any]]] = {}
-    places = {number: place(run, number) for number in run.ranks}
+    places = {number: run.place(number) for number in run.ranks}
     if run.whole:
         fields |= {field: (run.outcomes, read) for field, read in _OUTCOME.items()}
     if run.settings.zoom:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sgool.pictures import to_uint8
 from sgool.region import Region
-from sgool.result import Result
+from sgool.result import Phrases, Result
 from sgool.settings import Settings
 from sgool.zoom import Repaint, Verdict
 
@@ -135,15 +135,38 @@ class ZoomOutcome:
 
 
 @dataclass(frozen=True)
+class Score:
+    """What the selector says of a finished image; critic: what the score is called by."""
+
+    value: float
+    critic: str
+
+
+@dataclass(frozen=True)
 class Entry:
-    """An image's part in a run: what SGOOL made of it as a whole, and what the zoom made of that. One may be None."""
+    """An image's part in a run: what SGOOL made of it as a whole, and what the zoom made of that. Either may be None.
+
+    Of the best of a batch: score, rank ("1 of 8", or ""), and picture, uint8 [H, W, 3], where the image is only scored.
+    phrases: how much of each it shows before and after, where that was measured; the maps are small.
+    """
 
     outcome: Outcome | None = None
     zoom: ZoomOutcome | None = None
+    score: Score | None = None
+    rank: str = ""
+    picture: np.ndarray | None = None
+    phrases: Phrases | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether SGOOL has worked on the image, and not only scored it."""
+        return self.outcome is not None or self.zoom is not None
 
     @property
     def before(self) -> np.ndarray:
         """uint8 [H, W, 3]: the WebUI's own image. With hires fix, which upscales in between, it is that before zoom."""
+        if not self.changed:
+            return self.after
         if self.zoom is None or (self.outcome is not None and self.outcome.before.shape == self.zoom.after.shape):
             assert self.outcome is not None
             return self.outcome.before
@@ -153,8 +176,10 @@ class Entry:
     def after(self) -> np.ndarray:
         """uint8 [H, W, 3]: what came out."""
         shown = self.zoom or self.outcome
-        assert shown is not None
-        return shown.after
+        if shown is not None:
+            return shown.after
+        assert self.picture is not None
+        return self.picture
 
     @property
     def saliency(self) -> Tensor:
@@ -172,36 +197,32 @@ class Entry:
         return self.outcome.regions
 
 
-@dataclass(frozen=True)
-class Score:
-    """What the selector says of a finished image; critic: what the score is called by."""
-
-    value: float
-    critic: str
-
-
 @dataclass
 class Run:
     """What is known of one generation.
 
     owner: gives its processing object, while that lives. whole: whether SGOOL improves its images as a whole. mask: a
-    picture, white where the zoom may paint, as the API gave it. noise: of the batch at hand. recording: hears how that
-    batch is sampled, where SGOOL should sample likewise (`sgool.webui.follow`). uploaded: its pictures, where they are
-    improved as they are (`sgool.webui.uploaded`). outcomes, zooms, notes: by the image's number. files: the number of
-    the image that each saved file belongs to. interrupted: whether the user has stopped the run; stopped: the numbers
-    of the images that were in work when the user stopped it, or skipped them.
+    picture, white where the zoom may paint, as the API gave it; look_at: likewise, where to look. noise: of the batch
+    at hand. recording: hears how that batch is sampled, where SGOOL should sample likewise (`sgool.webui.follow`).
+    uploaded: its pictures, where they are improved as they are (`sgool.webui.uploaded`). outcomes, zooms, notes: by the
+    image's number. files: the number of the image that each saved file belongs to. interrupted: whether the user has
+    stopped the run; stopped: the numbers of the images that were in work when the user stopped it, or skipped them.
 
     Of the best of a batch: sorts: whether the gallery is to be sorted; held: what the processing object saved before
     some of that had to wait; waiting: the pictures that are saved at the end. made: the numbers of all finished images;
     scores: theirs; unscored: whether scoring has failed. ranks: from 1, the best first, once all are made; shown: the
     numbers of those that the gallery keeps, the best first, or [] for all as they came. first_ranks: where only the
-    best of a batch are improved, each one's place in it and its score before.
+    best of a batch are improved, each one's place in it and its score before. pictures: the finished images, uint8
+    [H, W, 3].
+
+    phrases: what the images show of the prompt's, once all are made.
     """
 
     settings: Settings
     owner: Callable[[], Any]
     whole: bool = True
     mask: Any = None
+    look_at: Any = None
     noise: Tensor | None = None
     recording: Any = None
     uploaded: list[np.ndarray] = field(default_factory=list)
@@ -220,10 +241,26 @@ class Run:
     unscored: bool = False
     shown: list[int] = field(default_factory=list)
     held: dict[str, bool] = field(default_factory=dict)
+    pictures: dict[int, np.ndarray] = field(default_factory=dict)
+    phrases: dict[int, Phrases] = field(default_factory=dict)
+
+    def place(self, number: int) -> str:
+        """The rank of an image, in words."""
+        return f"{self.ranks[number]} of {len(self.ranks)}" if number in self.ranks else ""
 
     @property
     def entries(self) -> dict[int, Entry]:
         """By the image's number, in the gallery's order: all that are shown and that something has come of."""
-        found = {*self.outcomes, *self.zooms}
+        found = {*self.outcomes, *self.zooms, *self.scores}
         numbers = [number for number in self.shown if number in found] if self.shown else sorted(found)
-        return {number: Entry(self.outcomes.get(number), self.zooms.get(number)) for number in numbers}
+        return {number: self._entry(number) for number in numbers}
+
+    def _entry(self, number: int) -> Entry:
+        return Entry(
+            self.outcomes.get(number),
+            self.zooms.get(number),
+            self.scores.get(number),
+            self.place(number),
+            None if number in {*self.outcomes, *self.zooms} else self.pictures.get(number),
+            self.phrases.get(number),
+        )

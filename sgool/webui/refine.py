@@ -13,7 +13,7 @@ from sgool.checkpointing import MEMORY
 from sgool.generate import Critics, Request, generate
 from sgool.result import Progress
 from sgool.settings import Settings
-from sgool.webui import unsupported
+from sgool.webui import masks, unsupported
 from sgool.webui.backend import WebuiBackend
 from sgool.webui.isolation import isolated, sparing
 from sgool.webui.memory import sparingly
@@ -49,7 +49,8 @@ class Refiner:
                 backend = WebuiBackend(inner, 0, painted, None, memory)
                 backend.prove(settings.guidance_scale)
                 request = Request(place.prompt, seed=int(inner.seeds[0]), init_latent=backend.original)
-                result = generate(backend, self.critics, request, settings, self.progress)
+                critics = masks.inside(self.critics, inner.paste_to)
+                result = generate(backend, critics, request, settings, self.progress)
                 if result.error is not None:
                     raise result.error
                 if result.best_update <= 0:  # as it was painted, carried to noise and back

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from modules import scripts
@@ -57,7 +58,7 @@ class SgoolScript(scripts.Script):
                 return
             from sgool.webui import masks
 
-            mask = masks.given(args, settings)
+            given = masks.given(args, settings)
         except SgoolError as error:
             from sgool.webui.messages import sentence
 
@@ -65,7 +66,7 @@ class SgoolScript(scripts.Script):
             return
         try:
             settings = settings.changed(**({"start": "image"} if self.is_img2img else {"as_uploaded": False}))
-            run = self._begin(p, settings, mask)
+            run = self._begin(p, settings, given)
         except Refused as told:
             self._refuse(p, str(told))
             if settings.as_uploaded:  # the picture still comes out as it is
@@ -89,8 +90,8 @@ class SgoolScript(scripts.Script):
 
             best.begin(p, run)
 
-    def _begin(self, p: Any, settings: Settings, mask: Any) -> Run:
-        """The run of these settings, with its networks here. mask: of the API, or None. Raises Refused."""
+    def _begin(self, p: Any, settings: Settings, given: Mapping[str, Any]) -> Run:
+        """The run of these settings, with its networks here. given: the API's masks. Raises Refused."""
         from sgool.webui import masks
         from sgool.webui.batch import improves, nothing_to_do
         from sgool.webui.records import Run
@@ -99,6 +100,7 @@ class SgoolScript(scripts.Script):
         if upscaled and not settings.zoom and not settings.best:
             raise Refused("SGOOL leaves an image that is only upscaled as it is.")
         notes: dict[int, str] = {}
+        mask, look_at = given.get("zoom_mask"), given.get("look_at")
         if settings.zoom and settings.zoom_by == "mask" and mask is None and not masks.is_inpainting(p):
             lacking = "SGOOL's zoom on a mask needs a mask: paint one in img2img, Inpaint."
             settings = settings.changed(zoom=False)
@@ -106,6 +108,9 @@ class SgoolScript(scripts.Script):
                 raise Refused(lacking)
             self._note(p, lacking)
             notes = dict.fromkeys(range(len(p.all_seeds)), lacking)
+        looks = settings.saliency == "mask" and (settings.zoom or (improves(settings) and not upscaled))
+        if looks and look_at is None and not masks.is_inpainting(p):
+            raise Refused("SGOOL looks where a mask is white, and there is none: paint one in img2img, Inpaint.")
         if told := nothing_to_do(settings):
             raise Refused(told)
         if not any(prompt.strip() for prompt in p.all_prompts):
@@ -124,7 +129,9 @@ class SgoolScript(scripts.Script):
                 )
         if told := _fetched(settings):  # before the first pass, which may take minutes
             raise Refused(told)
-        return Run(settings, weakref.ref(p), whole=improves(settings) and not upscaled, mask=mask, notes=notes)
+        return Run(
+            settings, weakref.ref(p), whole=improves(settings) and not upscaled, mask=mask, look_at=look_at, notes=notes
+        )
 
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """Keep the seed's noise. With hires fix this sampler's result is where SGOOL comes in."""
@@ -185,7 +192,7 @@ class SgoolScript(scripts.Script):
         run = _run(p)
         if run is None:
             return
-        from sgool.webui import gallery, interrupts
+        from sgool.webui import gallery, interrupts, phrases
 
         try:
             if run.settings.best:
@@ -195,6 +202,7 @@ class SgoolScript(scripts.Script):
                     gallery.show(p, processed, run)
             else:
                 gallery.show(p, processed, run)
+            phrases.measure(p, run)
         finally:
             infotext.settle(p, run, gallery.keep(run))
             if run.interrupted:

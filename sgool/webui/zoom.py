@@ -59,7 +59,8 @@ class Zoom:
         if not clean_prompt(self.prompt) and not settings.region_prompt:
             raise SgoolError("it needs a prompt that says what the image should show.")
         bar = ZoomBar(self.p, settings, self._label())
-        with random_numbers(), bar, models.critics(settings) as critics:
+        with random_numbers(), bar, models.critics(settings) as loaded:
+            critics = masks.looking(self.p, self.run, loaded, self.image.size)
             refiner = Refiner(critics, settings, bar, lambda sentence: self.tell(sentence, note=False))
             paint = WebuiPaint(self, bar, refiner)
             # Inside the WebUI's autocast the critics would be cast, too.
@@ -101,7 +102,7 @@ class Zoom:
             self.tell(f"SGOOL's zoom was interrupted after {done} of {len(repaints)} places.")
         after = pictures.to_uint8(result.image)
         with torch.no_grad():
-            saliency = critics.detector(result.image)
+            saliency = critics.detector.of(self.prompt)(result.image)
         self.run.zooms[self.number] = ZoomOutcome(
             before=pictures.to_uint8(self.picture),
             after=after,

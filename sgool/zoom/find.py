@@ -77,7 +77,7 @@ def find_places(picture: Picture, critics: Critics, settings: Settings) -> list[
 
 def by_attention(picture: Picture, critics: Critics, settings: Settings) -> list[Candidate]:
     """Where people look."""
-    return regions_of(critics.detector(picture.image), settings)
+    return regions_of(critics.detector.of(picture.prompt)(picture.image), settings)
 
 
 def by_mask(picture: Picture, critics: Critics, settings: Settings) -> list[Candidate]:
