@@ -157,7 +157,7 @@ def test_all_figures_are_json_and_tables() -> None:
     assert [len(figures[key]) for key in keys] == [16, 5, 4, 3, 3]
     assert {row["reconstruction_error"] for row in figures["samplers"] if row["sampler"] == "ddim"} == {None}
     assert figures["image_start_error"] < 1e-6 and figures["seconds_ratio_bdia_to_edict"] > 0
-    assert figures["seconds_ratio_candidates"] > 0
+    assert figures["seconds_ratio_candidates"] > 0 and figures["seconds_ratio_lockstep"] > 0
     tables = render_tables(figures)
     rows = [line for line in tables.splitlines() if line.startswith("|")]
     assert len(rows) == 5 * 2 + 16 + 5 + 4 + 3 + 3

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from sgool.backends import Backend, ImageBackend
 from sgool.generate import AUTO
 from sgool.guidance.clip import Clip
-from sgool.lab.bench_candidates import candidates_ratio
+from sgool.lab.bench_candidates import candidates_ratio, lockstep_ratio
 from sgool.lab.bench_cost import KINDS, update_cost
 from sgool.lab.bench_descent import descent
 from sgool.lab.peak_memory import PeakMemory
@@ -80,6 +80,8 @@ def bench(subject: Subject, *, quick: bool = False, progress: bool = True) -> di
         figures.setdefault(key, []).append(task())
     figures["seconds_ratio_bdia_to_edict"] = seconds_ratio(backend, captions[0], repeats=3 if quick else 9)
     figures["seconds_ratio_candidates"] = candidates_ratio(backend, captions[0], repeats=1 if quick else 9)
+    size = {"repeats": 1, "count": 2, "iterations": 1} if quick else {"repeats": 5}
+    figures["seconds_ratio_lockstep"] = lockstep_ratio(backend, captions[0], **size)
     rows = [row for row in figures["inverted_latents"] if row["sampler"] == AUTO["image"]]
     figures["image_start_error"] = max(row["image_error"] for row in rows)
     return figures
@@ -252,7 +254,8 @@ def render_tables(figures: Mapping[str, Any]) -> str:
     lines = [
         f"{figures['captions']} captions on {figures['device']}. One update with damped BDIA takes {ratio:.2f} of "
         f"EDICT's time. An image inverted with {AUTO['image']} is reproduced to {error:.0e}. "
-        f"Eight candidates take {together:.2f} of the time of eight single images."
+        f"Eight candidates take {together:.2f} of the time of eight single images. Four images improved together take "
+        f"{figures['seconds_ratio_lockstep']:.2f} of the time of one after another."
     ]
     for key in ("samplers", "sampler_quality", "inverted_latents", "descent", "updates"):
         lines += ["", f"**{key.replace('_', ' ')}**", "", *table(figures[key])]

@@ -39,12 +39,14 @@ class Network:
     the latter needs whole timesteps. dtype: the branches get the latent in this dtype. autocast: makes the context in
     which the branches run.
     evals_forward and evals_backward count evaluations without a graph (by `__call__`) and with one (by `vjp` and
-    `prompt_vjp`).
+    `prompt_vjp`). repeats: whether a latent gets the same prediction, to the last bit, when it is asked for again.
 
     The samplers recover earlier latents only as exactly as the network repeats eps. `__call__` and `vjp` cast the same
     float64 latent to the same network input. A deterministic network therefore gives both the same eps, even in half
     precision. Raises SgoolError without branches and for an unknown prediction type.
     """
+
+    repeats = True
 
     def __init__(
         self,
@@ -66,6 +68,16 @@ class Network:
         self.evals_forward = 0
         self.evals_backward = 0
 
+    @property
+    def cost(self) -> int:
+        """Evaluations of one prediction of one latent."""
+        return sum(branch.evals for branch in self.branches)
+
+    @property
+    def prompt_cost(self) -> int:
+        """Evaluations of one `prompt_vjp` of one latent."""
+        return sum(each.evals for each in self._back())
+
     @torch.no_grad()
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """The noise prediction, float64, for the float64 latent x at timestep t. Raises SgoolError if not finite."""
@@ -84,7 +96,7 @@ class Network:
         # The product is linear in the cotangent, so the scale can be removed before the low precision and restored
         # after it. A root mean square of 1 leaves float16 a factor of 6e4 on both sides. A maximum of 1 would lose the
         # small entries.
-        scale = cotangent.square().mean().sqrt().item() or 1.0
+        scale = _rms(cotangent)
         unit = cotangent / scale
         total, pulled = torch.zeros_like(x), torch.zeros_like(x)
         for branch in self.branches:
@@ -99,13 +111,17 @@ class Network:
 
         The branches' `back` say what that is. The negative prompt is not evaluated. Raises SgoolError like `vjp`.
         """
-        scale = cotangent.square().mean().sqrt().item() or 1.0
+        scale = _rms(cotangent)
         pulled = torch.zeros_like(x)
-        for branch in self.branches:
-            for each in (branch,) if branch.back is None else branch.back:
-                pulled += each.weight * scale * self._pull(each, x, t, cotangent / scale)[1]
+        for branch in self._back():
+            pulled += branch.weight * scale * self._pull(branch, x, t, cotangent / scale)[1]
         by_x, by_output = self._conversion(t)
         return by_x * cotangent + by_output * pulled
+
+    def _back(self) -> list[Branch]:
+        """The branches that a gradient goes through where only the prompt's half carries it."""
+        own = ((branch,) if branch.back is None else branch.back for branch in self.branches)
+        return [each for branches in own for each in branches]
 
     def _pull(self, branch: Branch, x: Tensor, t: float, unit: Tensor) -> tuple[Tensor, Tensor]:
         leaf = x.to(self.dtype).detach().requires_grad_()
@@ -134,3 +150,9 @@ class Network:
             return 0.0, 1.0
         alphabar = self.alphas_cumprod[int(t)].item()
         return (1 - alphabar) ** 0.5, alphabar**0.5
+
+
+def _rms(cotangent: Tensor) -> Tensor:
+    """The root mean square of each sample [B, 1, 1, 1], 1 where that is 0."""
+    rms = torch.stack([sample.square().mean().sqrt() for sample in cotangent])
+    return torch.where(rms > 0, rms, 1.0).view(-1, 1, 1, 1)

@@ -133,7 +133,8 @@ class Trajectory:
         whole = list(state) if len(state) > 1 else [weight * state[0] for weight in self._weights]
         whole += self.noises[self.start_node :]
         ops = self.sampler.operations(self.schedule, self.start_node, len(state) > 1)
-        inputs: list[Tensor] | None = [] if store or self.way_back == "prompt" else None
+        stored = store or self.way_back == "prompt" or not self.network.repeats
+        inputs: list[Tensor] | None = [] if stored else None
         words = run(ops, [exact(x) for x in whole], self.network, self.schedule, on_step, inputs)
         return Final(words, list(state), inputs)
 

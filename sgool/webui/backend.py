@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from sgool.checkpointing import Memory
 from sgool.errors import SgoolError
 from sgool.guidance.half import is_half
+from sgool.lockstep import Member
 from sgool.result import Stop
 from sgool.samplers import Branch, Network
 from sgool.webui.follow import Followed
@@ -26,7 +28,8 @@ class WebuiBackend:
 
     p: the WebUI's processing object, with its conditionings. index: the image's index in the batch. latent: the image
     as the WebUI's sampler left it, [1, 4, h, w]. noise: the noise that the sampler started from, [1, 4, h, w], or None.
-    followed: the user's own sampling, where the network is asked for that.
+    followed: the user's own sampling, where the network is asked for that. member: set where the image is
+    improved together with others.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class WebuiBackend:
         followed: Followed | None = None,
     ) -> None:
         self.p = p
+        self.member: Member | None = None
         self.schedule = followed.schedule if followed else None
         self.model = p.sd_model
         self.index = index
@@ -54,58 +58,10 @@ class WebuiBackend:
         return 8 * self.original.shape[-2], 8 * self.original.shape[-1]
 
     def network(self, prompt: Any, negative_prompt: str, guidance_scale: float) -> Network:
-        """The WebUI's CFG denoiser, with prompt scheduling, AND, emphasis and loaded LoRA as in the first pass.
-
-        The denoiser returns eps, whatever the model predicts. With memory "low", each prompt is a branch of its own.
-        Where the negative prompt has no weight, as at guidance scale 1, it is not evaluated (the WebUI itself does).
-        """
-        denoiser = host().denoiser(self.p, self.schedule)
-        prompts = self.p.c.batch[self.index]
-        # At guidance scale 1 Forge has no negative prompt. In its place stands one that has no weight.
-        negative = prompts[0].schedules if self.p.uc is None else self.p.uc[self.index]
-        image_cond = self.image_conditioning()
-
-        def branch(weight: float, prompts: Any, scale: float, alone: bool) -> Branch:
-            own, uncond = _own(prompts), _own_schedule(negative)
-
-            def predict(x: Tensor, t: float) -> Tensor:
-                count = len(x)
-                skip = host().options(s_min_uncond_all=True, batch_cond_uncond=False) if alone else nullcontext()
-                try:
-                    with skip:
-                        return denoiser(
-                            x,
-                            t,
-                            self._step(t),
-                            uncond=[uncond] * count,
-                            cond=prompt_parser.MulticondLearnedConditioning((count,), [own] * count),
-                            cond_scale=scale,
-                            s_min_uncond=float("inf") if alone else 0.0,
-                            image_cond=image_cond.expand(count, *image_cond.shape[1:]),
-                        )
-                except sd_samplers_common.InterruptedException:
-                    raise Stop from None
-
-            return Branch(weight, predict, evals=1 if alone else 1 + len(prompts))
-
-        def single(weight: float, schedules: Any) -> Branch:
-            # With the "negative guidance minimum sigma" above every sigma, the denoiser evaluates its prompt alone.
-            return branch(weight, [prompt_parser.ComposableScheduledPromptConditioning(schedules)], 1.0, alone=True)
-
-        wanted = [each for each in prompts if each.weight > 0]
-        total = sum(each.weight for each in wanted)
-        back = tuple(single(each.weight / total, each.schedules) for each in wanted) or None
-        rest = 1 - guidance_scale * sum(each.weight for each in prompts)
-        sequential = self.memory.sequential and not host().guides_whole(self.model)
-        if abs(rest) < 1e-9 or sequential:
-            branches = [single(guidance_scale * each.weight, each.schedules) for each in prompts]
-            if abs(rest) >= 1e-9:
-                branches = [single(rest, negative), *branches]
-                if back:
-                    branches = [replace(each, back=()) for each in branches[:-1]] + [replace(branches[-1], back=back)]
-        else:
-            branches = [replace(branch(1.0, prompts, guidance_scale, alone=False), back=back)]
-        return Network(branches, self.alphas_cumprod, "epsilon", torch.float32, network_precision)
+        """See `joined`; asked together with the networks of other images where this one is a member."""
+        own = joined([self], guidance_scale)
+        assert own is not None
+        return self.member.asking(own) if self.member else own
 
     def prove(self, guidance_scale: float) -> None:
         """Where the host may have other networks than are known here, compare their gradients with differences.
@@ -177,10 +133,7 @@ class WebuiBackend:
         inside, outside = nmask.to(latent, copy=True), mask.to(latent, copy=True)
         return latent * inside + self.original.to(latent) * outside
 
-    def _total_steps(self) -> int:
-        return getattr(self.p, "firstpass_steps", None) or self.p.steps
-
-    def _step(self, t: float) -> int:
+    def step(self, t: float) -> int:
         """The WebUI's step number at timestep t. Prompt schedules are written in these numbers."""
         if self.schedule is not None:
             return self.schedule.timesteps.index(t)
@@ -191,6 +144,9 @@ class WebuiBackend:
             steps, begin = sd_samplers_common.setup_img2img_steps(self.p)
             step = int((last - t) * steps // last) - (steps - begin - 1)
         return max(0, min(total - 1, step))
+
+    def _total_steps(self) -> int:
+        return getattr(self.p, "firstpass_steps", None) or self.p.steps
 
     def image_conditioning(self) -> Tensor:
         """The extra input of inpainting and depth models, as in the first pass; one pixel of zeros for all others.
@@ -205,8 +161,78 @@ class WebuiBackend:
         return _copy(own[self.index : self.index + 1] if own.shape[0] > 1 else own)
 
 
+def joined(backends: Sequence[WebuiBackend], guidance_scale: float) -> Network | None:
+    """The WebUI's CFG denoiser for these images at once, with prompt scheduling, AND, emphasis and loaded LoRA as in
+    the first pass. None where their prompts have different parts.
+
+    The denoiser returns eps, whatever the model predicts. With memory "low", each prompt is a branch of its own. Where
+    the negative prompt has no weight, as at guidance scale 1, it is not evaluated (the WebUI itself does).
+    """
+    first = backends[0]
+    denoiser = host().denoiser(first.p, first.schedule)
+    prompts = [each.p.c.batch[each.index] for each in backends]
+    # At guidance scale 1 Forge has no negative prompt. In its place stands one that has no weight.
+    uc = first.p.uc
+    negatives = [
+        own[0].schedules if uc is None else uc[each.index] for own, each in zip(prompts, backends, strict=True)
+    ]
+    weights = [part.weight for part in prompts[0]]
+    if any([part.weight for part in own] != weights for own in prompts):
+        return None
+    image_cond = torch.cat([each.image_conditioning() for each in backends])
+
+    def branch(weight: float, prompts: Sequence[Any], scale: float, alone: bool) -> Branch:
+        own, uncond = [_own(each) for each in prompts], [_own_schedule(each) for each in negatives]
+
+        def predict(x: Tensor, t: float) -> Tensor:
+            each = len(x) // len(own)
+            cond = prompt_parser.MulticondLearnedConditioning((len(x),), _repeated(own, each))
+            skip = host().options(s_min_uncond_all=True, batch_cond_uncond=False) if alone else nullcontext()
+            try:
+                with skip:
+                    return denoiser(
+                        x,
+                        t,
+                        first.step(t),
+                        uncond=_repeated(uncond, each),
+                        cond=cond,
+                        cond_scale=scale,
+                        s_min_uncond=float("inf") if alone else 0.0,
+                        image_cond=image_cond.repeat_interleave(each, 0),
+                    )
+            except sd_samplers_common.InterruptedException:
+                raise Stop from None
+
+        return Branch(weight, predict, evals=1 if alone else 1 + len(weights))
+
+    def single(weight: float, schedules: Sequence[Any]) -> Branch:
+        # With the "negative guidance minimum sigma" above every sigma, the denoiser evaluates its prompt alone.
+        parts = [[prompt_parser.ComposableScheduledPromptConditioning(each)] for each in schedules]
+        return branch(weight, parts, 1.0, alone=True)
+
+    parts = [(weight, [own[i].schedules for own in prompts]) for i, weight in enumerate(weights)]
+    wanted = [(weight, schedules) for weight, schedules in parts if weight > 0]
+    total = sum(weight for weight, _ in wanted)
+    back = tuple(single(weight / total, schedules) for weight, schedules in wanted) or None
+    rest = 1 - guidance_scale * sum(weights)
+    sequential = first.memory.sequential and not host().guides_whole(first.model)
+    if abs(rest) < 1e-9 or sequential:
+        branches = [single(guidance_scale * weight, schedules) for weight, schedules in parts]
+        if abs(rest) >= 1e-9:
+            branches = [single(rest, negatives), *branches]
+            if back:
+                branches = [replace(each, back=()) for each in branches[:-1]] + [replace(branches[-1], back=back)]
+    else:
+        branches = [replace(branch(1.0, prompts, guidance_scale, alone=False), back=back)]
+    return Network(branches, first.alphas_cumprod, "epsilon", torch.float32, network_precision)
+
+
 def network_precision() -> AbstractContextManager[Any]:
     return devices.without_autocast() if getattr(devices, "unet_needs_upcast", False) else devices.autocast()
+
+
+def _repeated(rows: Sequence[Any], count: int) -> list[Any]:
+    return [row for row in rows for _ in range(count)]
 
 
 def _own(prompts: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""One batch: every image improved on its own; a failure leaves its image as it is, with one sentence why."""
+"""One batch: some images improved at a time; a failure leaves its image as it is, with one sentence why."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from torch import Tensor
 from sgool import cost, pictures
 from sgool.checkpointing import MEMORY
 from sgool.errors import SgoolError, brief, out_of_memory
-from sgool.generate import Critics, Request, generate, region_finder
+from sgool.generate import Critics, Request, abreast, generate, region_finder
+from sgool.lockstep import Member, in_lockstep
 from sgool.result import Result, Stop
+from sgool.samplers import Network
 from sgool.settings import Settings
 from sgool.webui import interrupts, masks, models, unsupported
-from sgool.webui.backend import WebuiBackend
+from sgool.webui.backend import WebuiBackend, joined
 from sgool.webui.follow import Followed
 from sgool.webui.isolation import isolated, sparing
 from sgool.webui.memory import sparingly
 from sgool.webui.messages import failure, story, tell
-from sgool.webui.progress import BatchProgress
+from sgool.webui.progress import BatchProgress, ImageProgress
 from sgool.webui.records import Outcome, Run, Scores
 from sgool.webui.render import Rendered, rendered
 
@@ -77,23 +79,29 @@ class Batch:
         first = p.iteration * p.batch_size
         self.numbers = [first + i for i in range(len(samples))]
         self.chosen = list(range(len(samples)))
+        self.backends: dict[int, WebuiBackend] = {}
+        self.rendered: dict[int, Rendered | None] = {}
         self.unproven = True  # that gradients are right
 
     def each(self, critics: Critics) -> None:
-        """Improve one image after another, or only the best of them, until the user stops it."""
+        """Improve the images, or only the best of them, until the user stops it."""
         self.chosen = self._best(critics)
         self.followed = self._followed()
         steps = self.followed.schedule.steps if self.followed else self.run.settings.steps
         resamples = self.run.settings.start == "seed" and self.followed is None
         self.progress = BatchProgress(self.p, self.run.settings, len(self.chosen), steps, resamples)
-        for i in self.chosen:
+        size = 8 * self.samples.shape[-2], 8 * self.samples.shape[-1]
+        most = abreast(size, self.run.settings)
+        for begin in range(0, len(self.chosen), most):
             if interrupts.stopped():
                 break
-            with self.told([self.numbers[i]]):
-                latent = self._image(i, critics)
-                if latent is not None:
-                    self.improved = self.samples.clone() if self.improved is self.samples else self.improved
-                    self.improved[i : i + 1] = latent.to(self.samples)
+            places = self.chosen[begin : begin + most]
+            self.abreast = len(places)
+            for i in self._together(places, critics) if len(places) > 1 else places:
+                if not interrupts.stopped():
+                    self._alone(i, critics)
+            for index in range(begin, begin + len(places)):
+                self.progress.end(index)
 
     def settle(self) -> None:
         """What the user's Interrupt or Skip leaves to say and to do."""
@@ -139,41 +147,71 @@ class Batch:
             backend = WebuiBackend(self.p, i, self.samples[i : i + 1], None, memory)
             return critics.selector.judge(self._original(i, backend), self.p.prompts[i])
 
-    def _image(self, i: int, critics: Critics) -> Tensor | None:
-        """One image's better latent [1, 4, h, w], or None where the original is the best there is."""
-        settings = self.run.settings.changed(guidance_scale=float(self.p.cfg_scale))
-        return sparingly(
-            partial(self._attempt, i, critics),
-            settings,
-            lambda sentence: tell(self.p, self.run, [self.numbers[i]], sentence, note=False),
-        )
+    def _alone(self, i: int, critics: Critics) -> None:
+        """Improve one image; where memory runs out, once more with less of it."""
+        again = partial(tell, self.p, self.run, [self.numbers[i]], note=False)
+        with self.told([self.numbers[i]]):
+            self._put(i, sparingly(partial(self._attempt, i, critics), self._settings(), again))
 
-    def _attempt(self, i: int, critics: Critics, settings: Settings) -> Tensor | None:
+    def _together(self, places: Sequence[int], critics: Critics) -> list[int]:
+        """Improve some images at once. Returns those for which memory ran out: they may still fit alone."""
+        settings = self._settings()
+
+        def attempt(i: int, member: Member) -> None:
+            self._put(i, self._attempt(i, critics, settings, member))
+
+        def join(numbers: Sequence[int]) -> Network | None:
+            return joined([self.backends[places[number]] for number in numbers], settings.guidance_scale)
+
+        left = []
+        with devices.without_autocast():
+            raised = in_lockstep([partial(attempt, i) for i in places], join)
+        for i, error in zip(places, raised, strict=True):
+            if error is not None and out_of_memory(error):
+                left.append(i)
+            elif error is not None:
+                with self.told([self.numbers[i]]):
+                    raise error
+        return left
+
+    def _settings(self) -> Settings:
+        return self.run.settings.changed(guidance_scale=float(self.p.cfg_scale))
+
+    def _put(self, i: int, latent: Tensor | None) -> None:
+        """The image's better latent [1, 4, h, w]; None where the original is the best there is."""
+        if latent is not None:
+            self.improved = self.samples.clone() if self.improved is self.samples else self.improved
+            self.improved[i : i + 1] = latent.to(self.samples)
+
+    def _attempt(self, i: int, critics: Critics, settings: Settings, member: Member | None = None) -> Tensor | None:
+        """One image's better latent [1, 4, h, w], or None where the original is the best there is."""
         prompt, seed = self.p.prompts[i], int(self.p.seeds[i])
         memory = MEMORY[settings.memory]
         # Inside the WebUI's autocast (hires fix) the critics would be cast, too.
         with torch.enable_grad(), devices.without_autocast(), sparing(self.p, memory):
-            backend = WebuiBackend(self.p, i, self.samples[i : i + 1], self._noise(i), memory, self.followed)
+            latent, noise = self.samples[i : i + 1], self._noise(i)
+            backend = self.backends[i] = WebuiBackend(self.p, i, latent, noise, memory, self.followed)
             if self.unproven:
                 backend.prove(settings.guidance_scale)
                 self.unproven = False
+            backend.member = member
             score = critics.selector.judge(self._original(i, backend), prompt)
-            self.progress.begin(self.chosen.index(i), self._label(i), score)
-            latent = backend.original if settings.start == "image" else None
+            progress = ImageProgress(self.progress, self.chosen.index(i), self._label(i), score)
+            start = backend.original if settings.start == "image" else None
             sampling = self.followed.sampling(i) if self.followed else None
-            request = Request(prompt, seed=seed, init_latent=latent, sampling=sampling)
-            result = generate(backend, critics, request, settings, self.progress)
+            request = Request(prompt, seed=seed, init_latent=start, sampling=sampling)
+            result = generate(backend, critics, request, settings, progress)
             if result.error is not None and not shared.state.skipped:
                 raise result.error
-            self.rendered = self._render(i, backend, critics, result)
+            rendered = self.rendered[i] = self._render(i, backend, critics, result, progress)
             if shared.state.skipped:  # Skip gives the original, Interrupt the best so far
                 raise Stop
             # Whether what the run begins with is the user's image.
             own = (self.followed or self.run.uploaded) and settings.method != "baseline"
             improved = result.best.score > score and not (own and _is_first(result))
             better = backend.blend(result.best.latent).detach() if improved else None
-            if self.rendered and self.rendered.score > max(score, result.best.score):
-                better = self.rendered.latent
+            if rendered and rendered.score > max(score, result.best.score):
+                better = rendered.latent
             self._keep(i, backend, critics, score, better, result)
             return better
 
@@ -182,7 +220,7 @@ class Batch:
         self, i: int, backend: WebuiBackend, critics: Critics, score: float, better: Tensor | None, result: Result
     ) -> None:
         """Remember what has come of the image. score: of the WebUI's own; better: the latent to go on with, or None."""
-        number = self.numbers[i]
+        number, rendered = self.numbers[i], self.rendered[i]
         before = self.run.uploaded[i] if self.run.uploaded else backend.picture(backend.original)
         after = before if better is None else backend.picture(better)
         saliency = critics.detector.of(self.p.prompts[i])(pictures.to_tensor(after))
@@ -198,8 +236,8 @@ class Batch:
             result=Scores.of(result),
             sampled=self._sampled(result),
             follows=self.followed is not None,
-            rendered=self.rendered.score if self.rendered else None,
-            by_yours=self.rendered is not None and better is self.rendered.latent,
+            rendered=rendered.score if rendered else None,
+            by_yours=rendered is not None and better is rendered.latent,
             seconds=self._seconds(result),
         )
         print(f"SGOOL: {self._label(i)}{story(outcome)}")
@@ -207,18 +245,20 @@ class Batch:
             tell(self.p, self.run, [number], f"SGOOL: {result.ended}")
 
     def _seconds(self, result: Result) -> float:
-        """How long the run took for each image's worth of evaluations."""
+        """How long the run took for each image's worth of evaluations, its own and those of the images beside it."""
         image = self.p.steps * (1 if self.p.cfg_scale == 1 else 2)
-        return result.seconds * image / max(image, result.forward_equivalents)
+        return result.seconds * image / max(image, result.forward_equivalents) / self.abreast
 
-    def _render(self, i: int, backend: WebuiBackend, critics: Critics, result: Result) -> Rendered | None:
+    def _render(
+        self, i: int, backend: WebuiBackend, critics: Critics, result: Result, progress: ImageProgress
+    ) -> Rendered | None:
         """The noise that was found, by the user's own sampler; None where there is none, or that did not succeed."""
         noise = result.best.noise
         asked = self.run.settings.render == "yours" and self.run.settings.start == "seed" and not self.followed
         if not asked or noise is None or _is_first(result) or interrupts.stopped():
             return None
         try:
-            return rendered(backend, critics.selector, noise, self.p.prompts[i], self.progress.render)
+            return rendered(backend, critics.selector, noise, self.p.prompts[i], progress.render)
         except Stop:
             return None
         except Exception as error:

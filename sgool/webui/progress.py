@@ -20,9 +20,9 @@ from sgool.webui.overlay import attributes
 from sgool.zoom import Place, Repaint, ZoomProgress
 
 
-class BatchProgress(Progress):
-    """What is told of a batch's run, with the callbacks of its images. count: how many they are. steps: of the sampler
-    that the run uses; resamples: whether that makes another image of the seed than the WebUI's.
+class BatchProgress:
+    """What is told of a batch's run. count: of how many images. steps: of the sampler that the run uses; resamples:
+    whether that makes another image of the seed than the WebUI's.
 
     The bar counts the first pass (`p.steps`) and the run's own sampler steps as one job. It does so only from here on,
     and falls once: during the first pass `sampling_steps` is handed to other extensions, which reckon with it. The
@@ -35,36 +35,48 @@ class BatchProgress(Progress):
         self.resamples = resamples
         self.critic = settings.selector
         # There and back for every update, and before them every candidate once, or the image there and back.
-        passes = 2 * self.iterations + (2 if settings.start == "image" else settings.candidates)
-        self.first_pass, self.of_an_image = 0 if settings.as_uploaded else p.steps, passes * self.steps
-        self.passes = passes
-        self.of_an_image += p.steps if settings.render == "yours" and resamples else 0
+        self.passes = 2 * self.iterations + (2 if settings.start == "image" else settings.candidates)
+        self.of_an_image = self.passes * self.steps + (p.steps if settings.render == "yours" and resamples else 0)
+        self.first_pass = 0 if settings.as_uploaded else p.steps
+        self.done = [0] * count
         shared.state.sampling_steps = self.first_pass + count * self.of_an_image
-        shared.state.sampling_step = self.begun = self.first_pass
+        shared.state.sampling_step = self.first_pass
 
-    def begin(self, index: int, label: str, before: float) -> None:
-        """An image's run begins. label: "" or which image it is; before: the image's score as it was."""
-        self.begun = self.first_pass + index * self.of_an_image
-        self.done = 0
-        self.label, self.before = label, before
-        self._advance(0)
-        tell(f"SGOOL {label}0/{self.iterations}, your image {before:.3f} ({self.critic})")
+    def advance(self, index: int, steps: int) -> None:
+        """To so many steps of an image; never back, also where its run begins again."""
+        self.done[index] = max(self.done[index], min(steps, self.of_an_image))
+        shared.state.sampling_step = max(shared.state.sampling_step, self.first_pass + sum(self.done))
+
+    def end(self, index: int) -> None:
+        """An image's run is over."""
+        self.advance(index, self.of_an_image)
+
+
+class ImageProgress(Progress):
+    """What is told of one image of a batch, with the callbacks of its run. index: in the order of the runs. label: ""
+    or which image it is; before: its score as it was.
+    """
+
+    def __init__(self, batch: BatchProgress, index: int, label: str, before: float) -> None:
+        self.batch, self.index, self.label, self.before = batch, index, label, before
+        self.passes = 0
+        tell(f"SGOOL {label}0/{batch.iterations}, your image {before:.3f} ({batch.critic})")
 
     def step(self, done: int, total: int) -> None:
         """After every step of the reversible sampler, `done` of `total` in this pass. Raises Stop when asked to."""
         interrupts.check()
-        self._advance(int((self.done + done / total) * self.steps))
+        self.batch.advance(self.index, int((self.passes + done / total) * self.batch.steps))
         if done == total:
-            self.done += 1
+            self.passes += 1
 
     def image(self, result: Result, newest: Snapshot) -> None:
         """After every image: the score of the WebUI's own, of iteration 0, and of the best one since."""
         scores = f"your image {self.before:.3f}"
-        if self.resamples:
+        if self.batch.resamples:
             scores += f", sampled again {result.scores[0]:.3f}"
         if newest.iteration:
             scores += f", best {max(self.before, result.best.score):.3f}"
-        tell(f"SGOOL {self.label}{newest.iteration}/{self.iterations}, {scores} ({self.critic})")
+        tell(f"SGOOL {self.label}{newest.iteration}/{self.batch.iterations}, {scores} ({self.batch.critic})")
         opts = shared.opts
         if getattr(opts, "live_previews_enable", True) and opts.show_progress_every_n_steps != -1:
             shared.state.assign_current_image(Image.fromarray(pictures.to_uint8(newest.image)))
@@ -73,12 +85,7 @@ class BatchProgress(Progress):
     def render(self, step: int) -> None:
         """So many steps of the user's own sampler are done, which samples the noise that was found."""
         tell(f"SGOOL {self.label}rendering with your sampler")
-        self._advance(self.passes * self.steps + step)
-
-    def _advance(self, steps: int) -> None:
-        """To so many steps of this image; never back, also where its run begins again."""
-        reached = self.begun + min(steps, self.of_an_image)
-        shared.state.sampling_step = max(shared.state.sampling_step, reached)
+        self.batch.advance(self.index, self.batch.passes * self.batch.steps + step)
 
 
 class ZoomBar(ZoomProgress, Progress):
