@@ -13,6 +13,7 @@ from sgool.errors import SgoolError
 from sgool.guidance.critic import Critic, EmbeddingCritic, singles
 from sgool.guidance.maps import MAPS, can_map, heat
 from sgool.phrases import phrases_of
+from sgool.region import Region
 from sgool.saliency import SaliencyFunction
 
 EXAMPLES = {"legrad": "clip", "grad-cam": "clip:RN50/openai", "grad-cam++": "clip:RN50/openai"}
@@ -24,6 +25,9 @@ class Detector(Protocol):
 
     def of(self, prompt: str) -> SaliencyFunction:
         """The detector for the images of a prompt: image [1, 3, H, W] in [0, 1] -> map [H, W] in [0, 1]."""
+
+    def part(self, region: Region) -> Detector:
+        """The detector for a part of the image that is looked at by itself."""
 
     def to(self, device: torch.device) -> Detector:
         """The same, moved to another device."""
@@ -57,6 +61,9 @@ class PromptDetector:
 
         return look
 
+    def part(self, region: Region) -> PromptDetector:
+        return self
+
     def to(self, device: torch.device) -> PromptDetector:
         return self
 
@@ -78,6 +85,12 @@ class MaskDetector:
         return lambda image: F.interpolate(
             self.mask[None, None], image.shape[-2:], mode="bilinear", align_corners=False, antialias=True
         )[0, 0].to(image.device)
+
+    def part(self, region: Region) -> MaskDetector:
+        """The mask in the region, or all of the region where none of it is white. The mask has the image's size."""
+        rows = slice(region.top, region.top + region.height)
+        mask = self.mask[rows, region.left : region.left + region.width]
+        return MaskDetector(mask if (mask > 0.5).any() else torch.ones_like(mask))
 
     def to(self, device: torch.device) -> MaskDetector:
         return self

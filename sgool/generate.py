@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -61,6 +61,10 @@ class Critics:
     selector: Critic
     detector: Detector
     faces: FaceFinder | None = None
+
+    def inside(self, region: Region) -> Critics:
+        """The same for a part of the image that is looked at by itself."""
+        return replace(self, detector=self.detector.part(region))
 
     def to(self, device: torch.device, half: bool | None = None) -> Critics:
         """The same networks, moved to another device. half: of the critics, see `Critic.to`."""

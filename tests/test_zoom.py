@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from toys import Colors
 
 from sgool.backends.diffusers import load_backend
+from sgool.detect import MaskDetector
 from sgool.errors import SgoolError
 from sgool.generate import Request, generate, load_critics
 from sgool.guidance.loss import crop
@@ -276,6 +278,21 @@ def test_zoom_iterations_improve_the_painted_place(tiny):
     (plain, once), (improved, often) = painted(0), painted(3)
     assert often.forward_equivalents > once.forward_equivalents
     assert critics.selector.judge(improved, place.prompt) > critics.selector.judge(plain, place.prompt)
+
+
+def test_inside_a_place_counts_what_of_a_mask_lies_there(tiny, monkeypatch):
+    """And all of the place where nothing does."""
+    backend, critics = tiny
+    mask = torch.zeros(128, 128)
+    mask[30:62, 30:94] = 1
+    seen, of = [], MaskDetector.of
+    monkeypatch.setattr(MaskDetector, "of", lambda self, prompt: seen.append(self.mask) or of(self, prompt))
+    settings = resolve({"zoom": True, "steps": 2, "zoom_iterations": 1, "zoom_strength": 1.0}, model="tiny")
+    painter = Painter(backend, replace(critics, detector=MaskDetector(mask)), Request("unused"), settings)
+    for region in (Region(30, 30, 64, 64, 1.0), Region(64, 64, 64, 64, 1.0)):
+        painter(torch.rand(1, 3, 128, 128), Place(region, "a frog", "a frog", "a frog"), 0)
+    half, other = seen
+    assert torch.equal(half, mask[30:94, 30:94]) and other.shape == (64, 64) and other.all()
 
 
 def test_a_decoder_that_breaks_is_an_error(tiny, monkeypatch):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sgool.errors import SgoolError
+from sgool.region import Region
 from sgool.saliency import spectral, transalnet
 from sgool.weights import Weight
 
@@ -63,6 +64,9 @@ class LoadedDetector:
 
     def of(self, prompt: str) -> LoadedDetector:
         """Itself, because it looks at all images alike."""
+        return self
+
+    def part(self, region: Region) -> LoadedDetector:
         return self
 
     def to(self, device: torch.device) -> LoadedDetector:

@@ -95,18 +95,6 @@ def looking(p: Any, run: Run, critics: Critics, size: tuple[int, int]) -> Critic
     return replace(critics, detector=MaskDetector(_scaled(mask, size)))
 
 
-def inside(critics: Critics, part: tuple[int, int, int, int]) -> Critics:
-    """The critics for a part of the picture: of a mask, what lies in it, or all of it where nothing does.
-
-    part: left, top, width and height.
-    """
-    if not isinstance(critics.detector, MaskDetector):
-        return critics
-    left, top, width, height = part
-    mask = critics.detector.mask[top : top + height, left : left + width]
-    return replace(critics, detector=MaskDetector(mask if (mask > 0.5).any() else torch.ones_like(mask)))
-
-
 def of_request(p: Any, mask: Image.Image | None, size: tuple[int, int]) -> Tensor | None:
     """The mask of an API request as [H, W] in [0, 1]; of the whole picture where p paints only a part of it.
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from sgool.checkpointing import MEMORY
 from sgool.generate import Critics, Request, generate
+from sgool.region import Region
 from sgool.result import Progress
 from sgool.settings import Settings
-from sgool.webui import masks, unsupported
+from sgool.webui import unsupported
 from sgool.webui.backend import WebuiBackend
 from sgool.webui.isolation import isolated, sparing
 from sgool.webui.memory import sparingly
@@ -49,7 +50,8 @@ class Refiner:
                 backend = WebuiBackend(inner, 0, painted, None, memory)
                 backend.prove(settings.guidance_scale)
                 request = Request(place.prompt, seed=int(inner.seeds[0]), init_latent=backend.original)
-                critics = masks.inside(self.critics, inner.paste_to)
+                left, top, width, height = inner.paste_to
+                critics = self.critics.inside(Region(top, left, height, width, 1.0))
                 result = generate(backend, critics, request, settings, self.progress)
                 if result.error is not None:
                     raise result.error

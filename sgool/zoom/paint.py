@@ -85,7 +85,7 @@ class Painter:
             steps=settings.steps if sampler.invertible else max(2, settings.steps),
         )
         with torch.enable_grad():
-            result = generate(self.backend, self.critics, request, own, self.progress)
+            result = generate(self.backend, self.critics.inside(place.region), request, own, self.progress)
         self.unet_evals += result.unet_evals
         self.forward_equivalents += result.forward_equivalents
         return result.best.latent
