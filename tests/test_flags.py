@@ -68,7 +68,8 @@ def test_settings_stand_in_their_groups():
 def test_every_help_is_printed_with_the_exit_codes():
     parser = build_parser(commands.add)
     (every,) = (action.choices for action in parser._actions if action.dest == "command")
-    assert {"demo", "generate", "compare", "evaluate", "bench", "critics", "export-webui"} == set(every)
+    lab = {"bench", "bench-phrases", "compare", "evaluate", "study"}
+    assert {"demo", "generate", "critics", "export-webui", *lab} == set(every)
     for each in (parser, *every.values()):
         told = " ".join(each.format_help().split())
         assert "0, done; 2, a wrong argument or a failure; 130, Ctrl-C; 143, SIGTERM." in told
