@@ -306,8 +306,10 @@ def test_critics_move_once_for_a_batch(webui, monkeypatch):
     webui.make({})
     moved, to = [], Critics.to
     monkeypatch.setattr(Critics, "to", lambda self, *where, **how: moved.append(where) or to(self, *where, **how))
-    webui.make({}, batch_size=3)
-    assert len(moved) == 2
+    for shown, moves in ((False, 2), (True, 4)):  # the phrases are measured once all images are saved
+        moved.clear()
+        webui.make({"show_phrases": shown}, batch_size=3)
+        assert len(moved) == moves
 
 
 def test_the_map_that_is_shown_is_of_the_image_after(webui, monkeypatch):

@@ -338,11 +338,9 @@ def test_nothing_outside_the_mask_changes(image):
 
 
 def test_a_failure_before_the_first_place_leaves_the_image(image):
-    class Fails:
-        faces = None
+    def of(prompt):
+        raise RuntimeError("out of memory")
 
-        def detector(self, image):
-            raise RuntimeError("out of memory")
-
-    done = zoom_in(Picture(image, "red"), Fails(), resolve({"zoom": True}), filled((1, 0, 0)))
+    fails = SimpleNamespace(faces=None, detector=SimpleNamespace(of=of))
+    done = zoom_in(Picture(image, "red"), fails, resolve({"zoom": True}), filled((1, 0, 0)))
     assert done.image is image and done.ended == "Zoom left the image as it was. out of memory"
