@@ -277,3 +277,16 @@ def test_the_docs_have_a_curl_line_for_every_route(server):
     paths = {path for path, _ in curl_lines()}
     ours = {path for path in server.get("/openapi.json")["paths"] if path.startswith("/sgool/") and "runs" not in path}
     assert {"/sdapi/v1/txt2img", *ours} == paths
+
+
+def test_method_baseline_pulls_while_the_seed_is_sampled(server, plain):
+    """As the user samples, so without a pull it is the user's image."""
+    own = {name: SGOOL[name] for name in ("enabled", "guide", "selector", "cutouts")}
+    made = {
+        scale: make(server, BASE, {**own, "method": "baseline", "start": "seed", "guide_scale": scale})
+        for scale in (0.0, 3.0)
+    }
+    assert not differ(made[0.0], plain)
+    found = outcome(made[3.0])
+    assert found.iterations == 0 and not found.note
+    assert differ(made[3.0], plain) == found.better
