@@ -359,7 +359,7 @@ def a_file(folder: Path) -> None:
     ("arguments", "prepare", "message"),
     [
         (["--prompts", "nothing"], None, "There is no prompt set 'nothing'"),
-        (["--prompts", "drawbench"], None, "drawbench .* is not shipped, because it has no licence: put it into"),
+        (["--prompts", "drawbench"], None, "drawbench .* is not shipped, because no licence for it was found"),
         (["--methods", "magic"], None, "There is no method 'magic' to evaluate; there are sd, baseline"),
         (["--metrics", "beauty"], None, "There is no metric 'beauty'; there are clip-score, guide"),
         (["--metrics", "judge", "judge"], None, "The metric judge is named twice"),

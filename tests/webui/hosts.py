@@ -59,7 +59,7 @@ NEO = Host(
     cpu=("--cpu", "--force-fp32"),
     flags=("--gradio-allowed-path", "{folder}"),  # with --data-dir it would refuse its own JavaScript
     options={"VERSION_UID": "PY313"},  # otherwise it waits for a key
-    hires={**_SAME_MODULES, "hr_upscaler": "Lanczos"},  # it upscales no latents
+    hires={**_SAME_MODULES, "hr_upscaler": "None"},  # it upscales no latents, and else only with ESRGAN's files
     outputs="output",
 )
 

@@ -18,7 +18,7 @@ SETS = {
     "dailydalle": "the prompts of DailyDall-E",
     "hard": "the captions of this repository that the embedded model finds hard",
 }
-"""The sets by name, and where they come from. Only `hard` is shipped: the others carry no licence."""
+"""The sets by name, and where they come from. Only `hard` is shipped: no licence was found for the others."""
 
 MOST = 10_000
 """Prompts of a set."""
@@ -79,8 +79,8 @@ def _path(name: str, folder: Path) -> Path:
         if path.is_file():
             return path
         raise SgoolError(
-            f"The prompt set {name} ({SETS[name]}) is not shipped, because it has no licence: put it into {folder} as "
-            f"{name}.csv, with columns prompt and category, or name that folder with --prompts-dir."
+            f"The prompt set {name} ({SETS[name]}) is not shipped, because no licence for it was found: put it into "
+            f"{folder} as {name}.csv, with columns prompt and category, or name that folder with --prompts-dir."
         )
     path = Path(name).expanduser()
     if not path.is_file():
