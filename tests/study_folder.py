@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from sgool.lab.study.server import Server
 
 HOSTILE = "</script><script>document.title='hacked'</script><!--<script> & \"a car\" 'é' $js"
 PROMPTS = ("a car on a red background", "a small frog", HOSTILE)
@@ -37,3 +41,14 @@ def write_evaluation(
 def write_results(folder: Path, rows: Sequence[Sequence[object]]) -> None:
     with open(folder / "results.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Server]:
+    """A server of the study in an evaluation's folder."""
+    with Server(folder, "127.0.0.1", 0) as served:
+        thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield served
+        served.shutdown()
+        thread.join()

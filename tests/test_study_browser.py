@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
-from study_folder import HOSTILE, write_evaluation
+from study_folder import HOSTILE, serving, write_evaluation
 
 from sgool.__main__ import main
 from sgool.lab.study.analysis import analyse
@@ -43,12 +42,8 @@ def browser():
 def server(tmp_path: Path):
     folder = write_evaluation(tmp_path / "evaluation", PROMPTS, size=128)
     make(folder, Choice(session=6))
-    with Server(folder, "127.0.0.1", 0) as served:
-        thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(folder) as served:
         yield served
-        served.shutdown()
-        thread.join()
 
 
 @pytest.fixture

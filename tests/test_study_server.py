@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from study_folder import write_evaluation
+from study_folder import serving, write_evaluation
 
 from sgool.__main__ import main
 from sgool.errors import SgoolError
@@ -34,12 +34,8 @@ JSON = {"Content-Type": "application/json"}
 def server(tmp_path: Path) -> Iterator[Server]:
     folder = write_evaluation(tmp_path / "evaluation")
     make(folder, Choice())
-    with Server(folder, "127.0.0.1", 0) as served:
-        thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(folder) as served:
         yield served
-        served.shutdown()
-        thread.join()
 
 
 def ask(
