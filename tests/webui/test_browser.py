@@ -505,7 +505,7 @@ def test_tick_generate_watch_and_compare(open_page, theme, width):
     shoot(page, f"done-{name}", "#txt2img_extra_tabs")
     shoot(page, f"window-{name}")
     view.get_by_role("button", name="Where people look").click()
-    page.wait_for_function(f"document.querySelector('{VIEW} .sgool-before').naturalWidth > {SIZE}")
+    page.wait_for_function(f"document.querySelector('{VIEW} .sgool-before:not(.sgool-veil)').naturalWidth > {SIZE}")
     shoot(page, f"saliency-{name}", VIEW)
     view.get_by_role("button", name="Enlarge").click()
     wait_for_picture(page, ".sgool-dialog img")
@@ -530,11 +530,11 @@ def test_two_pages_each_show_their_own_run(open_page, server):
         for key in ("before", "resampled"):
             score = float(re.search(rf"SGOOL score {key}: ([\d.]+)", info)[1])
             expect(view.locator(".sgool-scores")).to_contain_text(f"{score:.3f}")
-        shown.append(view.locator(".sgool-after").get_attribute("src"))
+        shown.append(view.locator(".sgool-after:not(.sgool-veil)").get_attribute("src"))
     assert shown[0] != shown[1]
     first = pages[0].locator(VIEW)
     first.get_by_role("button", name="Where people look").click()  # a picture that it had not asked for before
-    wait_for_picture(pages[0], f"{VIEW} .sgool-before")
+    wait_for_picture(pages[0], f"{VIEW} .sgool-before:not(.sgool-veil)")
     fresh = "source => fetch(source, {cache: 'reload'}).then(answer => answer.status)"
     assert pages[0].evaluate(fresh, shown[0]) == 200
     shoot(pages[0], "after-somebody-elses-run")
@@ -593,7 +593,7 @@ def test_a_folder_batch_shows_the_run_of_the_first_file(open_page, tmp_path):
     page.wait_for_function(f"{fields}.some(field => field.value === 'from dir')")
     page.locator("#img2img_batch_input_dir textarea").fill(str(tmp_path))
     page.locator("#img2img_generate").click()
-    view = "#sgool_img2img_view .sgool-before"
+    view = "#sgool_img2img_view .sgool-before:not(.sgool-veil)"
     page.locator("#sgool_img2img_view .sgool-frame").wait_for(timeout=SLOW)
     wait_for_picture(page, view)
     top = """async (image) => {
@@ -664,11 +664,11 @@ def test_the_view_shows_what_there_is(open_page):
     view.get_by_role("button", name="Previous image of the batch").click()
     expect(place).to_have_text("3 of 3")
     expect(view.locator(".sgool-title")).to_have_text("SGOOL, seed 13")
-    expect(view.locator(".sgool-before")).to_have_attribute("src", re.compile("/a/2/saliency.png$"))
+    expect(view.locator(".sgool-before:not(.sgool-veil)")).to_have_attribute("src", re.compile("/a/2/saliency.png$"))
     pretend(page, [IMAGE] * 2, kept=2, run="b", **{"SGOOL score after": [None, 0.9, 0.8]})
     expect(place).to_have_text("1 of the first 2")
     expect(view.locator(".sgool-title")).to_have_text("SGOOL, seed 12")
-    expect(view.locator(".sgool-before")).to_have_attribute("src", re.compile("/b/0/before.png$"))
+    expect(view.locator(".sgool-before:not(.sgool-veil)")).to_have_attribute("src", re.compile("/b/0/before.png$"))
     pretend(page, [{**IMAGE, "message": "<b>Interrupted</b>"}], run="c")
     expect(place).to_be_hidden()
     expect(view.locator(".sgool-message")).to_have_text("<b>Interrupted</b>")  # text, never HTML
@@ -678,7 +678,7 @@ def test_the_divider_is_moved_by_keys_and_by_a_pointer(open_page):
     page = open_page()
     pretend(page, [IMAGE])
     view = page.locator(VIEW)
-    divider, before = view.get_by_role("slider"), view.locator(".sgool-before")
+    divider, before = view.get_by_role("slider"), view.locator(".sgool-before:not(.sgool-veil)")
     expect(divider).to_have_attribute("aria-label", "Divider between before (left) and after (right)")
     clip = "image => getComputedStyle(image).clipPath"
     half = before.evaluate(clip)
@@ -705,7 +705,7 @@ def test_where_people_look_covers_the_picture_or_is_compared(open_page):
     looks, divider, left = (
         view.get_by_role("button", name="Where people look"),
         view.get_by_role("slider"),
-        ".sgool-before",
+        ".sgool-before:not(.sgool-veil)",
     )
     looks.click()
     expect(looks).to_have_attribute("aria-pressed", "true")
@@ -865,7 +865,7 @@ def test_it_scrolls_only_whom_it_does_not_disturb(open_page):
         expect(log).to_contain_text("SGOOL needs a prompt", timeout=SLOW)
         meanwhile()
         pretend(page, [IMAGE], run=run)
-        wait_for_picture(page, f"{VIEW} .sgool-after")
+        wait_for_picture(page, f"{VIEW} .sgool-after:not(.sgool-veil)")
         page.wait_for_timeout(1000)
         return page.evaluate("window.scrollY")
 
