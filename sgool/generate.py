@@ -31,6 +31,7 @@ from sgool.saliency.regions import find_regions
 from sgool.samplers import Sampler, Schedule, Trajectory, bdia, get_sampler
 from sgool.settings import SettingError, Settings
 from sgool.update import DoodlUpdate, Prior, SgoolUpdate, Update
+from sgool.weak import WeakPhrases
 
 CANDIDATE_STRIDE = 1_000_003
 """Between the seeds of the candidates, so that those of neighboring seeds differ. A candidate is that seed's image."""
@@ -211,7 +212,7 @@ def _attempt(
         backend,
         trajectory,
         loss,
-        Regions(critics.detector.of(request.prompt), region_finder(settings), settings.refresh),
+        make_regions(replace(critics, guide=guide), request.prompt, settings),
         critics.selector,
     )
     plan = Plan(
@@ -275,7 +276,7 @@ def make_loss(guide: Critic, prompt: str, settings: Settings) -> SaliencyLoss:
         prompt,
         whole=Whole(settings.cutouts),
         region_prompts=settings.region_prompt,
-        match_phrases=settings.region_match == "phrases",
+        match_phrases=settings.region_match != "prompt",
         saliency_weight=settings.saliency_weight,
     )
 
@@ -333,6 +334,14 @@ def _start(backend: Backend, trajectory: Trajectory, request: Request, progress:
         return own, own.from_noise(noises, progress.step)
 
     return from_seeds if request.init_latent is None else from_image
+
+
+def make_regions(critics: Critics, prompt: str, settings: Settings) -> Regions:
+    """Where the settings' method looks. Raises SgoolError where no critic can tell weak phrases, if they are asked for."""
+    find = region_finder(settings)
+    weak = settings.region_match == "weak-phrases" and settings.updates > 0
+    complete = WeakPhrases([critics.selector, critics.guide], prompt, find, settings.max_regions) if weak else None
+    return Regions(critics.detector.of(prompt), find, settings.refresh, complete)
 
 
 def region_finder(settings: Settings) -> Callable[[Tensor], Sequence[Region]]:

@@ -38,12 +38,19 @@ class Regions:
     """Where the crops come from.
 
     detect: the saliency detector. find: turns a saliency map into regions. refresh: the detector runs every `refresh`
-    iterations.
+    iterations. complete: given the image and these regions, returns those that count.
     """
 
     detect: SaliencyFunction
     find: Callable[[Tensor], Sequence[Region]]
     refresh: int = 3
+    complete: Callable[[Tensor, Sequence[Region]], Sequence[Region]] | None = None
+
+    def look(self, image: Tensor) -> tuple[Tensor, tuple[Region, ...]]:
+        """The saliency map [H, W] and the regions of an image [1, 3, H, W]."""
+        saliency = self.detect(image)
+        found = self.find(saliency)
+        return saliency, tuple(self.complete(image, found) if self.complete else found)
 
 
 @dataclass(frozen=True)
@@ -218,8 +225,8 @@ class _Run:
 
     def _seen(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with its saliency and its regions."""
-        saliency = self.problem.regions.detect(snapshot.image)
-        return replace(snapshot, saliency=saliency, regions=tuple(self.problem.regions.find(saliency)))
+        saliency, found = self.problem.regions.look(snapshot.image)
+        return replace(snapshot, saliency=saliency, regions=found)
 
     def _score(self, image: Tensor) -> float:
         return self.problem.selector.judge(image, self.problem.loss.prompt)
@@ -239,8 +246,7 @@ class _Run:
             image = _visible(pixels.detach())
             saliency, found = (None, ()) if previous is None else (previous.saliency, previous.regions)
             if saliency is None or (iteration % regions.refresh == 0 and not last):
-                saliency = regions.detect(image)
-                found = tuple(regions.find(saliency))
+                saliency, found = regions.look(image)
             value = self.problem.loss(pixels.clamp(0, 1), found, self._random)
             cotangent = torch.zeros_like(latent) if last else gradient_of(value, pixels, decoded, leaf)
         return Snapshot(iteration, image, latent, self._score(image), saliency, found), value.item(), cotangent

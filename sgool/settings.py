@@ -158,9 +158,10 @@ class Settings:
     region_match: str = setting(
         "phrases",
         "Match regions to",
-        "phrases: each region to the phrase of the prompt that suits it best; prompt: every region to the whole prompt",
+        "phrases: each region to the phrase of the prompt that suits it best; weak-phrases: likewise, and each phrase "
+        "that the image hardly shows gets a region; prompt: every region to the whole prompt",
         group="Regions",
-        choices=("phrases", "prompt"),
+        choices=("phrases", "weak-phrases", "prompt"),
     )
     max_regions: int = setting(
         3, "Regions", "most regions looked at", group="Regions", low=1, high=16, slider=(1, 16, 1)

@@ -95,10 +95,11 @@ class SaliencyLoss:
     v_r is the square root of the region's share of the saliency, scaled to a sum of one. The square root favors faint
     regions, because a faint region draws the eye less and needs more help.
 
-    prompt: what the image should show. region_prompts: the regions' own prompts in one text, separated by `[SEP]`. A
-    region without a prompt of its own is compared with the whole prompt. With match_phrases and a prompt of several
-    phrases, such a region is compared with the phrase that suits the region best (see `assign`). Regions beyond the
-    number of phrases then do not count, because two regions with the same phrase would draw its subject twice.
+    prompt: what the image should show. region_prompts: the regions' own prompts in one text, separated by `[SEP]`;
+    they come before `Region.text`. A region without a text of its own is compared with the whole prompt. With
+    match_phrases and a prompt of several phrases, such a region is compared with the phrase that suits the region best
+    (see `assign`), of those that are no region's own text. Regions beyond the number of these phrases do not count,
+    because two regions with the same phrase would draw its subject twice.
     saliency_weight: w in [0, 1]; SgoolError otherwise.
 
     All views and crops go through the critic in one batch.
@@ -137,7 +138,7 @@ class SaliencyLoss:
         loss = distances.min() if self.whole.reduce == "min" else distances.mean()
         if not crops:
             return loss
-        texts = self._texts(features[seen:].detach(), salient)
+        texts = self._texts(features[seen:].detach(), regions, salient)
         weights = loss.new_tensor([regions[number].mass for number in salient]).sqrt()
         local = (weights / weights.sum() * self.critic.distance(features[seen:], texts)).sum()
         return (1 - self.saliency_weight) * loss + self.saliency_weight * local
@@ -163,17 +164,26 @@ class SaliencyLoss:
         if not self.saliency_weight:
             return []
         salient = [number for number, region in enumerate(regions) if region.mass > 0]
-        free = [number for number in salient if number not in self.region_prompts]
-        left_over = free[len(self.phrases) :] if len(self.phrases) > 1 else []
+        free = [number for number in salient if not self._own(regions, number)]
+        left_over = free[len(self._left(regions)) :] if len(self.phrases) > 1 else []
         return [number for number in salient if number not in left_over]
 
-    def _texts(self, features: Tensor, numbers: Sequence[int]) -> list[str]:
+    def _own(self, regions: Sequence[Region], number: int) -> str:
+        """A region's own text, if it has one. The user's comes before what is known of the region."""
+        return self.region_prompts.get(number) or regions[number].text
+
+    def _left(self, regions: Sequence[Region]) -> list[str]:
+        """The phrases that are no region's own text."""
+        return [phrase for phrase in self.phrases if phrase not in [region.text for region in regions]]
+
+    def _texts(self, features: Tensor, regions: Sequence[Region], numbers: Sequence[int]) -> list[str]:
         """The text that each region is compared with. features: of the crops."""
-        free = [row for row, number in enumerate(numbers) if number not in self.region_prompts]
-        texts = [self.region_prompts.get(number, self.prompt) for number in numbers]
+        texts = [self._own(regions, number) or self.prompt for number in numbers]
+        free = [row for row, number in enumerate(numbers) if not self._own(regions, number)]
         if free and len(self.phrases) > 1:
-            for row, phrase in zip(free, assign(self.critic.table(features[free], self.phrases)), strict=True):
-                texts[row] = self.phrases[phrase]
+            left = self._left(regions)
+            for row, phrase in zip(free, assign(self.critic.table(features[free], left)), strict=True):
+                texts[row] = left[phrase]
         return texts
 
 

@@ -45,12 +45,14 @@ and what the few-step model sets itself."""
 
 _DOODL: dict[str, Any] = {"method": "doodl", "sampler": "edict", "guidance_scale": 1.0, "patience": 0}
 _GUIDED: dict[str, Any] = {"steps": 6, "strength": 0.67, "patience": 0, "way_back": "full"}
+_WEAK: dict[str, Any] = {"region_match": "weak-phrases"}
 
 OPTIMIZERS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {
         "doodl": {**_DOODL, "steps": 5, "strength": 1.0},
         "global": {**_GUIDED, "saliency_weight": 0.0, "candidates": 8},
         "sgool": {**_GUIDED, "candidates": 8},
+        "sgool-weak": {**_GUIDED, "candidates": 8, **_WEAK},
         "global-one": {**_GUIDED, "saliency_weight": 0.0},
         "sgool-one": _GUIDED,
     },
@@ -58,6 +60,7 @@ OPTIMIZERS: dict[str, dict[str, dict[str, Any]]] = {
         "doodl": {**_DOODL, "steps": 4},
         "global": {"saliency_weight": 0.0, "candidates": 4, "patience": 0},
         "sgool": {"candidates": 4, "patience": 0},
+        "sgool-weak": {"candidates": 4, "patience": 0, **_WEAK},
         "global-one": {"saliency_weight": 0.0, "patience": 0},
         "sgool-one": {"patience": 0},
     },
@@ -68,7 +71,7 @@ that is given."""
 METHODS = ("none", "best-of-N", "doodl", "global", "sgool")
 """What is compared by default."""
 
-ALL = (*METHODS, "global-one", "sgool-one", *ZOOMS, *CHANGES)
+ALL = (*METHODS, "sgool-weak", "global-one", "sgool-one", *ZOOMS, *CHANGES)
 
 MOST = 1000
 """The settings allow at most this many candidates and iterations. So many images of a caption are also enough."""
