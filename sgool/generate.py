@@ -337,7 +337,7 @@ def _start(backend: Backend, trajectory: Trajectory, request: Request, progress:
 
 
 def make_regions(critics: Critics, prompt: str, settings: Settings) -> Regions:
-    """Where the settings' method looks. Raises SgoolError where no critic can tell weak phrases, if they are asked for."""
+    """Where the method looks. Raises SgoolError where weak phrases are asked for and no critic can tell them."""
     find = region_finder(settings)
     weak = settings.region_match == "weak-phrases" and settings.updates > 0
     complete = WeakPhrases([critics.selector, critics.guide], prompt, find, settings.max_regions) if weak else None
