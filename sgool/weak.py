@@ -48,7 +48,7 @@ class WeakPhrases:
         return [*others[: self.most - len(places)], *places]
 
     def _look(self, image: Tensor) -> tuple[list[float], Callable[[int], Region]]:
-        """The presence of each phrase, and the place most like a phrase: the peak of its map, or else the likest part."""
+        """The presence of each phrase, and the place most like one: the peak of its map, or else the likest part."""
         try:
             suitable(self.critic)
         except SgoolError:

@@ -24,7 +24,7 @@ LAYERS = (
     {"saliency", "guidance"},
     {"settings"},
     {"presets", "optimize", "pull", "needs", "cost", "phrases"},
-    {"detect"},
+    {"detect", "weak"},
     {"generate", "flags"},
     {"zoom"},
     {"job", "door"},
