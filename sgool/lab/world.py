@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,7 +57,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two subjects, the first to the left of the second, on a colored background."""
+    """Subjects, named from left to right, on a colored background: one or two; in `sgool.lab.larger` up to three."""
 
     subjects: tuple[Subject, ...]
     color: str
@@ -64,7 +65,8 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        things = " and ".join(map(str, self.subjects))
+        *first, last = map(str, self.subjects)
+        things = f"{', '.join(first)} and {last}" if first else last
         return f"{things} on a {'busy ' if self.busy else ''}{self.color} background"
 
     @property
@@ -78,33 +80,37 @@ class Scene:
         return "small" if all(small) else "mixed" if any(small) else "large"
 
 
-def parse(caption: str) -> Scene | None:
-    """The scene that a caption of this world describes; None for any other text."""
+def parse(caption: str, words: Collection[str] = tuple(OBJECTS), most: int = 2) -> Scene | None:
+    """The scene that a caption describes, with at most `most` of these words; None for any other text."""
     match = re.fullmatch(r"(.+) on a (busy )?(\w+) background", caption)
     if not match:
         return None
-    subjects = tuple(Subject(words.split()[-1], " small " in words) for words in match[1].split(" and "))
+    subjects = tuple(Subject(each.split()[-1], " small " in each) for each in re.split(", | and ", match[1]))
     scene = Scene(subjects, match[3], bool(match[2]))
-    known = scene.color in COLORS and all(subject.word in OBJECTS for subject in subjects)
-    return scene if known and scene.caption == caption else None
+    known = scene.color in COLORS and all(subject.word in words for subject in subjects)
+    return scene if known and len(subjects) <= most and scene.caption == caption else None
 
 
-def near_misses(scene: Scene) -> dict[str, list[Scene]]:
-    """The scenes that differ in one thing, by the kind of difference: word, size, order, number, color or busy."""
+def near_misses(scene: Scene, words: Collection[str] = tuple(OBJECTS), most: int = 2) -> dict[str, list[Scene]]:
+    """The scenes that differ in one thing, by the kind of difference: word, size, order, number, color or busy.
+
+    A world has these words, and at most `most` subjects in a scene.
+    """
     subjects = scene.subjects
-    others = [word for word in OBJECTS if word not in [subject.word for subject in subjects]]
+    others = [word for word in words if word not in [subject.word for subject in subjects]]
 
     def changed(index: int, subject: Subject) -> Scene:
         return replace(scene, subjects=(*subjects[:index], subject, *subjects[index + 1 :]))
 
     places = range(len(subjects))
-    alone = len(subjects) == 1
-    more = [replace(scene, subjects=(*subjects, Subject(word, small))) for word in others for small in (False, True)]
+    orders = [order for order in itertools.permutations(subjects) if order != subjects]
+    added = [Subject(word, small) for word in others for small in (False, True)] if len(subjects) < most else []
+    number = [*((*subjects, subject) for subject in added), *itertools.combinations(subjects, len(subjects) - 1)]
     return {
         "word": [changed(index, replace(subjects[index], word=word)) for index in places for word in others],
         "size": [changed(index, replace(subject, small=not subject.small)) for index, subject in enumerate(subjects)],
-        "order": [] if alone else [replace(scene, subjects=subjects[::-1])],
-        "number": more if alone else [replace(scene, subjects=(subject,)) for subject in subjects],
+        "order": [replace(scene, subjects=order) for order in orders],
+        "number": [replace(scene, subjects=some) for some in number if some],
         "color": [replace(scene, color=color) for color in COLORS if color != scene.color],
         "busy": [replace(scene, busy=not scene.busy)],
     }
@@ -131,21 +137,38 @@ Box = tuple[int, int, int, int]
 """Top, left, height and width in pixels."""
 
 
+def read_emoji(assets: Path, code: str) -> np.ndarray:
+    """The picture of a code point without its empty edges: float32 RGBA [H, W, 4] in [0, 1], premultiplied.
+
+    Premultiplied, because resizing would otherwise bleed color.
+    """
+    from PIL import Image
+
+    with Image.open(Path(assets) / f"{code}.webp") as picture:
+        rgba = np.asarray(picture.convert("RGBA"), np.float32) / 255
+    rows, columns = np.nonzero(rgba[..., 3] > 0.1)
+    rgba = rgba[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    rgba[..., :3] *= rgba[..., 3:]
+    return rgba
+
+
+def resized(picture: np.ndarray, side: float) -> np.ndarray:
+    """The picture at this many pixels on its longer side."""
+    import cv2
+
+    scale = side / max(picture.shape[:2])
+    h, w = (max(1, round(length * scale)) for length in picture.shape[:2])
+    return cv2.resize(picture, (w, h), interpolation=cv2.INTER_AREA)
+
+
 class Painter:
     """Composes scenes from the emoji pictures in ``assets``."""
 
     def __init__(self, assets: Path, size: int = IMAGE):
-        from PIL import Image
-
         self.size = size
         self.pictures = {}
         for word, code in OBJECTS.items():
-            with Image.open(Path(assets) / f"{code}.webp") as picture:
-                rgba = np.asarray(picture.convert("RGBA"), np.float32) / 255
-            rows, columns = np.nonzero(rgba[..., 3] > 0.1)
-            rgba = rgba[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-            rgba[..., :3] *= rgba[..., 3:]  # premultiplied, because resizing would otherwise bleed color
-            self.pictures[word] = rgba
+            self.pictures[word] = read_emoji(assets, code)
 
     def paint(self, scene: Scene, rng: np.random.Generator) -> np.ndarray:
         """The scene as uint8 RGB [size, size, 3]; positions, sizes and colors vary with ``rng``."""
@@ -192,12 +215,9 @@ class Painter:
         return image
 
     def _paste(self, image: np.ndarray, picture: np.ndarray, x: float, y: float, width: float) -> Box:
-        import cv2
-
         n = self.size
-        scale = width * n / max(picture.shape[:2])
-        h, w = (max(1, round(side * scale)) for side in picture.shape[:2])
-        small = cv2.resize(picture, (w, h), interpolation=cv2.INTER_AREA)
+        small = resized(picture, width * n)
+        h, w = small.shape[:2]
         cell = n // GRID
         top = cell * round(np.clip(y * n - h / 2, 0, n - h) // cell)
         left = cell * round(np.clip(x * n - w / 2, 0, n - w) // cell)

@@ -15,11 +15,11 @@ FILE = Path(__file__).parent / "few-step.safetensors"
 
 
 @torch.no_grad()
-def add(unet: nn.Module) -> None:
+def add(unet: nn.Module, file: Path = FILE) -> None:
     """Turn the embedded UNet into its sibling."""
     from safetensors.torch import load_file
 
-    for name, weight in merged(dict(unet.state_dict()), load_file(FILE)).items():
+    for name, weight in merged(dict(unet.state_dict()), load_file(file)).items():
         unet.get_parameter(name).copy_(weight)
 
 

@@ -44,11 +44,11 @@ of pictures that are cropped to one subject."""
 MEAN, STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)
 
 
-def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random variations: float32 [N, 3, S, S] in [0, 1] -> float32 [N, 3, S, S]."""
+def augment(x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Random variations: float32 [N, 3, S, S] in [0, 1] -> float32 [N, 3, S, S]. A generator is one of the CPU's."""
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return low + (high - low) * torch.rand(shape, generator=generator)
+        return low + (high - low) * torch.rand(shape, generator=generator).to(x.device, non_blocking=True)
 
     n, size = len(x), x.shape[-1]
     pad = size // 32
@@ -56,11 +56,11 @@ def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     top, left = (int(v) for v in torch.randint(0, 2 * pad + 1, (2,), generator=generator))
     x = x[..., top : top + size, left : left + size]
     if torch.rand((), generator=generator) < 0.5:
-        scale = uniform(0.6, 0.95).item()
+        scale = 0.6 + 0.35 * torch.rand((), generator=generator).item()
         x = F.interpolate(x, scale_factor=scale, mode="bilinear", antialias=True)
         x = F.interpolate(x, size=(size, size), mode="bilinear")
     x = (x - 0.5) * uniform(0.85, 1.15, n, 1, 1, 1) + 0.5 + uniform(-0.06, 0.06, n, 3, 1, 1)
-    return x + uniform(0, 0.06, n, 1, 1, 1) * torch.randn(x.shape, generator=generator)
+    return x + uniform(0, 0.06, n, 1, 1, 1) * torch.randn(x.shape, generator=generator, device=x.device)
 
 
 def batch(
@@ -73,12 +73,26 @@ def batch(
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255, list(texts)
 
 
-def contrastive(logits: torch.Tensor, texts: list[str]) -> torch.Tensor:
-    """CLIP's symmetric loss. All texts equal to an image's own text count as correct for the image."""
+def equal_texts(texts: list[str]) -> torch.Tensor:
+    """Bool [N, N]: which texts are the same."""
     _, number = np.unique(texts, return_inverse=True)
-    equal = torch.from_numpy(number[:, None] == number[None]).float()
+    return torch.from_numpy(number[:, None] == number[None])
+
+
+def contrastive(logits: torch.Tensor, equal: torch.Tensor) -> torch.Tensor:
+    """CLIP's symmetric loss. All texts equal to an image's own text count as correct for the image."""
+    equal = equal.float()
     target = equal / equal.sum(1, keepdim=True)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def write(folder: Path, model: torch.nn.Module, model_cfg: dict[str, Any]) -> None:
+    """Write a CLIP in open_clip's format, in float16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    save_file({k: v for k, v in weights.items() if "attn_mask" not in k}, folder / "open_clip_model.safetensors")
+    config = {"model_cfg": model_cfg, "preprocess_cfg": {"mean": MEAN, "std": STD}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1))
 
 
 def main() -> None:
@@ -114,7 +128,7 @@ def main() -> None:
         a = F.normalize(model.encode_image(x), dim=-1)
         b = F.normalize(model.encode_text(tokenizer(texts)), dim=-1)
         logits = model.logit_scale.exp() * a @ b.T
-        loss = contrastive(logits, texts)
+        loss = contrastive(logits, equal_texts(texts))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -126,12 +140,7 @@ def main() -> None:
             right = np.mean([texts[best] == text for best, text in zip(logits.argmax(1).tolist(), texts, strict=True)])
             log.append({"step": step + 1, "loss": loss.item(), "accuracy": float(right)})
             print(json.dumps(log[-1] | {"seconds": round(time.time() - begun)}), flush=True)
-    folder = CLIPS[args.name]
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    save_file({k: v for k, v in weights.items() if "attn_mask" not in k}, folder / "open_clip_model.safetensors")
-    config = {"model_cfg": model_cfg, "preprocess_cfg": {"mean": MEAN, "std": STD}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1))
+    write(CLIPS[args.name], model, model_cfg)
     (args.work / f"clip-{args.name}-log.json").write_text(json.dumps(log))
 
 

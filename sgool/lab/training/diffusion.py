@@ -53,6 +53,15 @@ SCHEDULE = {
 }
 
 
+def weight(a: torch.Tensor) -> torch.Tensor:
+    """Of the error of the noise prediction at these alphas_cumprod: min(SNR, 5) / SNR, times up to 30 at high noise.
+
+    There the text decides the colors, but the error is so small that the network would ignore the text with an even
+    weight.
+    """
+    return (5 * (1 - a) / a).clamp(max=1) * (1 / a).clamp(max=30)
+
+
 @torch.no_grad()
 def encode(work: Path, count: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each picture's latent, [count, 4, 16, 16] each; cached in ``latents.pt``."""
@@ -124,10 +133,7 @@ def main() -> None:
         a = alphas[t][:, None, None, None]
         noise = torch.randn_like(latent)
         guess = unet(a.sqrt() * latent + (1 - a).sqrt() * noise, t, text(ids)[0]).sample
-        # min(SNR, 5) / SNR, times up to 30 at high noise. There the text decides the colors, but the error of the noise
-        # prediction is so small that the network would ignore the text with an even weight.
-        weight = (5 * (1 - a) / a).clamp(max=1) * (1 / a).clamp(max=30)
-        loss = (weight * (guess - noise).square()).mean()
+        loss = (weight(a) * (guess - noise).square()).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()

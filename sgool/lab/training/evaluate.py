@@ -28,14 +28,20 @@ STEPS, GUIDANCE, BATCH = 20, 4.0, 20
 
 
 @torch.no_grad()
-def sample(backend: DiffusersBackend, captions: list[str]) -> Tensor:
-    """Images by plain DDIM, the i-th from seed i."""
+def sample(
+    backend: DiffusersBackend,
+    captions: list[str],
+    sampler: str = "ddim",
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+) -> Tensor:
+    """Images by a plain sampler, the i-th from seed i."""
     images = []
-    schedule = make_schedule(backend.alphas_cumprod, STEPS)
+    schedule = make_schedule(backend.alphas_cumprod, steps)
     for first in tqdm(range(0, len(captions), BATCH), desc="sampling"):
         some = captions[first : first + BATCH]
         noise = torch.cat([backend.noise(first + i) for i in range(len(some))])
-        trajectory = Trajectory(get_sampler("ddim"), schedule, backend.network(some, "", GUIDANCE))
+        trajectory = Trajectory(get_sampler(sampler), schedule, backend.network(some, "", guidance))
         images.append(backend.decode(trajectory.image(trajectory.run([noise]))).clamp(0, 1))
     return torch.cat(images)
 

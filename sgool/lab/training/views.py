@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -15,20 +16,25 @@ GROUP = 4
 """Scenes in a group. All others differ from the first in one thing each; they are the hard negatives of a batch."""
 
 Picture = tuple[Scene, np.ndarray, list[Box]]
+Misses = Callable[[Scene], dict[str, list[Scene]]]
 
 
-def neighbor(scene: Scene, rng: np.random.Generator) -> Scene:
+def neighbor(scene: Scene, rng: np.random.Generator, misses: Misses = near_misses) -> Scene:
     """One of the scene's near misses. A changed subject is twice as frequent as any other kind."""
-    kinds = {kind: scenes for kind, scenes in near_misses(scene).items() if scenes}
+    kinds = {kind: scenes for kind, scenes in misses(scene).items() if scenes}
     scenes = kinds[str(rng.choice(["word", *kinds]))]
     return scenes[int(rng.integers(len(scenes)))]
 
 
-def group(rng: np.random.Generator) -> list[Scene]:
+def group(
+    rng: np.random.Generator,
+    draw: Callable[[np.random.Generator], Scene] = random_scene,
+    misses: Misses = near_misses,
+) -> list[Scene]:
     """A training scene and its neighbors, none of them held out."""
-    scenes = [random_scene(rng)]
+    scenes = [draw(rng)]
     while len(scenes) < GROUP:
-        other = neighbor(scenes[0], rng)
+        other = neighbor(scenes[0], rng, misses)
         if not other.held_out and other not in scenes:
             scenes.append(other)
     return scenes

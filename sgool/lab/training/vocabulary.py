@@ -50,16 +50,21 @@ def write_tokenizer(folder: Path, letters: list[str], merges: list[tuple[str, st
     return len(tokens)
 
 
-def main() -> None:
+def write(words: set[str], tokenizer: Path, bpe: Path) -> int:
+    """Write both forms of the vocabulary of these words; returns its size."""
     full = SimpleTokenizer()
-    merges = merges_of({word for scene in all_scenes() for word in scene.caption.split()}, full)
-    letters = list(full.byte_encoder.values())
-    size = write_tokenizer(MODEL / "tokenizer", letters, merges)
-    path = CLIPS["guide"].parent / "bpe.txt.gz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file, gzip.GzipFile(fileobj=file, mode="wb", mtime=0, filename="") as packed:
+    merges = merges_of(words, full)
+    size = write_tokenizer(tokenizer, list(full.byte_encoder.values()), merges)
+    bpe.parent.mkdir(parents=True, exist_ok=True)
+    with open(bpe, "wb") as file, gzip.GzipFile(fileobj=file, mode="wb", mtime=0, filename="") as packed:
         packed.write("\n".join(["#version: 0.2", *map(" ".join, merges)]).encode())
-    print(f"{len(merges)} merges, {size} tokens")
+    return size
+
+
+def main() -> None:
+    words = {word for scene in all_scenes() for word in scene.caption.split()}
+    size = write(words, MODEL / "tokenizer", CLIPS["guide"].parent / "bpe.txt.gz")
+    print(f"{size} tokens")
 
 
 if __name__ == "__main__":
