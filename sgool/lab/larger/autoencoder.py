@@ -9,6 +9,8 @@ in balance, in slices that nobody watches. What a subject's pixels count grows a
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,7 +29,7 @@ class Features(nn.Module):
 
     def __init__(self, source: Source) -> None:
         super().__init__()
-        found = nn.ModuleDict({"clip": networks.critic("selector", source.vocabulary)})
+        found: Any = nn.ModuleDict({"clip": networks.critic("selector", source.vocabulary)})
         load_average(found, source.work / "selector")
         self.visual = found["clip"].visual.to(source.device).eval().requires_grad_(False)
 

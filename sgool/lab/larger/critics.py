@@ -76,7 +76,7 @@ class Critic(Kind):
         left, top = (torch.minimum(each, IMAGE - side) for each in corners)
         if CROPS[self.name]:
             box = torch.where(cropped, torch.stack([left, top, side], 1), side.new_tensor([0, 0, IMAGE]))
-            images = look(images, *box.T, self.size)
+            images = look(images, box, self.size)
         elif self.size < IMAGE:
             images = F.avg_pool2d(images, IMAGE // self.size)
         subject = 2 * scenes.words.gather(1, which)[:, 0] + scenes.small.gather(1, which)[:, 0]

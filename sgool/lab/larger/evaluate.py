@@ -62,7 +62,7 @@ def assemble(work: Path) -> Path:
     if (work / "few-step").is_dir():
         tuned = nn.ModuleDict({"unet": networks.unet()})
         load_average(tuned, work / "few-step")
-        save_file(difference(base, tuned["unet"].state_dict()), folder / FEW_STEP)
+        save_file(difference(base, tuned["unet"].state_dict(), networks.RANK), folder / FEW_STEP)
     source = Source(work)
     named = {"vae": source.vae(), "unet": parts["unet"], "text_encoder": parts["text"]}
     write_pipeline(named, json.loads((work / "scale.json").read_text()), folder / "model")
@@ -72,7 +72,8 @@ def assemble(work: Path) -> Path:
 @torch.no_grad()
 def embedded(critic: Clip, texts: list[str]) -> Tensor:
     """Unit vectors of many texts."""
-    found = [critic.model.encode_text(critic.tokenizer(texts[i : i + 512])) for i in range(0, len(texts), 512)]
+    model: Any = critic.model
+    found = [model.encode_text(critic.tokenizer(texts[i : i + 512])) for i in range(0, len(texts), 512)]
     return nn.functional.normalize(torch.cat(found), dim=-1)
 
 
@@ -105,7 +106,7 @@ def crop_accuracy(critic: Clip, images: Tensor, scenes: list[Scene], boxes: list
     right: dict[str, list[bool]] = {"a crop of a small subject": [], "a crop of another": []}
     for place in range(left.shape[1]):
         rows = [row for row, scene in enumerate(scenes) if place < len(scene.subjects)]
-        shown = look(images[rows], *(each[rows, place].float() for each in (left, top, side)), critic.image_size[0])
+        shown = look(images[rows], torch.stack([left, top, side], 2)[rows, place], critic.image_size[0])
         best = (critic.encode_image(shown.to(critic.device)).cpu().float() @ texts.T).argmax(1)
         for row, number in zip(rows, best.tolist(), strict=True):
             subject = scenes[row].subjects[place]
@@ -122,7 +123,9 @@ def figures(work: Path, count: int, device: str) -> dict[str, Any]:
     scenes = held_out_scenes(count)
     painter, rows = Painter(work / "sprites.npz"), encoded(scenes, load_tokenizer(work))
     draws: Draws = painter.draw(rows, torch.Generator().manual_seed(1))
-    painted = torch.cat([painter.paint(Draws(*some))[0] for some in zip(*(each.split(50) for each in draws))])
+    painted = torch.cat(
+        [painter.paint(Draws(*some))[0] for some in zip(*(each.split(50) for each in draws), strict=True)]
+    )
     sources, found = {"painted": painted}, dict[str, Any]()
     if (folder / "model" / "model_index.json").is_file():
         backend = load_backend(str(folder / "model"), device=device)

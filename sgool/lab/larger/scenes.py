@@ -9,7 +9,7 @@ import functools
 import multiprocessing
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -139,7 +139,7 @@ def write_table(work: Path, groups: int, seed: int, jobs: int) -> None:
     else:
         with multiprocessing.get_context("spawn").Pool(jobs) as pool:
             parts = pool.map(chunk, numbers, chunksize=1)
-    columns = {
+    columns: dict[str, Any] = {
         name: np.concatenate(each)[: GROUP * groups]
         for name, each in zip(Scenes._fields, zip(*parts, strict=True), strict=True)
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -48,7 +49,7 @@ class Source:
     def vae(self) -> AutoencoderKL:
         """The trained autoencoder, its decoder as it was trained last."""
         name = "decoder" if (self.work / "decoder").is_dir() else "vae"
-        found = torch.nn.ModuleDict({"vae": networks.autoencoder()})
+        found: Any = torch.nn.ModuleDict({"vae": networks.autoencoder()})
         load_average(found, self.work / name)
         return found["vae"].to(self.device).eval().requires_grad_(False)
 
@@ -58,12 +59,13 @@ class Source:
         return torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda", cache_enabled=False)
 
 
-def look(images: Tensor, left: Tensor, top: Tensor, side: Tensor, size: int) -> Tensor:
+def look(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """A square of each picture at size x size pixels: [N, 3, IMAGE, IMAGE] -> [N, 3, size, size].
 
-    left, top, side: float [N], in pixels. Each pixel is a mean of IMAGE / size bilinear samples a side, because a
-    square is up to as large as the picture.
+    boxes: float [N, 3], left, top and side in pixels. Each pixel is a mean of IMAGE / size bilinear samples a side,
+    because a square is up to as large as the picture.
     """
+    left, top, side = boxes.T
     ruler = (torch.arange(IMAGE, device=images.device) + 0.5) / IMAGE
     x, y = (2 * (at[:, None] + side[:, None] * ruler) / IMAGE - 1 for at in (left, top))
     grid = torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), -1)

@@ -34,8 +34,8 @@ class Kind:
     batch: int = 64
     decay: float = 0.999
     """Of the moving average of the weights, which is what counts in the end."""
-    networks: nn.ModuleDict
-    average: nn.ModuleDict
+    networks: Any  # nn.ModuleDict, but its modules are called without a cast
+    average: Any
 
     def inputs(self, step: int) -> dict[str, Tensor]:
         """What a step learns from, always in the same shapes. May draw from torch's global random numbers."""
@@ -153,9 +153,7 @@ class Trainer:
     def _say(self, sums: dict[str, Tensor], count: int) -> None:
         means = {name: total.item() / count for name, total in sums.items()}
         if not all(map(math.isfinite, means.values())):
-            raise SgoolError(
-                f"The loss is no number any more before step {self.step}; {self.folder} keeps what was saved."
-            )
+            raise SgoolError(f"The loss is no number before step {self.step}; {self.folder} keeps what was saved.")
         row = {"step": self.step, **{name: float(f"{mean:.5g}") for name, mean in means.items()}}
         line = json.dumps(row | {"seconds": round(self.seconds, 1)})
         print(line, flush=True)

@@ -72,18 +72,18 @@ def paint(assets: Path, count: int, seed: int) -> tuple[Tensor, list[str]]:
     return torch.cat(latents), captions
 
 
-def difference(base: dict[str, Tensor], tuned: dict[str, Tensor]) -> dict[str, Tensor]:
+def difference(base: dict[str, Tensor], tuned: dict[str, Tensor], rank: int = RANK) -> dict[str, Tensor]:
     """What the file holds, float16: the difference of two sets of weights, by singular values."""
     found: dict[str, Tensor] = {}
     for name, weight in tuned.items():
         change = weight.float() - base[name].float()
-        if change.ndim < 2 or min(change.shape[0], change[0].numel()) <= 2 * RANK:
+        if change.ndim < 2 or min(change.shape[0], change[0].numel()) <= 2 * rank:
             found[name] = change.half()
             continue
         u, s, v = torch.linalg.svd(change.flatten(1), full_matrices=False)
-        root = s[:RANK].sqrt()
-        found[f"{name}.up"] = (u[:, :RANK] * root).half().contiguous()
-        found[f"{name}.down"] = (root[:, None] * v[:RANK]).half().contiguous()
+        root = s[:rank].sqrt()
+        found[f"{name}.up"] = (u[:, :rank] * root).half().contiguous()
+        found[f"{name}.down"] = (root[:, None] * v[:rank]).half().contiguous()
     return found
 
 
