@@ -35,6 +35,15 @@ def backend() -> DiffusersBackend:
 
 
 @pytest.fixture(scope="session")
+def larger_work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder prepared for training the larger world. Copy it to train in it."""
+    pytest.importorskip("PIL")
+    from larger_work import prepared
+
+    return prepared(tmp_path_factory.mktemp("larger"))
+
+
+@pytest.fixture(scope="session")
 def critics() -> Critics:
     return load_critics(needs(resolve({}, model="tiny")), Path("unused"))
 

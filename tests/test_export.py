@@ -19,24 +19,31 @@ from sgool.tiny import MODEL
 from sgool.tiny.export import export
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A model with the embedded model's dimensions and random weights: its folder, its checkpoint, and both loaded."""
+@pytest.fixture(scope="module", params=["tiny", "larger"])
+def models(request, tmp_path_factory):
+    """A model with the dimensions of the embedded one, or of the one to come, and random weights.
+
+    Its folder, its checkpoint, and both loaded.
+    """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    from sgool.lab.larger import networks
+    from sgool.lab.training import autoencoder, diffusion
     from sgool.lab.training.assemble import INDEX
-    from sgool.lab.training.autoencoder import CONFIG
-    from sgool.lab.training.diffusion import SCHEDULE, TEXT, UNET
+    from sgool.lab.training.diffusion import SCHEDULE
 
+    vae, unet, told = autoencoder.CONFIG, diffusion.UNET, diffusion.TEXT
+    if request.param == "larger":
+        vae, unet, told = networks.VAE, networks.UNET, networks.TEXT
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
     vocabulary = json.loads((MODEL / "tokenizer" / "vocab.json").read_text())
     end = vocabulary["<|endoftext|>"]
-    text = CLIPTextConfig(vocab_size=len(vocabulary), bos_token_id=end - 1, eos_token_id=end, pad_token_id=end, **TEXT)
+    text = CLIPTextConfig(vocab_size=len(vocabulary), bos_token_id=end - 1, eos_token_id=end, pad_token_id=end, **told)
     parts = {
-        "unet": UNet2DConditionModel(**UNET),
-        "vae": AutoencoderKL(**CONFIG, scaling_factor=0.7),
+        "unet": UNet2DConditionModel(**unet),
+        "vae": AutoencoderKL(**vae, scaling_factor=0.7),
         "text_encoder": CLIPTextModel(text),
         "scheduler": DDIMScheduler(**SCHEDULE),
     }
