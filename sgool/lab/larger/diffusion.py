@@ -22,6 +22,9 @@ DROPPED = 0.1
 
 TOKENS = 77
 
+SCALED = 256
+"""Pictures that say how much latents are scaled."""
+
 
 class Latents:
     """A pool of encoded pictures, made anew every so many steps: encoding each step's own would take half the time."""
@@ -31,7 +34,7 @@ class Latents:
         self.vae, self.number = source.vae(), -1
         path = source.work / "scale.json"
         if not path.is_file():
-            mean, _, _ = self._encode(256, torch.Generator().manual_seed(0))
+            mean, _, _ = self._encode(SCALED, torch.Generator().manual_seed(0))
             path.write_text(json.dumps(1 / mean.float().std().item()))
         self.scale: float = json.loads(path.read_text())
 

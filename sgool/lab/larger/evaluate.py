@@ -104,7 +104,7 @@ def crop_accuracy(critic: Clip, images: Tensor, scenes: list[Scene], boxes: list
     subjects = [Subject(word, small) for word in WORDS for small in (False, True)]
     texts = embedded(critic, [str(subject) for subject in subjects])
     right: dict[str, list[bool]] = {"a crop of a small subject": [], "a crop of another": []}
-    for place in range(left.shape[1]):
+    for place in range(max(len(scene.subjects) for scene in scenes)):
         rows = [row for row, scene in enumerate(scenes) if place < len(scene.subjects)]
         shown = look(images[rows], torch.stack([left, top, side], 2)[rows, place], critic.image_size[0])
         best = (critic.encode_image(shown.to(critic.device)).cpu().float() @ texts.T).argmax(1)
@@ -130,7 +130,7 @@ def figures(work: Path, count: int, device: str) -> dict[str, Any]:
     if (folder / "model" / "model_index.json").is_file():
         backend = load_backend(str(folder / "model"), device=device)
         with torch.no_grad():
-            decoded = [backend.decode(backend.encode(some)).float().clamp(0, 1).cpu() for some in painted.split(8)]
+            decoded = [backend.decode(backend.encode(some)).float().clamp(0, 1).cpu() for some in painted.split(1)]
         sources["through the autoencoder"] = torch.cat(decoded)
         found["autoencoder_l1"] = round((sources["through the autoencoder"] - painted).abs().mean().item(), 4)
         sources |= generated(backend, [scene.caption for scene in scenes], folder)

@@ -94,7 +94,7 @@ def main() -> None:
     painted = torch.from_numpy(np.stack([painter.paint(scene, rng) for scene in scenes])).permute(0, 3, 1, 2) / 255
     backend = load_backend("tiny")
     with torch.no_grad():
-        decoded = torch.cat([backend.decode(backend.encode(some)).clamp(0, 1) for some in painted.split(10)])
+        decoded = torch.cat([backend.decode(backend.encode(some)).clamp(0, 1) for some in painted.split(1)])
     made = sample(backend, captions)
     figures = {
         "captions": len(captions),
