@@ -203,15 +203,17 @@ def test_everything_shipped_takes_at_most_40_mib():
     assert len({json.dumps(some) for some in networks.CRITICS.values()}) == 3
 
 
-def test_a_blur_costs_more_than_a_shift_of_color(source):
-    """With equal L1, by the features; which is why they are in the autoencoder's loss."""
+def test_the_features_tell_pictures_apart_and_stay_as_they_are(source):
     image, _, _ = source.paint(source.scenes(4))
     x = 2 * image - 1
-    blurred = nn.functional.avg_pool2d(nn.functional.pad(x, (2, 2, 2, 2), mode="replicate"), 5, 1)
-    shifted = x + (blurred - x).abs().mean()
+    blurred = nn.functional.avg_pool2d(nn.functional.pad(x, (2, 2, 2, 2), mode="replicate"), 5, 1).requires_grad_()
     features = Features(source)
     assert features.distance(x, x) == 0
-    assert features.distance(x, blurred) > 2 * features.distance(x, shifted)
+    more = features.distance(x, (2 * blurred - x).detach())
+    assert 0 < features.distance(x, blurred) < more
+    features.distance(x, blurred).backward()
+    assert blurred.grad.abs().sum() > 0
+    assert all(each.grad is None for each in features.parameters()) and not features.visual.training
 
 
 def test_a_decoder_goes_on_alone(source):

@@ -21,7 +21,7 @@ from sgool.lab.larger.trainer import Kind, load_average
 from sgool.lab.training.autoencoder import NOISE, differences
 from sgool.lab.training.clip import STD
 
-PERCEPTUAL, KL, FOCUS = 0.2, 1e-4, 4.0
+PERCEPTUAL, KL, FOCUS = 1.0, 1e-4, 4.0
 
 
 class Features(nn.Module):

@@ -1,7 +1,7 @@
 """What was trained, as it would be shipped: assembled, and how often the critics are right on captions kept out.
 
 A critic is right about a picture if the picture's caption scores higher than all of its near misses, and about a crop
-if the crop's subject does, of all 32. That is told for painted pictures, the same after the autoencoder, and generated
+if its subject does, of all sixteen. That is told for painted pictures, the same after the autoencoder, and generated
 ones, by size and number of the subjects and by what the near miss changes.
 """
 
@@ -77,15 +77,24 @@ def embedded(critic: Clip, texts: list[str]) -> Tensor:
     return nn.functional.normalize(torch.cat(found), dim=-1)
 
 
+Texts = dict[str, Tensor]
+"""Unit vectors of a scene's caption ("own") and of its near misses, by kind."""
+
+
+def texts_of(critic: Clip, scene: Scene) -> Texts:
+    groups = {"own": [scene], **{kind: some for kind, some in near_misses(scene).items() if some}}
+    found = embedded(critic, [each.caption for some in groups.values() for each in some])
+    return dict(zip(groups, found.split([len(some) for some in groups.values()]), strict=True))
+
+
 @torch.no_grad()
-def accuracy(critic: Clip, images: Tensor, scenes: list[Scene]) -> dict[str, float]:
+def accuracy(critic: Clip, images: Tensor, scenes: list[Scene], texts: list[Texts]) -> dict[str, float]:
     """The share of right pictures, [N, 3, H, W] on the CPU: of all, by size, by number, and against each near miss."""
     seen = torch.cat([critic.encode_image(some.to(critic.device)).cpu() for some in images.split(64)]).float()
     right: dict[str, list[bool]] = {}
-    for image, scene in zip(seen, scenes, strict=True):
-        misses = {kind: [each.caption for each in some] for kind, some in near_misses(scene).items() if some}
-        own = image @ embedded(critic, [scene.caption])[0]
-        beaten = {kind: bool(own > (embedded(critic, texts) @ image).max()) for kind, texts in misses.items()}
+    for image, scene, known in zip(seen, scenes, texts, strict=True):
+        best = {kind: (some @ image).max() for kind, some in known.items()}
+        beaten = {kind: bool(best["own"] > score) for kind, score in best.items() if kind != "own"}
         sorts = ("all", scene.size, f"of {len(scene.subjects)}")
         for name, value in [*((each, all(beaten.values())) for each in sorts), *beaten.items()]:
             right.setdefault(name, []).append(value)
@@ -137,7 +146,8 @@ def figures(work: Path, count: int, device: str) -> dict[str, Any]:
     boxes = [draws.left, draws.top, *painter.sizes[draws.sprite].unbind(-1)]
     for name in names:
         critic = load_clip_folder(folder / "clips" / name, device=device)
-        found[name] = {each: accuracy(critic, images, scenes) for each, images in sources.items()}
+        texts = [texts_of(critic, scene) for scene in scenes]
+        found[name] = {each: accuracy(critic, images, scenes, texts) for each, images in sources.items()}
         for each in list(sources)[: 2 if name != "judge" else 0]:
             found[name][each] |= crop_accuracy(critic, sources[each], scenes, boxes)
     return found
