@@ -246,7 +246,8 @@ def test_texts_belong_to_what_is_shown(source):
     lengths = source.painter.starts.diff()
     source.painter.pixels[:-1, :3] = (numbers.repeat_interleave(lengths)[:, None] + 1) / 20
     source.painter.pixels[:-1, 3] = 1
-    draws = draws._replace(base=torch.zeros_like(draws.base), pattern=torch.zeros_like(draws.pattern))
+    nothing = {name: torch.zeros_like(getattr(draws, name)) for name in ("base", "ramp", "pattern")}
+    draws = draws._replace(**nothing)
     images, _ = source.painter.paint(draws)
     source.painter.pixels = shown
     seen, ids = kind.views(images, scenes, draws)
@@ -256,14 +257,13 @@ def test_texts_belong_to_what_is_shown(source):
     known, crops, bare = set(phrases()), 0, 0
     for row, (text, caption) in enumerate(zip(texts, captions, strict=True)):
         if text in (caption, caption.split(" on a ")[0]):
-            bare += text != caption
+            bare += text != caption and " and " in text
             continue
         assert text in known and text.split(" on a ")[0] in caption
         assert " on a " not in text or text.split(" on a ")[1] == caption.split(" on a ")[1]
         crops += 1
         word = text.split(" on a ")[0].split()[-1]
-        middle = seen[row, 0, 16:48, 16:48]
-        assert (middle - (WORDS.index(word) + 1) / 20).abs().lt(0.01).float().mean() > 0.2
+        assert (seen[row, 0] - (WORDS.index(word) + 1) / 20).abs().lt(0.01).float().mean() > 0.1, "all of it"
     assert crops > 30 and bare > 2
 
 

@@ -137,7 +137,7 @@ def write_table(work: Path, groups: int, seed: int, jobs: int) -> None:
     if jobs == 1:
         parts = list(map(chunk, numbers))
     else:
-        with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        with multiprocessing.Pool(jobs) as pool:
             parts = pool.map(chunk, numbers, chunksize=1)
     columns: dict[str, Any] = {
         name: np.concatenate(each)[: GROUP * groups]
