@@ -158,5 +158,6 @@ def test_unet_class_turns_fractions_into_widths(models, monkeypatch):
     module, name = config["target"].rsplit(".", 1)
     unet = getattr(importlib.import_module(module), name)(**config["params"])
     del sys.modules[module]  # the module has imported the stand-in
-    assert [torch.nn.Linear(width, 1).in_features for width in unet.widths] == [64, 64, 96, 96, 128, 128]
+    widths = [width for width in models.original.unet.config.block_out_channels for _ in range(2)]
+    assert [torch.nn.Linear(width, 1).in_features for width in unet.widths] == widths
     assert unet.options["num_heads"] == 4

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 pytest.importorskip("diffusers")
 
@@ -158,7 +159,7 @@ class Capturable(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = str(function)
         assert "_local_scalar_dense" not in name and "nonzero" not in name, name
-        given = [each for each in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+        given = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, torch.Tensor)]
         assert not [each for each in given if each.device.type == "cpu" and each.ndim], f"{name} takes from the host"
         return function(*args, **(kwargs or {}))
 
@@ -169,6 +170,10 @@ def to_meta(kind):
             setattr(kind, name, value.to("meta"))
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 4),
+    reason="open_clip and transformers of that time read from the device; training goes on without a graph",
+)
 @pytest.mark.parametrize("name", KINDS)
 def test_a_step_can_be_captured(name, source):
     """On the device without data nothing can be read back; there the loss and its gradient are computed."""
@@ -251,7 +256,7 @@ def test_texts_belong_to_what_is_shown(source):
     images, _ = source.painter.paint(draws)
     source.painter.pixels = shown
     seen, ids = kind.views(images, scenes, draws)
-    decode = source.tokenizer.decode
+    decode = source.tokenizer.bpe.decode
     texts = [decode(row[row != 0][1:-1].tolist()).replace(" ,", ",").strip() for row in ids]
     captions = [decode(row[row != 0][1:-1].tolist()).replace(" ,", ",").strip() for row in scenes.ids]
     known, crops, bare = set(phrases()), 0, 0
@@ -280,7 +285,7 @@ def test_captions_are_padded_as_stable_diffusion_pads_them(source):
 
     tokenizer = CLIPTokenizer.from_pretrained(source.work / "tokenizer")
     scenes = source.scenes(5)
-    texts = [source.tokenizer.decode(row[row != 0][1:-1].tolist()) for row in scenes.ids]
+    texts = [source.tokenizer.bpe.decode(row[row != 0][1:-1].tolist()) for row in scenes.ids]
     theirs = tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt").input_ids
     assert torch.equal(padded(scenes.ids, source.vocabulary - 1), theirs)
 
@@ -295,7 +300,7 @@ def test_what_is_trained_runs_as_it_is_shipped(source):
     text = kind.networks["text"](padded(ids, kind.end))[0]
     with torch.no_grad():
         ours = trainer.kind.networks["unet"].eval()(latent, torch.tensor([700, 700]), text).sample
-        captions = [source.tokenizer.decode(row[row != 0][1:-1].tolist()).strip() for row in ids]
+        captions = [source.tokenizer.bpe.decode(row[row != 0][1:-1].tolist()).strip() for row in ids]
         theirs = backend.network(captions, "", 1.0)(latent.double(), 700)
         assert (ours - theirs).abs().max() < 0.01 * ours.abs().max()
         few_step.add(backend.unet, folder / "few-step.safetensors")

@@ -129,7 +129,7 @@ def test_a_table_is_the_same_with_more_processes(larger_work, tmp_path):
 
 def test_a_table_holds_groups_of_near_misses(larger_work):
     table = load_table(larger_work, "cpu")
-    decode = load_tokenizer(larger_work).decode
+    decode = load_tokenizer(larger_work).bpe.decode
     captions = [decode(row[row != 0][1:-1].tolist()).replace(" ,", ",").strip() for row in table.ids[:80]]
     scenes = [parse(caption) for caption in captions]
     for first in range(0, 80, 4):

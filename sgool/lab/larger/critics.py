@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sgool.lab.larger import networks
 from sgool.lab.larger.painter import IMAGE, Draws
-from sgool.lab.larger.scenes import CONTEXT, GROUNDS, WORDS, Scenes, tokens
+from sgool.lab.larger.scenes import CONTEXT, GROUNDS, WORDS, Scenes
 from sgool.lab.larger.source import Source, look
 from sgool.lab.larger.trainer import Kind
 from sgool.lab.training.clip import MEAN, STD, augment, contrastive
@@ -42,8 +42,8 @@ class Critic(Kind):
         self.networks = nn.ModuleDict({"clip": networks.critic(name, source.vocabulary)})
         trained = any((source.work / each).is_dir() for each in ("vae", "decoder"))
         self.vae = source.vae() if trained else None
-        self.phrases = tokens(source.tokenizer, phrases()).to(source.device)
-        words = tokens(source.tokenizer, ["on"])
+        self.phrases = source.tokenizer(phrases()).to(source.device)
+        words = source.tokenizer(["on"])
         self.on, self.end = int(words[0, 1]), source.vocabulary - 1
 
     @torch.no_grad()

@@ -48,7 +48,7 @@ def assemble(work: Path) -> Path:
     folder = work / "world"
     shutil.rmtree(folder, ignore_errors=True)
     vocabulary.write(all_words(), folder / "model" / "tokenizer", folder / "clips" / "bpe.txt.gz")
-    size = len(load_tokenizer(work).encoder)
+    size = len(load_tokenizer(work).bpe.encoder)
     for name in networks.CRITICS:
         found = nn.ModuleDict({"clip": networks.critic(name, size)})
         if (work / name).is_dir():

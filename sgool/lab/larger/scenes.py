@@ -16,6 +16,7 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
+from sgool.guidance.clip_loading import BpeTokenizer
 from sgool.lab import world
 from sgool.lab.training.views import GROUP, group
 from sgool.lab.world import COLORS, Scene, Subject
@@ -102,7 +103,7 @@ class Scenes(NamedTuple):
         return Scenes(*(each.to(device) for each in self))
 
 
-def encoded(scenes: list[Scene], tokenizer: SimpleTokenizer) -> Scenes:
+def encoded(scenes: list[Scene], tokenizer: BpeTokenizer) -> Scenes:
     words = torch.full((len(scenes), MOST), -1)
     small = torch.zeros(len(scenes), MOST, dtype=torch.bool)
     for row, scene in enumerate(scenes):
@@ -110,15 +111,11 @@ def encoded(scenes: list[Scene], tokenizer: SimpleTokenizer) -> Scenes:
             words[row, place], small[row, place] = WORDS.index(subject.word), subject.small
     color = torch.tensor([GROUNDS.index(scene.color) for scene in scenes])
     busy = torch.tensor([scene.busy for scene in scenes])
-    return Scenes(words, small, color, busy, tokens(tokenizer, [scene.caption for scene in scenes]))
+    return Scenes(words, small, color, busy, tokenizer([scene.caption for scene in scenes]))
 
 
-def tokens(tokenizer: SimpleTokenizer, texts: list[str]) -> Tensor:
-    return tokenizer(texts, context_length=CONTEXT)
-
-
-def load_tokenizer(work: Path) -> SimpleTokenizer:
-    return SimpleTokenizer(bpe_path=str(work / "bpe.txt.gz"))
+def load_tokenizer(work: Path) -> BpeTokenizer:
+    return BpeTokenizer(SimpleTokenizer(bpe_path=str(work / "bpe.txt.gz")), CONTEXT)
 
 
 def _chunk(work: Path, seed: int, number: int) -> list[np.ndarray]:

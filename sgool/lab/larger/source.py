@@ -25,7 +25,7 @@ class Source:
                 raise SgoolError(f"There is no {work / name}: run `python -m sgool.lab.larger prepare` first.")
         self.work, self.device = work, torch.device(device)
         self.tokenizer = load_tokenizer(work)
-        self.vocabulary = len(self.tokenizer.encoder)
+        self.vocabulary = len(self.tokenizer.bpe.encoder)
         self.painter = Painter(work / "sprites.npz", device)
         self.table = load_table(work, device)
 

@@ -12,7 +12,6 @@ import json
 import textwrap
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from torch import Tensor
@@ -59,6 +58,8 @@ def accuracies(images: Tensor, captions: list[str]) -> dict[str, float]:
 
 
 def draw_sheet(images: Tensor, captions: list[str], path: Path) -> None:
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(4, 8, figsize=(16, 9.6))
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):
         axis.imshow(image.permute(1, 2, 0).numpy())
@@ -70,6 +71,8 @@ def draw_sheet(images: Tensor, captions: list[str], path: Path) -> None:
 
 def draw_curves(work: Path, path: Path) -> None:
     """Draw the training curves of the logs in `work`."""
+    import matplotlib.pyplot as plt
+
     plots = [("autoencoder", "l1"), ("decoder", "l1"), ("diffusion", "loss"), ("diffusion-resumed", "loss")]
     plots += [(f"clip-{name}", "loss") for name in CLIPS]
     logs = {name: (key, work / f"{name}-log.json") for name, key in plots if (work / f"{name}-log.json").exists()}
