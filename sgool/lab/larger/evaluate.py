@@ -42,6 +42,9 @@ from sgool.tiny import few_step
 
 FEW_STEP = "few-step.safetensors"
 
+FIRST = ("all", "small", "mixed", "large", "of 1", "of 2", "of 3")
+"""The columns of size and number come before those of near misses and crops."""
+
 
 def assemble(work: Path) -> Path:
     """Write what is trained into ``work/world``, laid out as `sgool.tiny` is, in float16; returns that folder."""
@@ -165,8 +168,13 @@ def generated(backend: DiffusersBackend, captions: list[str], folder: Path) -> d
 def table(found: dict[str, Any]) -> Iterable[str]:
     """The figures as lines of Markdown."""
     rows = [(name, images, some) for name in found if name in networks.CRITICS for images, some in found[name].items()]
-    heads = list(dict.fromkeys(head for _, _, some in rows for head in some))
+    heads = sorted(
+        {head for _, _, some in rows for head in some},
+        key=lambda head: (FIRST.index(head) if head in FIRST else 9, head),
+    )
     yield "| " + " | ".join(["critic", "pictures", *heads]) + " |"
     yield "|---" * (len(heads) + 2) + "|"
     for name, images, some in rows:
         yield "| " + " | ".join([name, images, *(str(some.get(head, "")) for head in heads)]) + " |"
+    if "autoencoder_l1" in found:
+        yield f"The autoencoder's L1: {found['autoencoder_l1']}"
