@@ -18,7 +18,7 @@ from sgool.needs import needs
 from sgool.settings import Settings
 from sgool.webui import models
 from sgool.webui.hosts import Automatic, host
-from sgool.webui.hosts.forge import Forge, LevelDenoiser, kept, normally, quantised
+from sgool.webui.hosts.forge import GRAPHS, Forge, LevelDenoiser, kept, normally, quantised
 from sgool.webui.hosts.passable import NormalTensors, copying, undecorated
 from sgool.webui.hosts.proof import prove
 from sgool.webui.hosts.reforge import ReForge
@@ -298,6 +298,17 @@ def test_in_forge_everything_is_as_before_also_after_an_error(forge) -> None:
     assert forge.sampling.memory_management is free
     assert "alphas_cumprod" not in vars(p.sd_model) and made.tensors is None
     assert forge.calls[-1] == ("cleanup", True)
+
+
+@pytest.mark.parametrize(("images", "size"), [(1, 8), (3, 8), (2, 64)])
+def test_room_is_made_for_all_images_that_are_improved_together(forge, monkeypatch, images, size) -> None:
+    p, made, asked = loaded(), Forge(), []
+    p.rng.shape = (4, size, size)
+    memory = forge.modules["backend.memory_management"]
+    monkeypatch.setattr(memory, "load_models_gpu", lambda models, memory_required: asked.append(memory_required))
+    with made.gradients(p, images), made.own_work(p):
+        pass
+    assert asked == [images * GRAPHS * size**2 / 64**2] * 2  # at first, and after the WebUI's own work
 
 
 def test_an_error_of_the_webuis_own_work_leaves_no_normal_tensors(forge, monkeypatch) -> None:

@@ -11,6 +11,7 @@ from modules import shared
 from sgool.checkpointing import MEMORY
 from sgool.webui import backend as webui_backend
 from sgool.webui import gallery
+from sgool.webui.hosts import Automatic
 from sgool.webui.records import Outcome
 
 OWN = {"sampler": "ddim", "steps": 4, "start": "seed", "strength": 1.0, "iterations": 2}
@@ -45,6 +46,17 @@ def test_each_comes_to_what_it_comes_to_one_by_one(webui, rows, prompt, way_back
         assert first == pytest.approx(expected[0], abs=1e-5) and updated == pytest.approx(expected[1], abs=2e-3)
         assert one.result.scores == pytest.approx(alone.result.scores, abs=2e-3)
     assert torch.allclose(torch.cat(p.latents), torch.cat(alone_p.latents), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("memory", "best_improved", "expected"), [("fast", 0, 5), ("fast", 2, 2), ("balanced", 0, 4), ("low", 0, 1)]
+)
+def test_the_host_hears_how_many_are_improved_together(webui, monkeypatch, memory, best_improved, expected):
+    heard, gradients = [], Automatic.gradients
+    monkeypatch.setattr(Automatic, "gradients", lambda self, p, images: heard.append(images) or gradients(self, p))
+    monkeypatch.setitem(MEMORY, "balanced", replace(MEMORY["balanced"], graphs=4 * 64 * 64))
+    webui.make({**OWN, "iterations": 1, "memory": memory, "best_improved": best_improved}, batch_size=5, steps=4)
+    assert heard == [expected]
 
 
 @pytest.mark.parametrize("memory", ["balanced", "low"])

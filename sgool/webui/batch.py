@@ -40,7 +40,7 @@ def improve(p: Any, run: Run, samples: Tensor) -> Tensor:
         if sentence := unsupported.reason(p):
             tell(p, run, batch.numbers, sentence)
             return samples
-        with isolated(p), models.critics(run.settings) as critics:
+        with isolated(p, batch.most), models.critics(run.settings) as critics:
             height, width = samples.shape[-2:]
             batch.each(masks.looking(p, run, critics, (8 * width, 8 * height)))
         shared.state.current_latent = batch.improved  # what a preview shows from here on
@@ -70,6 +70,7 @@ class Batch:
     """The images of one batch. samples: [B, 4, h, w], as the WebUI's sampler left them; improved: what became of them.
 
     numbers: the images' numbers within the generation. chosen: the places in the batch of those to improve, in turn.
+    most: how many are improved at once.
     """
 
     def __init__(self, p: Any, run: Run, samples: Tensor) -> None:
@@ -79,6 +80,9 @@ class Batch:
         first = p.iteration * p.batch_size
         self.numbers = [first + i for i in range(len(samples))]
         self.chosen = list(range(len(samples)))
+        height, width = samples.shape[-2:]
+        wanted = min(run.settings.best_improved or len(samples), len(samples))
+        self.most = min(abreast((8 * height, 8 * width), run.settings), wanted)
         self.backends: dict[int, WebuiBackend] = {}
         self.rendered: dict[int, Rendered | None] = {}
         self.unproven = True  # that gradients are right
@@ -90,12 +94,10 @@ class Batch:
         steps = self.followed.schedule.steps if self.followed else self.run.settings.steps
         resamples = self.run.settings.start == "seed" and self.followed is None
         self.progress = BatchProgress(self.p, self.run.settings, len(self.chosen), steps, resamples)
-        size = 8 * self.samples.shape[-2], 8 * self.samples.shape[-1]
-        most = abreast(size, self.run.settings)
-        for begin in range(0, len(self.chosen), most):
+        for begin in range(0, len(self.chosen), self.most):
             if interrupts.stopped():
                 break
-            places = self.chosen[begin : begin + most]
+            places = self.chosen[begin : begin + self.most]
             self.abreast = len(places)
             for i in self._together(places, critics) if len(places) > 1 else places:
                 if not interrupts.stopped():

@@ -23,8 +23,11 @@ are not among them, because these must not go back."""
 
 
 @contextmanager
-def isolated(p: Any) -> Iterator[None]:
-    """Freeze the model for the run of a batch, and restore everything afterwards."""
+def isolated(p: Any, images: int = 1) -> Iterator[None]:
+    """Freeze the model for the run of a batch, and restore everything afterwards.
+
+    images: how many are improved together.
+    """
     with ExitStack() as stack:
         stack.callback(devices.torch_gc)
         stack.enter_context(random_numbers())
@@ -41,7 +44,7 @@ def isolated(p: Any) -> Iterator[None]:
         if "hypertile" in sys.modules:
             # With random tiles the network would differ at every evaluation, and no step could be inverted.
             stack.enter_context(attributes(sys.modules["hypertile"], {"RNG_INSTANCE": _FirstTile()}))
-        stack.enter_context(host().gradients(p))
+        stack.enter_context(host().gradients(p, images))
         yield
 
 

@@ -31,12 +31,12 @@ def webui_folder() -> Path:
 @pytest.fixture(scope="session")
 def without(webui_folder, tmp_path_factory):
     """What the WebUI makes of every payload of UNTICKED without the extension: {name: Pictures}."""
-    from payloads import UNTICKED, make
+    from payloads import UNTICKED, make_anew
     from webui_server import WebUI
 
     server = WebUI(webui_folder, tmp_path_factory.mktemp("without"), extension=False)
     try:
-        return {name: make(server, payload) for name, payload in UNTICKED.items()}
+        return {name: make_anew(server, payload) for name, payload in UNTICKED.items()}
     finally:
         server.stop()
 

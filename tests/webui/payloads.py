@@ -89,6 +89,15 @@ def make(server: WebUI, payload: dict[str, Any], sgool: dict[str, Any] | list[An
     return Pictures(server.post(f"/sdapi/v1/{way}", payload))
 
 
+def make_anew(server: WebUI, payload: dict[str, Any], sgool: dict[str, Any] | None = None) -> Pictures:
+    """As `make`, but from the same random numbers every time. What encodes an initial image draws from those that the
+    image before it has left, also without the extension.
+    """
+    if "init_images" in payload:
+        make(server, BASE)
+    return make(server, payload, sgool)
+
+
 def plot(server: WebUI, x: tuple[str, Any], y: tuple[str, Any] = ("Nothing", "")) -> dict[str, Any]:
     """The payload of an X/Y/Z plot. x, y: an axis and its values, as a text or, for an axis with choices, a list."""
     name = "x/y/z plot"

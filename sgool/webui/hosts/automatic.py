@@ -130,8 +130,11 @@ class Automatic:
         )
 
     @contextmanager
-    def gradients(self, p: Any) -> Iterator[None]:
-        """Networks that gradients can pass, with frozen weights; afterwards all is as it was."""
+    def gradients(self, p: Any, images: int = 1) -> Iterator[None]:
+        """Networks that gradients can pass, with frozen weights; afterwards all is as it was.
+
+        images: how many are improved together, which says how much memory a run needs.
+        """
         with frozen(p.sd_model):
             yield
 

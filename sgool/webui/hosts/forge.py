@@ -23,7 +23,9 @@ from sgool.webui.inference import normal_mode
 from sgool.webui.overlay import Overlay, attributes
 
 GRAPHS = 2 * 2**30
-"""Bytes that a run needs besides the networks, for each 512x512 pixels: other models make room for them."""
+"""Bytes that a run needs besides the networks, for each 512x512 pixels of the images that are improved together: other
+models make room for them.
+"""
 
 KINDS = ("is_sd1", "is_sd2", "is_sdxl")
 """Of a model: what it is, where SGOOL knows its networks."""
@@ -67,7 +69,9 @@ class Forge(Automatic):
     """Modules in which `merge_lora_to_weight` may merge weights with a LoRA at every evaluation ("online")."""
 
     def __init__(self) -> None:
-        self.tensors: NormalTensors | None = None  # of the run at hand
+        # Of the run at hand:
+        self.tensors: NormalTensors | None = None
+        self.images = 1
 
     def refuses(self, p: Any) -> str | None:
         model = p.sd_model
@@ -113,7 +117,8 @@ class Forge(Automatic):
         return True
 
     @contextmanager
-    def gradients(self, p: Any) -> Iterator[None]:
+    def gradients(self, p: Any, images: int = 1) -> Iterator[None]:
+        self.images = images
         networks = self._networks(p.sd_model)
         self._load(p)
         with ExitStack() as stack:
@@ -177,10 +182,10 @@ class Forge(Automatic):
         """All that a run evaluates, to where the WebUI wants it; in inference mode, as the WebUI itself does."""
         memory, sampling = importlib.import_module(self.memory_module), importlib.import_module(self.sampling_module)
         objects = p.sd_model.forge_objects
-        shape = (1, *p.rng.shape)
+        shape = (self.images, *p.rng.shape)
         with torch.inference_mode():
             sampling.sampling_prepare(objects.unet, x=torch.empty(shape, device=devices.device))
-            room: dict[str, float] = {"memory_required": GRAPHS * (shape[-1] * shape[-2] / 64**2)}
+            room: dict[str, float] = {"memory_required": GRAPHS * (self.images * shape[-1] * shape[-2] / 64**2)}
             if "minimum_memory_required" in inspect.signature(memory.load_models_gpu).parameters:
                 room["minimum_memory_required"] = 0  # else the networks make room, too
             memory.load_models_gpu([objects.unet, objects.vae.patcher], **room)
