@@ -20,6 +20,7 @@ class Host:
     """cpu: the flags that make it compute on the CPU in float32. flags: others; {folder} stands for its own folder.
     options: what its config.json must say. hires: what its API wants to hear of hires fix. outputs: the folder of its
     pictures. size: of the tests' images, in pixels; the random model is slow.
+    keeps_switches: whether a default can be set for the box beside an accordion's name.
     """
 
     name: str
@@ -30,13 +31,18 @@ class Host:
     outputs: str = "outputs"
     checkpoint: str = random_checkpoint.NAME
     size: int = 64
+    keeps_switches: bool = True
 
-    def provide(self, folder: Path) -> None:
-        """Put the checkpoint into the folder of the program's models."""
-        if self.checkpoint == random_checkpoint.NAME:
-            (folder / self.checkpoint).symlink_to(_random())
-        else:
-            export(folder)
+    def provide(self, models: Path) -> None:
+        """Put the checkpoint into the folder of the program's models, and where ControlNet is part of the program one
+        of those.
+        """
+        if self.checkpoint != random_checkpoint.NAME:
+            export(models / "Stable-diffusion")
+            return
+        for kind, path in zip(("Stable-diffusion", "ControlNet"), _random(), strict=True):
+            (models / kind).mkdir(exist_ok=True)
+            (models / kind / path.name).symlink_to(path)
 
 
 AUTOMATIC1111 = Host(
@@ -48,7 +54,13 @@ AUTOMATIC1111 = Host(
 )
 _SAME_MODULES: dict[str, Any] = {"hr_additional_modules": ["Use same choices"]}  # without it the API makes no hires fix
 
-FORGE = Host("Forge", cpu=("--always-cpu", "--all-in-fp32"), flags=("--no-download-sd-model",), hires=_SAME_MODULES)
+FORGE = Host(
+    "Forge",
+    cpu=("--always-cpu", "--all-in-fp32"),
+    flags=("--no-download-sd-model",),
+    hires=_SAME_MODULES,
+    keeps_switches=False,  # it compares their type with a function
+)
 REFORGE = Host(
     "reForge",
     cpu=("--always-cpu", "--all-in-fp32"),
@@ -88,9 +100,10 @@ def not_in(host: Host, reason: str) -> pytest.MarkDecorator:
 
 
 @functools.cache
-def _random() -> Path:
-    """The random checkpoint, made once for all servers."""
-    return random_checkpoint.write(Path(_kept().name))
+def _random() -> tuple[Path, Path]:
+    """The random checkpoint and ControlNet, made once for all servers."""
+    folder = Path(_kept().name)
+    return random_checkpoint.write(folder), random_checkpoint.write_controlnet(folder)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ autoencoder. So the UNet has two levels of one block each, 44 million parameters
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 NAME = "sgool-random.safetensors"
+CONTROLNET = "sgool-controlnet.safetensors"
 CHANNELS, CONTEXT, TIME = 320, 768, 1280
 VAE_CHANNELS = (128, 256, 512, 512)
 TEXT_LAYERS, TEXT_TOKENS, TEXT_LENGTH = 12, 49408, 77
@@ -31,6 +33,20 @@ def write(folder: Path) -> Path:
         "cond_stage_model.transformer.text_model": _text_encoder(),
     }
     save_file({name: tensor for part, all_ in parts.items() for name, tensor in _made(part, all_, generator)}, path)
+    return path
+
+
+def write_controlnet(folder: Path) -> Path:
+    """A ControlNet for it in float16, and where it is: the first half of a UNet, and what it takes in and gives."""
+    path = folder / CONTROLNET
+    c, generator = CHANNELS, torch.Generator().manual_seed(3)
+    seen = (3, 16, 16, 32, 32, 96, 96, 256, c)
+    parts = [(name, shape) for name, shape in _unet() if not name.startswith(("output_blocks", "out."))]
+    for number, (inner, outer) in enumerate(itertools.pairwise(seen)):
+        parts += _layer(f"input_hint_block.{2 * number}", outer, inner, 3, 3)
+    for name in (*(f"zero_convs.{number}.0" for number in range(4)), "middle_block_out.0"):
+        parts += _layer(name, c, c, 1, 1)
+    save_file(dict(_made("control_model", iter(parts), generator)), path)
     return path
 
 

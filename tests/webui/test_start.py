@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import resource
 import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
 
 import pytest
 from hosts import HOST
-from payloads import BASE, SGOOL, make, outcome, plot
+from payloads import BASE, SGOOL, difference, make, outcome, plot
+from PIL import Image
 from webui_server import CHECKOUT, NAME, Refused, WebUI, interpreter
 
 from sgool.settings import DEFAULTS
@@ -76,7 +81,8 @@ def test_changed_defaults_are_kept_after_a_restart(webui_folder, tmp_path):
         shown = [each["props"] for each in server.get("/config")["components"]]
     ids = ["-checkbox", "_iterations", "_sampler", "_region_prompt"]
     as_shipped = [False, DEFAULTS["iterations"], "auto", ""]
-    for tab, expected in (("txt2img", list(defaults.values())), ("img2img", as_shipped)):
+    kept = [HOST.keeps_switches, *list(defaults.values())[1:]]
+    for tab, expected in (("txt2img", kept), ("img2img", as_shipped)):
         by_id = {props.get("elem_id"): props.get("value") for props in shown}
         assert [by_id[f"sgool_{tab}{each}"] for each in ids] == expected
 
@@ -88,6 +94,30 @@ def test_without_a_page(webui_folder, tmp_path):
         assert server.get("/sgool/v1/version")
         with pytest.raises(Refused, match="404"):
             server.get("/sgool/v1/last")
+
+
+def test_a_run_is_shown_only_to_whom_the_page_lets_in(webui_folder, tmp_path):
+    with started(webui_folder, tmp_path, ["--gradio-auth", "somebody:secret"]) as server:
+        answer = make(server, BASE, SGOOL)
+        run = f"{server.url}/sgool/v1/runs/{answer.info['extra_generation_params']['SGOOL run'][0]}"
+        cookies = urllib.request.HTTPCookieProcessor()
+        page = urllib.request.build_opener(urllib.request.ProxyHandler({}), cookies)
+
+        def sign_in(password):
+            given = urllib.parse.urlencode({"username": "somebody", "password": password})
+            page.open(f"{server.url}/login", given.encode(), timeout=60).read()
+
+        for password in (None, "guessed"):
+            with contextlib.suppress(urllib.error.HTTPError):
+                if password:
+                    sign_in(password)
+            for address in (run, f"{run}/0/after.png"):
+                with pytest.raises(urllib.error.HTTPError, match="401"):
+                    page.open(address, timeout=60)
+        sign_in("secret")
+        assert json.load(page.open(run, timeout=60))["images"]
+        with page.open(f"{run}/0/after.png", timeout=60) as shown:
+            assert not difference(Image.open(io.BytesIO(shown.read())).convert("RGB"), answer.image()).any()
 
 
 # Not --upcast-sampling: it has no effect with --no-half, and without --no-half the WebUI makes no image on a CPU.

@@ -76,7 +76,7 @@ class WebUI:
         self.log = home / "webui.log"
         for part in ("extensions", "models/Stable-diffusion", "tmp"):
             (home / part).mkdir(parents=True, exist_ok=True)
-        HOST.provide(home / "models" / "Stable-diffusion")
+        HOST.provide(home / "models")
         for name in LINKED:
             if (CHECKOUT / name).exists():
                 link = home / "extensions" / NAME / name
