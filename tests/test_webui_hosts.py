@@ -199,6 +199,13 @@ def test_a_wrong_gradient_is_found_out() -> None:
     assert not any(module._forward_hooks for module in network.modules())
 
 
+@pytest.mark.parametrize("where", ["values", "gradient"])
+def test_nan_is_called_so(where) -> None:
+    function = {"values": lambda x: x * torch.nan, "gradient": lambda x: x + 0 * (x * 0).sqrt()}[where]
+    with pytest.raises(SgoolError, match="The UNet or its gradient gave NaN"):
+        prove("UNet", function, X, [], rough=False)
+
+
 def test_half_precision_is_proven_as_well() -> None:
     """Although much of a difference in bfloat16 is rounding."""
     torch.manual_seed(0)

@@ -150,6 +150,15 @@ def test_who_interrupts_is_not_kept_waiting(webui, monkeypatch):
     assert told[0] and told[1] is None and len(processed.images) == 2
 
 
+def test_the_progress_bar_is_afterwards_as_it_was(webui, monkeypatch):
+    told, measure = [], core.measure
+    monkeypatch.setattr(core, "measure", lambda *args: told.append(shared.state.textinfo) or measure(*args))
+    before = shared.state.job, shared.state.textinfo
+    webui.make({"iterations": 1}, prompt=PROMPT)
+    assert told == ["SGOOL looks for the phrases of the prompt"]
+    assert (shared.state.job, shared.state.textinfo) == before
+
+
 def test_a_run_leaves_the_random_numbers_alone(webui):
     torch.manual_seed(3)
     before = torch.get_rng_state()

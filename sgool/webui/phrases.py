@@ -39,9 +39,9 @@ def measure(p: Any, run: Run) -> None:
     entries = run.entries
     if not run.settings.show_phrases or not entries or interrupts.stopped():
         return
-    progress.tell("SGOOL looks for the phrases of the prompt")
+    telling = progress.telling("SGOOL looks for the phrases of the prompt")
     try:
-        with random_numbers(), models.critics(run.settings) as critics, devices.without_autocast():
+        with telling, random_numbers(), models.critics(run.settings) as critics, devices.without_autocast():
             for number, entry in entries.items():
                 if interrupts.stopped():
                     break

@@ -185,6 +185,14 @@ def downloading() -> Iterator[Report]:
         yield report
 
 
+@contextmanager
+def telling(text: str) -> Iterator[None]:
+    """A text on the page's progress bar, which is as it was afterwards."""
+    with attributes(shared.state, {name: getattr(shared.state, name) for name in ("job", "textinfo")}):
+        tell(text)
+        yield
+
+
 def tell(text: str) -> None:
     """On the progress bar of the page."""
     shared.state.job = shared.state.textinfo = text

@@ -53,11 +53,12 @@ AUTOMATIC1111 = Host(
     size=128,
 )
 _SAME_MODULES: dict[str, Any] = {"hr_additional_modules": ["Use same choices"]}  # without it the API makes no hires fix
+_OWN_SCRIPTS = ("--gradio-allowed-path", "{folder}")  # with --data-dir they would refuse their own JavaScript
 
 FORGE = Host(
     "Forge",
     cpu=("--always-cpu", "--all-in-fp32"),
-    flags=("--no-download-sd-model",),
+    flags=("--no-download-sd-model", *_OWN_SCRIPTS),
     hires=_SAME_MODULES,
     keeps_switches=False,  # it compares their type with a function
 )
@@ -69,7 +70,7 @@ REFORGE = Host(
 NEO = Host(
     "Forge Neo",
     cpu=("--cpu", "--force-fp32"),
-    flags=("--gradio-allowed-path", "{folder}"),  # with --data-dir it would refuse its own JavaScript
+    flags=_OWN_SCRIPTS,
     options={"VERSION_UID": "PY313"},  # otherwise it waits for a key
     hires={**_SAME_MODULES, "hr_upscaler": "None"},  # it upscales no latents, and else only with ESRGAN's files
     outputs="output",

@@ -177,7 +177,7 @@ def test_the_infotext_brings_everything_back(server):
         "region_prompt": 'a "small" frog, green [SEP] a car: red',
     }
     first = make(server, BASE, sgool)
-    again = make(server, {"infotext": first.texts[0]})
+    again = make(server, {"infotext": first.texts[0], **HOST.hires})  # Forge stumbles over what it reads there itself
     assert again.texts == first.texts
     assert again.encoded == first.encoded
 

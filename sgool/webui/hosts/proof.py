@@ -62,6 +62,8 @@ def _error(
             raise SgoolError(f"No gradient passes the {name}{where}; another attention or extension may be in its way.")
         (gradient,) = torch.autograd.grad(output, leaf, change.to(output))
     along, expected = (gradient.double() * direction).sum().item(), (change * other).sum().item()
+    if not math.isfinite(along) or not math.isfinite(expected):
+        raise SgoolError(f"The {name} or its gradient gave NaN or infinite values; use a higher precision.")
     return abs(along / expected - 1) if expected else math.inf
 
 
