@@ -67,11 +67,16 @@ REFORGE = Host(
     cpu=("--always-cpu", "--all-in-fp32"),
     flags=("--no-download-sd-model", "--do-not-download-clip"),
 )
+_BEGINS_WITH = {"step": 20, "cfg": 7.0, "sampler": "DPM++ 2M", "scheduler": "Automatic"}
 NEO = Host(
     "Forge Neo",
     cpu=("--cpu", "--force-fp32"),
     flags=_OWN_SCRIPTS,
-    options={"VERSION_UID": "PY313"},  # otherwise it waits for a key
+    options={
+        "VERSION_UID": "PY313",  # otherwise it waits for a key
+        # What its page begins with, as in the others.
+        **{f"sd_{tab}_{name}": value for tab in ("t2i", "i2i") for name, value in _BEGINS_WITH.items()},
+    },
     hires={**_SAME_MODULES, "hr_upscaler": "None"},  # it upscales no latents, and else only with ESRGAN's files
     outputs="output",
 )
