@@ -108,8 +108,9 @@ def plot(server: WebUI, x: tuple[str, Any], y: tuple[str, Any] = ("Nothing", "")
     arguments: list[Any] = []
     for label, values in (x, y, ("Nothing", "")):
         arguments += [labels.index(label), *(("", values) if isinstance(values, list) else (values, []))]
-    # Legend, images, partial grids, unchanged seeds, other seeds along each axis, margin, values as text.
-    arguments += [False, True, False, False, False, False, False, 0, False]
+    # Forks have more of these, and the last one is always whether the values are text.
+    asked = {"Draw legend": False, "Include Sub Images": True}
+    arguments += [asked.get(each["label"], each["value"]) for each in script["args"][len(arguments) :]]
     return {**BASE, "script_name": name, "script_args": arguments}
 
 
