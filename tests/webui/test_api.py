@@ -177,7 +177,8 @@ def test_the_infotext_brings_everything_back(server):
         "region_prompt": 'a "small" frog, green [SEP] a car: red',
     }
     first = make(server, BASE, sgool)
-    again = make(server, {"infotext": first.texts[0], **HOST.hires})  # Forge stumbles over what it reads there itself
+    lists = {**HOST.hires, "styles": []}  # Forge fails where it reads a list from an infotext
+    again = make(server, {"infotext": first.texts[0], **lists})
     assert again.texts == first.texts
     assert again.encoded == first.encoded
 
