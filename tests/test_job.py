@@ -119,7 +119,7 @@ def test_the_figures_tell_what_was_asked_for_and_what_came_of_it(tmp_path):
         "score_after": 0.6,
         "scores": [0.2, 0.6, 0.3],
         "losses": [0.9, 0.5, 0.7],
-        "regions": [{"top": 0, "left": 0, "height": 64, "width": 64, "mass": 1.0}],
+        "regions": [{"top": 0, "left": 0, "height": 64, "width": 64, "mass": 1.0, "text": ""}],
         "unet_evals": 12,
         "forward_equivalents": 17,
         "cost_images": 0.85,

@@ -9,10 +9,10 @@ import csv
 import itertools
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -239,12 +239,8 @@ def compare(path: Path | None, plan: Plan, *, progress: bool = True) -> dict[str
         for seed in range(plan.first_seed, plan.first_seed + seeds)
         for method in methods
     ]
-    pool = ProcessPoolExecutor(min(plan.jobs or os.cpu_count() or 1, len(tasks)), mp_context=get_context("spawn"))
-    try:
-        futures = [pool.submit(trial, *task) for task in tasks]
-        done = [future.result() for future in tqdm(futures, desc="compare", unit="image", disable=not progress)]
-    finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C or a failure the rest is not made
+    bar = partial(tqdm, desc="compare", unit="image", total=len(tasks), disable=not progress)
+    done = list(bar(_made(tasks, min(plan.jobs or os.cpu_count() or 1, len(tasks)))))
     trials = {method: done[i :: len(methods)] for i, method in enumerate(methods)}
     everything = np.ones(len(tried) * seeds, bool)
     subsets = {"all": everything}
@@ -269,6 +265,19 @@ def compare(path: Path | None, plan: Plan, *, progress: bool = True) -> dict[str
             for (method, caption, seed, *_), outcome in zip(tasks, done, strict=True)
         ],
     }
+
+
+def _made(tasks: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[Trial]:
+    """The trials of the tasks, in turn. A single job needs no process of its own."""
+    if jobs == 1:
+        yield from itertools.starmap(trial, tasks)
+        return
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    try:
+        for future in [pool.submit(trial, *task) for task in tasks]:
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C or a failure the rest is not made
 
 
 def summarize(trials: Mapping[str, Sequence[Trial]], mask: np.ndarray, seeds: int) -> dict[str, Any]:
