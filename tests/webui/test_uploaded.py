@@ -11,7 +11,7 @@ from webui_server import encode
 
 AS_IT_IS = {**SGOOL, "as_uploaded": True}
 NOTHING = {**AS_IT_IS, "iterations": 0}
-LARGE = picture().resize((2 * SIZE, SIZE * 3 // 2), Image.Resampling.LANCZOS)
+LARGE = picture().resize((2 * SIZE, 3 * SIZE), Image.Resampling.LANCZOS)  # Forge Neo makes sides multiples of 64
 
 
 @pytest.fixture
