@@ -227,6 +227,18 @@ def test_routes(server):
     assert set(DETECTORS) <= set(str(server.get("/sgool/v1/detectors")).replace("'", " ").split())
 
 
+def test_a_region_for_each_phrase_that_is_not_there(server):
+    """The prompt asks for more than so small an image can show."""
+    payload = {**BASE, "prompt": "a panda, a car, a whale, a sunflower, a pizza"}
+    found = {}
+    for match in ("phrases", "weak-phrases"):
+        answer = make(server, payload, {**SGOOL, "region_match": match})
+        assert not outcome(answer).note and outcome(answer).iterations == SGOOL["iterations"]
+        found[match] = server.get("/sgool-probe/last")[0]["losses"]
+    assert found["phrases"] != found["weak-phrases"]
+    assert "SGOOL Match regions to: weak-phrases" in answer.texts[0]
+
+
 def test_an_xyz_plot_over_iterations(server):
     payload = plot(server, ("[SGOOL] Iterations", "1, 2"), ("[SGOOL] On", ["False", "True"]))
     answer = make(server, payload, {**SGOOL, "enabled": False})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hosts import HOST, NEO
 from payloads import IMG2IMG, INPAINT, SGOOL, SIZE, difference, make, mask, outcome, picture
 from PIL import Image
 from test_places import ZOOM, kept, regions
@@ -11,7 +12,8 @@ from webui_server import encode
 
 AS_IT_IS = {**SGOOL, "as_uploaded": True}
 NOTHING = {**AS_IT_IS, "iterations": 0}
-LARGE = picture().resize((2 * SIZE, 3 * SIZE), Image.Resampling.LANCZOS)  # Forge Neo makes sides multiples of 64
+HEIGHT = 2 * SIZE if HOST is NEO else SIZE * 3 // 2  # Forge Neo makes sides multiples of 64
+LARGE = picture().resize((2 * SIZE, HEIGHT), Image.Resampling.LANCZOS)
 
 
 @pytest.fixture
