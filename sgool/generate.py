@@ -339,7 +339,8 @@ def _start(backend: Backend, trajectory: Trajectory, request: Request, progress:
 def make_regions(critics: Critics, prompt: str, settings: Settings) -> Regions:
     """Where the method looks. Raises SgoolError where weak phrases are asked for and no critic can tell them."""
     find = region_finder(settings)
-    weak = settings.region_match == "weak-phrases" and settings.updates > 0
+    counted = settings.method == "sgool" and settings.updates > 0 and settings.saliency_weight > 0
+    weak = settings.region_match == "weak-phrases" and counted
     complete = WeakPhrases([critics.selector, critics.guide], prompt, find, settings.max_regions) if weak else None
     return Regions(critics.detector.of(prompt), find, settings.refresh, complete)
 

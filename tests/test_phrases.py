@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from toys import Rater
 
 from sgool.cli import main
 from sgool.detect import MaskDetector, PromptDetector
@@ -36,22 +37,6 @@ FAST = ["--steps", "3", "--iterations", "1", "--cutouts", "1"]
 def scene() -> Tensor:
     """A strawberry on the left, a penguin on the right."""
     return read_image(SCENES / "02.png")
-
-
-class Rater(Critic):
-    """A critic that embeds nothing."""
-
-    image_size = (8, 8)
-    name = "rater"
-
-    def to(self, device: torch.device, half: bool | None = None) -> Rater:
-        return self
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        return images.mean((2, 3))
-
-    def rate(self, features: Tensor, texts: Any) -> Tensor:
-        return features.sum(1)
 
 
 class Broken(EmbeddingCritic):

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from toys import Rater
 
 from sgool.errors import SgoolError
-from sgool.generate import Critics, Request, generate, region_finder
-from sgool.guidance.critic import Critic, EmbeddingCritic
+from sgool.generate import Critics, Request, generate, make_regions, region_finder
+from sgool.guidance.critic import EmbeddingCritic
 from sgool.guidance.loss import SaliencyLoss, Whole, crop
 from sgool.images import read_image
 from sgool.phrases import phrases_of
@@ -130,11 +131,15 @@ def test_a_region_is_compared_with_its_own_text_and_no_other_region_with_that(cr
     # With both phrases given away, a region more has nothing left to show.
     full = Region(RIGHT.top, RIGHT.left, RIGHT.height, RIGHT.width, RIGHT.mass, "a strawberry")
     assert loss(scene, [swapped, full, LEFT]).item() == pytest.approx(expected, abs=1e-6)
+    # The user's own prompt for a region comes first, and the phrase is then free for another region.
+    both = "a strawberry, a penguin"
     own = SaliencyLoss(
-        guide, "a strawberry", whole=Whole(cutouts=0), region_prompts="a strawberry", saliency_weight=1.0
+        guide, both, whole=Whole(cutouts=0), region_prompts="a frog", match_phrases=True, saliency_weight=1.0
     )
-    features = guide.encode_image(crop(scene, swapped))
-    assert own(scene, [swapped]).item() == pytest.approx(guide.distance(features, ["a strawberry"]).item(), abs=1e-6)
+    wanted = [("a frog", swapped), ("a penguin", RIGHT)]
+    distances = [guide.distance(guide.encode_image(crop(scene, each)), [text]).item() for text, each in wanted]
+    expected = sum(w * d for w, d in zip(weights, distances, strict=True)) / sum(weights)
+    assert own(scene, [swapped, RIGHT]).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_run_looks_where_the_missing_phrase_is_and_says_so(backend: Any, critics: Critics) -> None:
@@ -149,19 +154,13 @@ def test_a_run_looks_where_the_missing_phrase_is_and_says_so(backend: Any, criti
     assert told == missing and len(result.first.regions) <= own.max_regions
 
 
-def test_critics_that_cannot_tell_phrases_are_refused(critics: Critics) -> None:
-    class Rater(Critic):
-        image_size = (8, 8)
-        name = "rater"
-
-        def to(self, device: torch.device, half: bool | None = None) -> Rater:
-            return self
-
-        def encode_image(self, images: Tensor) -> Tensor:
-            return images.mean((2, 3))
-
-        def rate(self, features: Tensor, texts: Any) -> Tensor:
-            return features.sum(1)
-
+def test_critics_that_cannot_tell_phrases_are_refused() -> None:
     with pytest.raises(SgoolError, match="rater cannot compare an image with phrases"):
         WeakPhrases([Rater()], "a car, a tree", region_finder(Settings()), 3)
+
+
+@pytest.mark.parametrize("idle", [{"saliency_weight": 0.0}, {"iterations": 0}, {"method": "doodl", "sampler": "edict"}])
+def test_where_no_region_counts_nobody_looks_for_phrases(critics: Critics, idle: dict[str, Any]) -> None:
+    wanted = {"region_match": "weak-phrases"}
+    assert make_regions(critics, "a car, a tree", resolve(wanted, model="tiny")).complete is not None
+    assert make_regions(critics, "a car, a tree", resolve(wanted | idle, model="tiny")).complete is None

@@ -173,8 +173,9 @@ class SaliencyLoss:
         return self.region_prompts.get(number) or regions[number].text
 
     def _left(self, regions: Sequence[Region]) -> list[str]:
-        """The phrases that are no region's own text."""
-        return [phrase for phrase in self.phrases if phrase not in [region.text for region in regions]]
+        """The phrases that no region is compared with by its `Region.text`."""
+        taken = {region.text for number, region in enumerate(regions) if number not in self.region_prompts}
+        return [phrase for phrase in self.phrases if phrase not in taken]
 
     def _texts(self, features: Tensor, regions: Sequence[Region], numbers: Sequence[int]) -> list[str]:
         """The text that each region is compared with. features: of the crops."""

@@ -9,10 +9,11 @@ import csv
 import itertools
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -239,8 +240,8 @@ def compare(path: Path | None, plan: Plan, *, progress: bool = True) -> dict[str
         for seed in range(plan.first_seed, plan.first_seed + seeds)
         for method in methods
     ]
-    bar = partial(tqdm, desc="compare", unit="image", total=len(tasks), disable=not progress)
-    done = list(bar(_made(tasks, min(plan.jobs or os.cpu_count() or 1, len(tasks)))))
+    with closing(_made(tasks, min(plan.jobs or os.cpu_count() or 1, len(tasks)))) as made:
+        done = list(tqdm(made, desc="compare", unit="image", total=len(tasks), disable=not progress))
     trials = {method: done[i :: len(methods)] for i, method in enumerate(methods)}
     everything = np.ones(len(tried) * seeds, bool)
     subsets = {"all": everything}
@@ -267,7 +268,7 @@ def compare(path: Path | None, plan: Plan, *, progress: bool = True) -> dict[str
     }
 
 
-def _made(tasks: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[Trial]:
+def _made(tasks: Sequence[tuple[Any, ...]], jobs: int) -> Generator[Trial]:
     """The trials of the tasks, in turn. A single job needs no process of its own."""
     if jobs == 1:
         yield from itertools.starmap(trial, tasks)
