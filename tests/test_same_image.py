@@ -29,12 +29,12 @@ def test_structural_similarity_falls_as_noise_grows():
 
 
 def test_an_image_is_improved_and_varied_at_the_same_cost():
-    """Strength 0.5 of ten steps: 10 evaluations a variation; carried back and rendered 20, an update 30."""
+    """Strength 0.5 of ten steps: 10 evaluations a variation; an update 24, the way there and back 16 to 32."""
     plan = Plan(limit=1, budget=60, methods=("none", "varied-0.5", "improved-0.5"), jobs=1)
     figures = compare(lab.HARD, plan, progress=False)
     none, varied, improved = figures["trials"]
     assert (varied["equivalents"], none["similarity"]) == (60, None)
-    assert 50 <= improved["equivalents"] <= 62
+    assert 40 <= improved["equivalents"] <= 60
     for each in (varied, improved):
         assert (each["similarity"] == pytest.approx(1.0)) == (each["distance"] == pytest.approx(0.0, abs=1e-5))
     assert "improved-0.5: similarity to the plain image" in render_tables(figures)

@@ -26,7 +26,6 @@ STRENGTHS = (0.3, 0.5, 0.8)
 CHANGES = tuple(f"{how}-{strength}" for strength in STRENGTHS for how in ("varied", "improved"))
 """The methods."""
 
-
 @dataclass(frozen=True)
 class Changed:
     """An image that was changed, and the forward equivalents the change cost.
@@ -62,14 +61,20 @@ def changed(
 def _improved(
     backend: DiffusersBackend, critics: Critics, request: Request, settings: Settings, budget: int
 ) -> tuple[Tensor, int]:
-    """SGOOL from the image: it is carried back and rendered again, and each update costs three times its share."""
-    share = halves(settings) * max(2, round(settings.strength * settings.steps))
+    """SGOOL from the image: it is carried back and rendered again, and each update costs three such runs.
+
+    O-BELM steps from two latents to the next, and an image that was carried back is two: one step needs no evaluation.
+    Up to eight more find the second one at its end.
+    """
+    network = halves(settings)
+    share = network * (max(2, round(settings.strength * settings.steps)) - 1)
+    beside = 2 * share + 8 * network
     own = settings.changed(
         method="sgool",
         start="image",
         sampler="auto",
         steps=max(2, settings.steps),
-        iterations=max(0, (budget - 2 * share) // (3 * share)),
+        iterations=max(0, (budget - beside) // (3 * share)),
         patience=0,
     )
     result = generate(backend, critics, request, own)
