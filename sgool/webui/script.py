@@ -136,9 +136,14 @@ class SgoolScript(scripts.Script):
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         """Keep the seed's noise. With hires fix this sampler's result is where SGOOL comes in."""
         run = _run(p)
-        if run is None or getattr(p, "is_hr_pass", False):
+        if run is None:
             return
         from sgool.webui import follow, uploaded
+        from sgool.webui.hosts import host
+
+        host().sampling(p)
+        if getattr(p, "is_hr_pass", False):
+            return
 
         if run.settings.as_uploaded:
             uploaded.sample_nothing(p)

@@ -18,8 +18,9 @@ from sgool.tiny.export import export
 @dataclass(frozen=True)
 class Host:
     """cpu: the flags that make it compute on the CPU in float32. flags: others; {folder} stands for its own folder.
-    options: what its config.json must say. hires: what its API wants to hear of hires fix. outputs: the folder of its
-    pictures. size: of the tests' images, in pixels; the random model is slow.
+    options: what its config.json must say. hires: what its API wants to hear of hires fix. zoom: what gives the model's
+    images places to paint again. outputs: the folder of its pictures. size: of the tests' images, in pixels; the random
+    model is slow.
     keeps_switches: whether a default can be set for the box beside an accordion's name.
     """
 
@@ -28,6 +29,7 @@ class Host:
     flags: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     hires: dict[str, Any] = field(default_factory=dict)
+    zoom: dict[str, Any] = field(default_factory=lambda: {"zoom_by": "phrases"})  # noise draws attention everywhere
     outputs: str = "outputs"
     checkpoint: str = random_checkpoint.NAME
     size: int = 64
@@ -49,6 +51,7 @@ AUTOMATIC1111 = Host(
     "AUTOMATIC1111",
     cpu=("--no-half", "--use-cpu", "all"),
     flags=("--no-download-sd-model", "--do-not-download-clip"),
+    zoom={},
     checkpoint="sgool-tiny.safetensors",
     size=128,
 )

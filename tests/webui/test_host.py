@@ -8,9 +8,9 @@ import pytest
 import random_checkpoint
 import torch
 from hosts import AUTOMATIC1111, HOST, only_in
-from payloads import BASE, IMG2IMG, SGOOL, SIZE, differ, difference, make, outcome
+from payloads import BASE, IMG2IMG, SGOOL, SIZE, differ, difference, make, mask, outcome
 from safetensors.torch import save_file
-from webui_server import ON_GPU
+from webui_server import ON_GPU, encode
 
 SAMPLERS = [
     "Euler a",
@@ -209,9 +209,11 @@ def test_textual_inversion(server, width):
 
 
 def test_prompts_for_the_regions(server):
+    """The mask is the one region."""
     losses = []
+    looked = {**ONCE, "saliency": "mask", "look_at": encode(mask())}
     for region_prompt in ("", "a car [SEP] a small frog"):
-        answer = make(server, BASE, {**ONCE, "region_prompt": region_prompt})
+        answer = make(server, BASE, {**looked, "region_prompt": region_prompt})
         assert ran(answer)
         assert region_prompt in answer.texts[0]
         losses.append(server.get("/sgool-probe/last")[0]["losses"][0])

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from hosts import HOST
 from payloads import BASE, HIRES, IMG2IMG, INPAINT, SIZE, differ, difference, make, mask, picture
 from PIL import Image, ImageDraw
 from test_stop import while_running
@@ -19,6 +20,7 @@ ZOOM = {
     "threshold": 0.25,
     "zoom_judge": False,
     "zoom_strength": 0.5,
+    **HOST.zoom,
 }
 """Every repaint is kept, so that there is something to see."""
 

@@ -129,6 +129,9 @@ class Automatic:
             **{name: getattr(shared.opts, name) for name in DENOISER_OPTIONS if hasattr(shared.opts, name)}
         )
 
+    def sampling(self, p: Any) -> None:
+        """Hear that p is about to sample."""
+
     @contextmanager
     def gradients(self, p: Any, images: int = 1) -> Iterator[None]:
         """Networks that gradients can pass, with frozen weights; afterwards all is as it was.

@@ -72,6 +72,7 @@ class Forge(Automatic):
         # Of the run at hand:
         self.tensors: NormalTensors | None = None
         self.images = 1
+        self.schedule: list[tuple[Any, dict[str, Any]]] = []
 
     def refuses(self, p: Any) -> str | None:
         model = p.sd_model
@@ -99,10 +100,8 @@ class Forge(Automatic):
 
     def alphas_cumprod(self, model: Any) -> Tensor:
         """Of the noise levels that the model itself is asked for: 1 / (sigma^2 + 1)."""
-        inner = model.forge_objects.unet.model
-        predictor = getattr(inner, "predictor", None) or inner.model_sampling
         with normal_mode():
-            return 1 / (predictor.sigmas.detach().double().cpu() ** 2 + 1)
+            return 1 / (_predictor(model).sigmas.detach().double().cpu() ** 2 + 1)
 
     def denoiser(self, p: Any, schedule: Schedule | None) -> Denoiser:
         return LevelDenoiser(p, schedule, self.alphas_cumprod(p.sd_model))
@@ -116,6 +115,14 @@ class Forge(Automatic):
     def lcm_knows(self, model: Any) -> bool:
         return True
 
+    def sampling(self, p: Any) -> None:
+        """Remember the noise schedule. Zero Terminal SNR is in force while p samples, and no longer afterwards."""
+        schedules = ((_predictor(p.sd_model), ("sigmas", "log_sigmas")), (p.sd_model, ("alphas_cumprod",)))
+        self.schedule = [
+            (owner, {name: getattr(owner, name) for name in names if hasattr(owner, name)})
+            for owner, names in schedules
+        ]
+
     @contextmanager
     def gradients(self, p: Any, images: int = 1) -> Iterator[None]:
         self.images = images
@@ -125,6 +132,8 @@ class Forge(Automatic):
             stack.callback(self._unload, p)
             # Its DDIM leaves the schedule on the model.
             stack.enter_context(kept(p.sd_model, "alphas_cumprod"))
+            for owner, values in self.schedule:
+                stack.enter_context(attributes(owner, values))
             stack.enter_context(self._same_batches())
             stack.enter_context(self._online_lora())
             for network in networks:
@@ -214,6 +223,12 @@ class Forge(Automatic):
     def _streams(self) -> bool:
         stream = importlib.import_module("backend.stream")
         return bool(stream.should_use_stream())
+
+
+def _predictor(model: Any) -> Any:
+    """What holds the noise levels of the UNet."""
+    network = model.forge_objects.unet.model
+    return getattr(network, "predictor", None) or network.model_sampling
 
 
 def normally(merge: Callable[..., Tensor]) -> Callable[..., Tensor]:
