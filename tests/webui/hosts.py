@@ -19,8 +19,8 @@ from sgool.tiny.export import export
 class Host:
     """cpu: the flags that make it compute on the CPU in float32. flags: others; {folder} stands for its own folder.
     options: what its config.json must say. hires: what its API wants to hear of hires fix. zoom: what gives the model's
-    images places to paint again. outputs: the folder of its pictures. size: of the tests' images, in pixels; the random
-    model is slow.
+    images places to paint again. outputs, embeddings: the folders of its pictures and of textual inversions. size: of
+    the tests' images, in pixels; the random model is slow.
     keeps_switches: whether a default can be set for the box beside an accordion's name.
     """
 
@@ -31,6 +31,7 @@ class Host:
     hires: dict[str, Any] = field(default_factory=dict)
     zoom: dict[str, Any] = field(default_factory=lambda: {"zoom_by": "phrases"})  # noise draws attention everywhere
     outputs: str = "outputs"
+    embeddings: str = "embeddings"
     checkpoint: str = random_checkpoint.NAME
     size: int = 64
     keeps_switches: bool = True
@@ -82,6 +83,7 @@ NEO = Host(
     },
     hires={**_SAME_MODULES, "hr_upscaler": "None"},  # it upscales no latents, and else only with ESRGAN's files
     outputs="output",
+    embeddings="models/embeddings",
 )
 
 

@@ -7,8 +7,9 @@ import json
 import pytest
 import random_checkpoint
 import torch
-from hosts import AUTOMATIC1111, HOST, only_in
-from payloads import BASE, IMG2IMG, SGOOL, SIZE, differ, difference, make, mask, outcome
+from hosts import AUTOMATIC1111, HOST, NEO, only_in
+from payloads import BASE, IMG2IMG, SGOOL, SIZE, differ, difference, make, outcome
+from PIL import Image
 from safetensors.torch import save_file
 from webui_server import ON_GPU, encode
 
@@ -162,7 +163,7 @@ def test_our_samplers(server, sampler, start):
     assert ran(make(server, BASE, {**ONCE, "sampler": sampler, "start": start}))
 
 
-@pytest.mark.parametrize("size", [(SIZE * 3 // 2, SIZE), (SIZE, SIZE * 3 // 2)])
+@pytest.mark.parametrize("size", [(SIZE * 2, SIZE), (SIZE, SIZE * 2)])
 def test_other_sizes(server, size):
     width, height = size
     answer = make(server, {**BASE, "width": width, "height": height}, ONCE)
@@ -197,7 +198,7 @@ def test_hypernetwork(server, width):
 
 
 def test_textual_inversion(server, width):
-    folder = server.home / "embeddings"
+    folder = server.home / HOST.embeddings
     folder.mkdir(exist_ok=True)
     save_file(
         {"emb_params": 0.02 * torch.randn(2, width, generator=torch.Generator().manual_seed(0))},
@@ -211,7 +212,9 @@ def test_textual_inversion(server, width):
 def test_prompts_for_the_regions(server):
     """The mask is the one region."""
     losses = []
-    looked = {**ONCE, "saliency": "mask", "look_at": encode(mask())}
+    spot = Image.new("L", (SIZE, SIZE), 0)
+    spot.paste(255, (SIZE // 8, SIZE // 8, SIZE * 3 // 8, SIZE * 3 // 8))
+    looked = {**ONCE, "saliency": "mask", "look_at": encode(spot)}
     for region_prompt in ("", "a car [SEP] a small frog"):
         answer = make(server, BASE, {**looked, "region_prompt": region_prompt})
         assert ran(answer)
@@ -223,7 +226,8 @@ def test_prompts_for_the_regions(server):
 @equal_on_cpus
 def test_sd_upscale_takes_none_of_our_pictures_for_a_tile(server, restored_options):
     tiles = {"width": SIZE // 2, "height": SIZE // 2}
-    payload = {**IMG2IMG, **tiles, "script_name": "SD upscale", "script_args": ["", 0, "None", 2.0]}
+    own = [0, "None", 2.0, False] if HOST is NEO else ["", 0, "None", 2.0]
+    payload = {**IMG2IMG, **tiles, "script_name": "SD upscale", "script_args": own}
     make(server, IMG2IMG, ONCE)  # the script's result depends a little on earlier images, with or without SGOOL
     without = make(server, payload, ONCE)
     server.options(sgool_return_before=True)
