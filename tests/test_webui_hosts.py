@@ -188,6 +188,13 @@ def test_a_network_that_curves_is_proven_with_a_smaller_step() -> None:
     prove("UNet", lambda x: torch.sin(40 * network(x)), X, [network], rough=False)
 
 
+def test_the_step_is_in_units_of_the_spread() -> None:
+    """A step of 0.002 would be rounding in a latent that is out of all proportion."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.SiLU())
+    prove("VAE's decoder", network, 1e4 * X, [network], rough=False)
+
+
 def test_a_wrong_gradient_is_found_out() -> None:
     """By as little as the trap of changes in place makes it wrong."""
     torch.manual_seed(0)
@@ -305,6 +312,18 @@ def test_in_forge_everything_is_as_before_also_after_an_error(forge) -> None:
     assert forge.sampling.memory_management is free
     assert "alphas_cumprod" not in vars(p.sd_model) and made.tensors is None
     assert forge.calls[-1] == ("cleanup", True)
+
+
+def test_a_run_has_the_noise_schedule_that_was_in_force_while_the_webui_sampled(forge) -> None:
+    """Zero Terminal SNR is set just before, and taken back just afterwards."""
+    p, made = loaded(), Forge()
+    predictor, own, zero = p.sd_model.forge_objects.unet.model.predictor, *torch.tensor([[1.0, 14.0], [1.0, 4518.0]])
+    predictor.sigmas = zero
+    made.sampling(p)
+    predictor.sigmas = own
+    with made.gradients(p):
+        assert made.alphas_cumprod(p.sd_model)[-1] == pytest.approx(1 / (1 + 4518.0**2))
+    assert predictor.sigmas is own
 
 
 @pytest.mark.parametrize(("images", "size"), [(1, 8), (3, 8), (2, 64)])

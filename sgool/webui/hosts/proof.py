@@ -47,7 +47,7 @@ def _error(
     not. With one difference its own rounding would count, which in bfloat16 is a large part of it.
     """
     generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+    direction = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) * (x.std().item() or 1.0)
 
     def difference(step: float) -> Tensor:
         return (function(x + step * direction).double() - function(x - step * direction).double()) / (2 * step)

@@ -28,7 +28,9 @@ def left(parts: list[torch.nn.Module]) -> dict[str, Any]:
     """What must be the same before and after a run."""
     modules = [module for part in parts for module in part.modules()]
     parameters = [parameter for part in parts for parameter in part.parameters()]
-    tensors = [*parameters, *(buffer for part in parts for buffer in part.buffers())]
+    # reForge makes log_sigmas anew in each generation after the first with Zero Terminal SNR.
+    buffers = [buffer for part in parts for name, buffer in part.named_buffers() if not name.endswith("log_sigmas")]
+    tensors = [*parameters, *buffers]
     return {
         "trainable": sum(parameter.requires_grad for parameter in parameters),
         "gradients": sum(parameter.grad is not None for parameter in parameters),
