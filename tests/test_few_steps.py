@@ -11,7 +11,7 @@ from torch import Tensor
 from toys import RANDOM, SD, SHEARS, begun, brute, error, guided, latent, toys
 
 from sgool.errors import SgoolError
-from sgool.samplers import SAMPLERS, Branch, Network, Trajectory, get_sampler, make_schedule, steps_range
+from sgool.samplers import SAMPLERS, Branch, Network, Trajectory, get_sampler, lcm, make_schedule, steps_range
 
 FEW = ["ddim-trailing", "euler", *RANDOM]
 SCHEDULERS = {
@@ -121,6 +121,18 @@ def test_a_sampler_that_draws_noise_has_no_inverse(name: str) -> None:
     with pytest.raises(SgoolError, match=f"The sampler {name} draws noise .* with o-belm or ddim"):
         trajectory.invert(latent())
     assert all(get_sampler(other).invertible for other in SAMPLERS if other not in RANDOM)
+
+
+def test_without_its_boundary_condition_lcm_noises_just_what_the_model_predicts() -> None:
+    """As Forge Neo does. Of a model that knows the noise: the true image. With the condition, it is not quite that."""
+    schedule = lcm.sampler().schedule(SD, 4)
+    image, noise, fresh = (latent(seed) for seed in (1, 2, 3))
+    for i in range(4):
+        x = schedule.a[i] * image + schedule.sigma[i] * noise
+        expected = schedule.a[i + 1] * image + schedule.sigma[i + 1] * fresh
+        for boundary in (True, False):
+            keep, c, new = lcm.sampler(boundary=boundary).step(schedule, i)
+            assert torch.allclose(keep * x + c * noise + new * fresh, expected, rtol=0, atol=1e-12) is not boundary
 
 
 def halves(scale: float, dtype: torch.dtype = torch.float64) -> Network:

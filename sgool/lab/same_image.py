@@ -26,6 +26,7 @@ STRENGTHS = (0.3, 0.5, 0.8)
 CHANGES = tuple(f"{how}-{strength}" for strength in STRENGTHS for how in ("varied", "improved"))
 """The methods."""
 
+
 @dataclass(frozen=True)
 class Changed:
     """An image that was changed, and the forward equivalents the change cost.

@@ -23,6 +23,12 @@ def step(schedule: Schedule, i: int) -> tuple[float, float, float]:
     return a[i + 1] * (c_skip + c_out / a[i]), -a[i + 1] * c_out * schedule.nu(i), schedule.sigma[i + 1]
 
 
-def sampler() -> Stored:
-    """LCM, for models distilled for it, without guidance."""
-    return Stored("lcm", step, spacing="distilled", clean=True, random=True)
+def unbounded(schedule: Schedule, i: int) -> tuple[float, float, float]:
+    """(keep, c, noise) without the boundary condition: c_skip = 0, c_out = 1."""
+    a = schedule.a
+    return a[i + 1] / a[i], -a[i + 1] * schedule.nu(i), schedule.sigma[i + 1]
+
+
+def sampler(*, boundary: bool = True) -> Stored:
+    """LCM, for models distilled for it, without guidance. boundary: whether it keeps the boundary condition."""
+    return Stored("lcm", step if boundary else unbounded, spacing="distilled", clean=True, random=True)

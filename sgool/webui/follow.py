@@ -115,8 +115,12 @@ def _from_sigmas(p: Any, called: dict[str, Any]) -> tuple[Any, Schedule]:
     a = [(1 + each * each) ** -0.5 for each in nu[:-1]] + [1.0]
     schedule = Schedule(timesteps, tuple(a), tuple(level * each for level, each in zip(nu, a, strict=True)))
     eta = called.get("eta", 1.0)
-    sampler = {"LCM": lcm.sampler, "Euler": euler.sampler, "Euler a": lambda: euler.ancestral(eta)}[p.sampler_name]()
-    return replace(sampler, sigma_start=not shared.opts.sgm_noise_multiplier), schedule
+    known = {
+        "LCM": lambda: lcm.sampler(boundary=host().lcm_boundary()),
+        "Euler": euler.sampler,
+        "Euler a": lambda: euler.ancestral(eta),
+    }
+    return replace(known[p.sampler_name](), sigma_start=not shared.opts.sgm_noise_multiplier), schedule
 
 
 def _plain(timestep: Tensor) -> float:

@@ -56,6 +56,9 @@ AUTOMATIC1111 = Host(
     checkpoint="sgool-tiny.safetensors",
     size=128,
 )
+_BEGINS_WITH = {"step": 20, "cfg": 7.0, "sampler": "DPM++ 2M", "scheduler": "Automatic"}
+_AS_OTHERS = {f"sd_{tab}_{name}": value for tab in ("t2i", "i2i") for name, value in _BEGINS_WITH.items()}
+"""What the page begins with, as in the others."""
 _SAME_MODULES: dict[str, Any] = {"hr_additional_modules": ["Use same choices"]}  # without it the API makes no hires fix
 _OWN_SCRIPTS = ("--gradio-allowed-path", "{folder}")  # with --data-dir they would refuse their own JavaScript
 
@@ -63,6 +66,7 @@ FORGE = Host(
     "Forge",
     cpu=("--always-cpu", "--all-in-fp32"),
     flags=("--no-download-sd-model", *_OWN_SCRIPTS),
+    options=_AS_OTHERS,
     hires=_SAME_MODULES,
     keeps_switches=False,  # it compares their type with a function
 )
@@ -71,15 +75,13 @@ REFORGE = Host(
     cpu=("--always-cpu", "--all-in-fp32"),
     flags=("--no-download-sd-model", "--do-not-download-clip"),
 )
-_BEGINS_WITH = {"step": 20, "cfg": 7.0, "sampler": "DPM++ 2M", "scheduler": "Automatic"}
 NEO = Host(
     "Forge Neo",
     cpu=("--cpu", "--force-fp32"),
     flags=_OWN_SCRIPTS,
     options={
         "VERSION_UID": "PY313",  # otherwise it waits for a key
-        # What its page begins with, as in the others.
-        **{f"sd_{tab}_{name}": value for tab in ("t2i", "i2i") for name, value in _BEGINS_WITH.items()},
+        **_AS_OTHERS,
     },
     hires={**_SAME_MODULES, "hr_upscaler": "None"},  # it upscales no latents, and else only with ESRGAN's files
     outputs="output",

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hosts import AUTOMATIC1111, HOST, NEO, only_in
+from hosts import AUTOMATIC1111, FORGE, HOST, NEO, only_in
 from payloads import BASE, PROMPT, SGOOL, SIZE, make, picture
 from PIL import Image
 from webui_server import encode
@@ -39,11 +39,12 @@ FLAGS = [
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SLOW = 600_000
 """Milliseconds to wait for what takes a generation."""
-QUIET = 4000 if HOST is NEO else 1500
-"""Milliseconds without a request, after which a page has been loaded. Forge Neo's is slow to ask for more."""
+QUIET = 4000 if HOST in (FORGE, NEO) else 1500
+"""Milliseconds without a request, after which a page has been loaded. Gradio 4's is slow to ask for more."""
 BOX = "#sgool_txt2img-visible-checkbox"
 TITLE = "#sgool_txt2img > .label-wrap"
 VIEW = "#sgool_txt2img_view"
+IMG2IMG_TAB = re.compile("^img2img$", re.IGNORECASE)
 IMAGE = {
     "score_before": 0.784,
     "score_resampled": 0.895,
@@ -439,7 +440,7 @@ def test_the_tooltips_are_there(open_page):
 
 def test_img2img_has_it_too(open_page):
     page = open_page()
-    page.locator("#tabs > .tab-nav button").get_by_text("img2img", exact=True).click()
+    page.locator("#tabs > .tab-nav button").get_by_text(IMG2IMG_TAB).click()
     page.locator("#sgool_img2img-visible-checkbox").click()
     page.locator("#sgool_img2img > .label-wrap").click()
     expect(page.locator("#sgool_img2img-visible-checkbox")).to_be_checked()
@@ -575,7 +576,7 @@ def test_a_folder_batch_shows_the_run_of_the_first_file(open_page, tmp_path):
         image.paste(color, (0, 0, SIZE, SIZE // 4))
         image.save(tmp_path / f"{name}.png")
     page = open_page()
-    page.locator("#tabs > .tab-nav button").get_by_text("img2img", exact=True).click()
+    page.locator("#tabs > .tab-nav button").get_by_text(IMG2IMG_TAB).click()
     for elem_id, value in {
         "width": SIZE,
         "height": SIZE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -112,6 +113,10 @@ class Automatic:
     def lcm_knows(self, model: Any) -> bool:
         """Whether the WebUI's LCM takes the model for what it predicts."""
         return not predicts_v(model)
+
+    def lcm_boundary(self) -> bool:
+        """Whether the WebUI's LCM keeps the boundary condition of consistency models. Forge Neo's does not."""
+        return find_spec("modules.sd_samplers_lcm") is not None
 
     def options(self, **values: Any) -> AbstractContextManager[None]:
         """Settings for the denoiser alone. The user's settings stay untouched: a run takes minutes, and meanwhile the
