@@ -215,7 +215,7 @@ def test_prompts_for_the_regions(server):
     spot = Image.new("L", (SIZE, SIZE), 0)
     spot.paste(255, (SIZE // 8, SIZE // 8, SIZE * 3 // 8, SIZE * 3 // 8))
     looked = {**ONCE, "saliency": "mask", "look_at": encode(spot)}
-    for region_prompt in ("", "a car [SEP] a small frog"):
+    for region_prompt in ("", "a penguin [SEP] a strawberry"):
         answer = make(server, BASE, {**looked, "region_prompt": region_prompt})
         assert ran(answer)
         assert region_prompt in answer.texts[0]
