@@ -44,7 +44,7 @@ QUIET = 4000 if HOST in (FORGE, NEO) else 1500
 BOX = "#sgool_txt2img-visible-checkbox"
 TITLE = "#sgool_txt2img > .label-wrap"
 VIEW = "#sgool_txt2img_view"
-IMG2IMG_TAB = re.compile("^img2img$", re.IGNORECASE)
+IMG2IMG_TAB = re.compile(r"^\s*img2img\s*$", re.IGNORECASE)
 IMAGE = {
     "score_before": 0.784,
     "score_resampled": 0.895,

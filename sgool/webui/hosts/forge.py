@@ -33,6 +33,9 @@ KINDS = ("is_sd1", "is_sd2", "is_sdxl")
 _OF_A_GENERATION = ("forge_objects", "comments", "extra_generation_params")
 """Attributes of the model that a generation sets when it begins."""
 
+_SCHEDULE = ("sigmas", "log_sigmas", "alphas_cumprod")
+"""Attributes that hold noise levels."""
+
 _GUIDING = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
 """Options of the UNet by which extensions (perturbed attention, dynamic thresholding) change guidance."""
 
@@ -72,7 +75,7 @@ class Forge(Automatic):
         # Of the run at hand:
         self.tensors: NormalTensors | None = None
         self.images = 1
-        self.schedule: list[tuple[Any, dict[str, Any]]] = []
+        self.schedule: list[dict[str, Any]] = []
 
     def refuses(self, p: Any) -> str | None:
         model = p.sd_model
@@ -101,7 +104,7 @@ class Forge(Automatic):
     def alphas_cumprod(self, model: Any) -> Tensor:
         """Of the noise levels that the model itself is asked for: 1 / (sigma^2 + 1)."""
         with normal_mode():
-            return 1 / (_predictor(model).sigmas.detach().double().cpu() ** 2 + 1)
+            return 1 / (self._schedules(model)[0].sigmas.detach().double().cpu() ** 2 + 1)
 
     def denoiser(self, p: Any, schedule: Schedule | None) -> Denoiser:
         return LevelDenoiser(p, schedule, self.alphas_cumprod(p.sd_model))
@@ -117,10 +120,9 @@ class Forge(Automatic):
 
     def sampling(self, p: Any) -> None:
         """Remember the noise schedule. Zero Terminal SNR is in force while p samples, and no longer afterwards."""
-        schedules = ((_predictor(p.sd_model), ("sigmas", "log_sigmas")), (p.sd_model, ("alphas_cumprod",)))
         self.schedule = [
-            (owner, {name: getattr(owner, name) for name in names if hasattr(owner, name)})
-            for owner, names in schedules
+            {name: getattr(owner, name) for name in _SCHEDULE if hasattr(owner, name)}
+            for owner in self._schedules(p.sd_model)
         ]
 
     @contextmanager
@@ -132,7 +134,7 @@ class Forge(Automatic):
             stack.callback(self._unload, p)
             # Its DDIM leaves the schedule on the model.
             stack.enter_context(kept(p.sd_model, "alphas_cumprod"))
-            for owner, values in self.schedule:
+            for owner, values in zip(self._schedules(p.sd_model), self.schedule, strict=False):
                 stack.enter_context(attributes(owner, values))
             stack.enter_context(self._same_batches())
             stack.enter_context(self._online_lora())
@@ -183,6 +185,11 @@ class Forge(Automatic):
     def _networks(self, model: Any) -> list[nn.Module]:
         return [model.forge_objects.unet.model, model.forge_objects.vae.first_stage_model]
 
+    def _schedules(self, model: Any) -> tuple[Any, ...]:
+        """What holds noise levels; that of the UNet first."""
+        network = model.forge_objects.unet.model
+        return (getattr(network, "predictor", None) or getattr(network, "model_sampling", None),)
+
     def _to_vae(self, model: Any, latent: Tensor) -> Tensor:
         z: Tensor = model.forge_objects.vae.first_stage_model.process_out(latent)
         return z
@@ -223,12 +230,6 @@ class Forge(Automatic):
     def _streams(self) -> bool:
         stream = importlib.import_module("backend.stream")
         return bool(stream.should_use_stream())
-
-
-def _predictor(model: Any) -> Any:
-    """What holds the noise levels of the UNet."""
-    network = model.forge_objects.unet.model
-    return getattr(network, "predictor", None) or network.model_sampling
 
 
 def normally(merge: Callable[..., Tensor]) -> Callable[..., Tensor]:

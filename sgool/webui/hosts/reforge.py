@@ -28,6 +28,9 @@ class ReForge(Forge):
     def no_scripts(self) -> Any:
         return scripts.ScriptRunner()  # it asks for one of its own among them
 
+    def _schedules(self, model: Any) -> tuple[Any, ...]:
+        return (*super()._schedules(model), model)  # its DDIM has the model's own
+
     def _to_vae(self, model: Any, latent: Tensor) -> Tensor:
         z: Tensor = model.forge_objects.unet.model.latent_format.process_out(latent)
         return z
