@@ -18,6 +18,7 @@ from test_browser import (
     prepare,
     pretend,
     shoot,
+    wait_for_quiet,
     wait_for_the_end,
     wait_for_the_view,
 )
@@ -117,7 +118,7 @@ def test_a_tap_shows_a_phrase_until_the_next_tap(browser, server):  # noqa: F811
     try:
         page.goto(server.url, wait_until="domcontentloaded")
         page.locator(BOX).wait_for(state="attached")
-        page.wait_for_load_state("networkidle")
+        wait_for_quiet(page)
         pretend(page, [{**IMAGE, "phrases": phrases(FROG, CAR)}])
         frog, car = page.locator(CHIPS).first, page.locator(CHIPS).nth(1)
         frog.tap()
