@@ -145,7 +145,7 @@ def test_only_what_is_shown_is_saved(server, new_files):
 
 
 def test_the_grid_has_the_same_order(server, new_files):
-    options = {"return_grid": True, "grid_save": True}
+    options = {"return_grid": True, "grid_save": True, "grid_format": "png"}
     payload = {**BASE, "batch_size": 2, "n_iter": 2, "save_images": True, "override_settings": options}
     best = make(server, payload, BEST)
     assert best.info["index_of_first_image"] == 1 and len(best) == len(best.texts) == 5

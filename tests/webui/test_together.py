@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 
 import pytest
+from hosts import HOST
 from payloads import BASE, PROMPT, SGOOL, difference, make, outcome
 
 CASES = {
     "plain": {},
     "AND": {"prompt": f"{PROMPT} AND a tree :0.5", "negative_prompt": "snow"},
     "schedule": {"prompt": "a [red car:blue frog:0.5] on a table"},
-    "hires": {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.5, "hr_second_pass_steps": 3},
+    "hires": {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.5, "hr_second_pass_steps": 3, **HOST.hires},
 }
 
 
