@@ -7,7 +7,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -298,15 +300,18 @@ class Bar(Progress):
         self.guard = guard
         self.settings = settings
         self.scores = ""
-        self.begun = time.monotonic()
+        self.times = [time.monotonic()]
 
     def step(self, done: int, total: int) -> None:
+        self.times.append(time.monotonic())
         self.bar.set_postfix_str(f"{self.scores}step {done}/{total}")
         self._check()
 
     def image(self, result: Result, newest: Snapshot) -> None:
         if not self.scores and self.bar.total > 1:
-            seconds = (time.monotonic() - self.begun) * cost.whole(self.settings) / cost.begin(self.settings)
+            # The median, because the first steps take seconds longer while the networks warm up.
+            steps = [end - start for start, end in pairwise(self.times)]
+            seconds = median(steps) * len(steps) * cost.whole(self.settings) / cost.begin(self.settings)
             self.bar.write(f"sgool: about {seconds:.0f} s", file=sys.stderr)
         before, start, after = result.first.score, result.scores[0], result.best.score
         where = "" if result.best_update == TRIED else f" at {result.best_update}"
