@@ -52,7 +52,6 @@ IGNORED: dict[str, tuple[str, ...]] = {
 _TINY: dict[str, Any] = {
     "steps": 10,
     "iterations": 12,  # its image takes a third of a second
-    "way_back": "full",  # as it was measured
     "guidance_scale": 4.0,
     "saliency": "spectral",
     "threshold": 0.25,

@@ -41,8 +41,8 @@ def test_demo_writes_everything_and_prints_only_json(tmp_path, capsys, critics):
     assert figures == json.loads((out / "result.json").read_text())
     wanted = {"prompt", "seed", "method", "sampler", "steps", "iterations", "seconds"}
     assert wanted <= figures.keys() and figures["steps"] == 3 and figures["peak_memory_mb"] > 0
-    # Both halves of the guidance: three steps, then the last two of them back with a gradient, and on again.
-    assert (figures["unet_evals"], figures["forward_equivalents"]) == (2 * (3 + 2 + 2), 2 * (3 + 2 * 2 + 2))
+    # Three steps of both halves of the guidance, the last two of them back through the prompt's half, and on again.
+    assert (figures["unet_evals"], figures["forward_equivalents"]) == (2 * 3 + 2 + 2 * 2, 2 * 3 + 2 * 2 + 2 * 2)
     assert len(figures["losses"]) == len(figures["scores"]) == 2 and figures["ending"] == "done"
     assert figures["score_before"] == figures["score_start"] == figures["scores"][0]
     assert figures["score_after"] == figures["scores"][figures["best_iteration"]] == max(figures["scores"])

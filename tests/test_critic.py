@@ -145,8 +145,8 @@ def test_the_gradient_of_the_loss_matches_finite_differences(match_phrases: bool
 
 @pytest.mark.parametrize("memory", ["fast", "low"])
 def test_a_run_is_guided_by_a_critic_without_embeddings(backend, critics: Critics, memory: str) -> None:
-    """Its own image is rated higher by small steps against a loss that neither cutouts nor regions move."""
-    few = {"steps": 4, "strength": 1.0, "iterations": 3, "patience": 0, "memory": memory}
+    """Its own image is rated higher by small steps along the whole gradient. Neither cutouts nor regions move it."""
+    few = {"steps": 4, "strength": 1.0, "iterations": 3, "patience": 0, "memory": memory, "way_back": "full"}
     settings = resolve({**few, "cutouts": 0, "saliency_weight": 0.0, "learning_rate": 0.01}, model="tiny")
     painter = Painter()
     result = generate(backend, replace(critics, guide=painter), Request(PROMPT, seed=1), settings)

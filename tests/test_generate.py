@@ -346,7 +346,7 @@ def test_the_way_back_through_the_prompt_costs_a_third_less(backend, critics, mo
         assert seen.rows == result.unet_evals
         return result
 
-    once, full, prompt = cost(iterations=0), cost(iterations=1), cost(iterations=1, way_back="prompt")
+    once, full, prompt = cost(iterations=0), cost(iterations=1, way_back="full"), cost(iterations=1)
     assert once.forward_equivalents == 2 * 4
     assert full.forward_equivalents - once.forward_equivalents == 6 * 4
     assert prompt.forward_equivalents - once.forward_equivalents == 4 * 4

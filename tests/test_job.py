@@ -242,13 +242,13 @@ def test_the_bar_has_room_for_every_image_and_is_full_at_the_end(tmp_path, capsy
 
 
 def test_what_a_run_costs_is_told_before_it_and_counted_after_it(tmp_path, capsys):
-    """One image, and two updates of three images each; in seconds once the first image is there."""
+    """One image, and two updates of two images each; in seconds once the first image is there."""
     figures, _ = run(Job(PROMPT, tmp_path, values={**FEW, "strength": 1.0}))
     told = capsys.readouterr().err
-    words = "sgool: This takes about 7 times an image's time.\n"
+    words = "sgool: This takes about 5 times an image's time.\n"
     assert 0 < told.index(words) < told.index("SGOOL:")
     assert re.search(r"sgool: about \d+ s\n", told)
-    assert figures["cost_images"] == 7
+    assert figures["cost_images"] == 5
     plain, _ = run(Job(PROMPT, tmp_path, values={"method": "none", "steps": 2, "guidance_scale": 1.0}))
     told = capsys.readouterr().err
     assert plain["cost_images"] == 1 and "This takes" not in told and "sgool: about" not in told

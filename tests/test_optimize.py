@@ -20,8 +20,8 @@ PROMPT = "a small penguin and a pizza on a green background"
 
 
 def small(**changes):
-    """Settings of a short run, and over them these."""
-    few = {"steps": 4, "strength": 1.0, "iterations": 2, "cutouts": 2, "patience": 0}
+    """Settings of a short run that goes back through the whole network, and over them these."""
+    few = {"steps": 4, "strength": 1.0, "iterations": 2, "cutouts": 2, "patience": 0, "way_back": "full"}
     return resolve({**few, **changes}, model="tiny")
 
 

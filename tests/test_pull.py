@@ -17,7 +17,7 @@ from sgool.pull import Pull, Pulled
 from sgool.samplers import get_sampler
 from sgool.settings import SettingError, Settings
 
-BASELINE = {"method": "baseline", "steps": 4, "cutouts": 1}
+BASELINE = {"method": "baseline", "steps": 4, "cutouts": 1, "way_back": "full"}
 SCHEDULE = get_sampler("ddim").schedule(SD, 4)
 
 

@@ -45,7 +45,7 @@ PLAIN: dict[str, dict[str, Any]] = {
 and what the few-step model sets itself."""
 
 _DOODL: dict[str, Any] = {"method": "doodl", "sampler": "edict", "guidance_scale": 1.0, "patience": 0}
-_GUIDED: dict[str, Any] = {"steps": 6, "strength": 0.67, "patience": 0, "way_back": "full"}
+_GUIDED: dict[str, Any] = {"steps": 6, "strength": 0.67, "patience": 0}
 _WEAK: dict[str, Any] = {"region_match": "weak-phrases"}
 
 OPTIMIZERS: dict[str, dict[str, dict[str, Any]]] = {
