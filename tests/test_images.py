@@ -97,7 +97,7 @@ def test_what_is_transparent_is_white(tmp_path):
 def test_a_file_that_is_no_picture(content, tmp_path):
     path = tmp_path / "in.tiff"
     if content == "float":
-        cv2.imwrite(str(path), np.full((4, 4, 3), np.nan, np.float32))
+        Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(path)  # OpenCV itself rounds floats in some versions
     else:
         path.write_bytes(content)
     with pytest.raises(SgoolError, match=r"in\.tiff is not a picture that can be read\.$"):
