@@ -288,6 +288,10 @@ def peak_memory_mb(device: torch.device) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
+AT_ONCE = 0.003
+"""Reports of steps that are closer than this, in seconds, are about one evaluation of the network."""
+
+
 class Bar(Progress):
     """Shows how far the sampler is, and the scores of the first image, of iteration 0 and of the best image.
 
@@ -309,15 +313,21 @@ class Bar(Progress):
 
     def image(self, result: Result, newest: Snapshot) -> None:
         if not self.scores and self.bar.total > 1:
-            # The median, because the first steps take seconds longer while the networks warm up.
-            steps = [end - start for start, end in pairwise(self.times)]
-            seconds = median(steps) * len(steps) * cost.whole(self.settings) / cost.begin(self.settings)
+            seconds = self._sampled() * cost.whole(self.settings) / cost.begin(self.settings)
             self.bar.write(f"sgool: about {seconds:.0f} s", file=sys.stderr)
         before, start, after = result.first.score, result.scores[0], result.best.score
         where = "" if result.best_update == TRIED else f" at {result.best_update}"
         self.scores = f"{self.what} before {before:.3f}, start {start:.3f}, best {after:.3f}{where}, "
         self.bar.update()
         self._check()
+
+    def _sampled(self) -> float:
+        """Seconds of the steps so far, by their median, because networks warm up for seconds in the first ones.
+
+        Candidates that are made together report a step one right after the other.
+        """
+        steps = [end - start for start, end in pairwise(self.times) if end - start > AT_ONCE]
+        return median(steps) * len(steps) if steps else 0.0
 
     def _check(self) -> None:
         if self.guard.number:

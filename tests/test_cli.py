@@ -57,7 +57,8 @@ def snapshot(iteration, score, shade=0.5):
     return Snapshot(iteration, image, torch.zeros(1, 4, 8, 8), score, torch.zeros(64, 64))
 
 
-def test_the_bar_shows_the_scores_of_the_first_image_of_the_start_and_of_the_best(capsys):
+@pytest.mark.parametrize("candidates", [1, 4])
+def test_the_bar_shows_the_scores_of_the_first_image_of_the_start_and_of_the_best(candidates):
     class Seen:
         text, images, total, written = "", 0, 8, ()
 
@@ -71,9 +72,10 @@ def test_the_bar_shows_the_scores_of_the_first_image_of_the_start_and_of_the_bes
             self.images += 1
 
     bar = Bar(Seen(), Guard(), Settings(iterations=5, steps=20, strength=0.8))
-    for time in (100, 10, 10):  # of each step; the networks warm up in the first
-        bar.times[:] = [each - time for each in bar.times]
-        bar.step(1, 3)
+    for number, seconds in enumerate((100, 10, 10), 1):  # the networks warm up in the first step
+        bar.times[:] = [each - seconds for each in bar.times]
+        for _ in range(candidates):
+            bar.step(number, 3)
     result = Result(snapshot(TRIED, 0.5), snapshot(2, 0.75), scores=[0.625, 0.6, 0.75])
     bar.image(result, result.best)
     bar.step(3, 8)
