@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fake_webui.model import Checkpoint
-from modules import shared
+from modules import sd_samplers_cfg_denoiser, shared
 from torch import Tensor, nn
 
 from sgool.checkpointing import checkpoint
@@ -236,6 +236,33 @@ def test_a_part_that_lets_no_gradient_through_is_named() -> None:
         prove("UNet", lambda x: x + network(x), X, [network], rough=False)
 
 
+class NoFormula(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+
+def test_a_part_without_a_formula_for_its_gradient_is_no_bug() -> None:
+    """Flash attention, where it is an operation of its own."""
+    with pytest.raises(SgoolError, match=r"No gradient passes the UNet \(.*backward.*\); another attention"):
+        prove("UNet", NoFormula.apply, X, [], rough=False)
+
+
+def test_running_out_of_memory_is_told_as_such() -> None:
+    def function(x: Tensor) -> Tensor:
+        if x.requires_grad:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return 2 * x
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        prove("UNet", function, X, [], rough=False)
+
+
+def test_where_nothing_may_change_there_is_nothing_to_prove() -> None:
+    """An inpainting mask that has no pixel of the latent."""
+    prove("VAE's decoder", lambda x: 0 * x + 1, X, [], rough=False)
+
+
 def test_weights_merged_in_inference_mode_pass_gradients() -> None:
     @torch.inference_mode()
     def merge(weight: Tensor) -> Tensor:
@@ -247,17 +274,30 @@ def test_weights_merged_in_inference_mode_pass_gradients() -> None:
     torch.testing.assert_close(pulled(lambda x: nn.functional.linear(x, normally(merge)(weight)), X), 8 * X)
 
 
+class Levels(nn.Module):
+    """A predictor, as all engines of Forge have one. flow: of a model that was trained for flow matching."""
+
+    def __init__(self, flow: bool = False) -> None:
+        super().__init__()
+        self.sigmas = torch.tensor([0.03, 1.0, 14.0])
+        self.flow = flow
+
+    def noise_scaling(self, sigma: Tensor, noise: Tensor, image: Tensor) -> Tensor:
+        sigma = sigma[:, None, None, None]
+        return sigma * noise + ((1 - sigma) * image if self.flow else image)
+
+
 def loaded(**objects: Any) -> SimpleNamespace:
     """A processing object in Forge, with small networks."""
     inner = inferred(Block)
-    inner.predictor = SimpleNamespace(sigmas=torch.tensor([0.03, 1.0, 14.0]))
+    inner.predictor = Levels()
     inner.diffusion_model = nn.Module()
     vae = SimpleNamespace(first_stage_model=inferred(Block), patcher="vae")
     unet = SimpleNamespace(model=inner, controlnet_linked_list=None)
     model = SimpleNamespace(is_sd1=True, forge_objects=SimpleNamespace(unet=unet, vae=vae))
     p = SimpleNamespace(sd_model=model, rng=SimpleNamespace(shape=(4, 8, 8)))
     for name, value in objects.items():
-        setattr({"is_sd1": model}.get(name, unet), name, value)
+        setattr({"is_sd1": model, "predictor": inner}.get(name, unet), name, value)
     return p
 
 
@@ -273,12 +313,14 @@ def forge(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
         return hear
 
+    args = SimpleNamespace(fast_fp8=False)
     streams = SimpleNamespace(should_use_stream=lambda: False)
     memory = SimpleNamespace(load_models_gpu=called("load"), get_free_memory=called("free"))
     sampling = SimpleNamespace(sampling_prepare=called("prepare"), sampling_cleanup=called("cleanup"))
     sampling.memory_management = memory
     found = {
         "backend": ModuleType("backend"),
+        "backend.args": SimpleNamespace(args=args),
         "backend.stream": streams,
         "backend.memory_management": memory,
         "backend.sampling.sampling_function": sampling,
@@ -287,7 +329,7 @@ def forge(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     }
     for name, module in found.items():
         monkeypatch.setitem(sys.modules, name, module)  # type: ignore[arg-type]
-    return SimpleNamespace(calls=calls, modules=found, streams=streams, sampling=sampling)
+    return SimpleNamespace(calls=calls, modules=found, args=args, streams=streams, sampling=sampling)
 
 
 def test_in_forge_everything_is_as_before_also_after_an_error(forge) -> None:
@@ -326,6 +368,15 @@ def test_a_run_has_the_noise_schedule_that_was_in_force_while_the_webui_sampled(
     assert predictor.sigmas is own
 
 
+def test_another_models_noise_schedule_stays_its_own(forge) -> None:
+    p, made = loaded(), Forge()
+    made.sampling(p)
+    other = p.sd_model.forge_objects.unet.model.predictor = Levels()
+    other.sigmas = torch.tensor([1.0, 80.0])
+    with made.gradients(p):
+        assert made.alphas_cumprod(p.sd_model)[-1] == pytest.approx(1 / (1 + 80.0**2))
+
+
 @pytest.mark.parametrize(("images", "size"), [(1, 8), (3, 8), (2, 64)])
 def test_room_is_made_for_all_images_that_are_improved_together(forge, monkeypatch, images, size) -> None:
     p, made, asked = loaded(), Forge(), []
@@ -345,9 +396,14 @@ def test_an_error_of_the_webuis_own_work_leaves_no_normal_tensors(forge, monkeyp
     def fail(*args: Any, **options: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
-    with pytest.raises(torch.cuda.OutOfMemoryError), made.gradients(p), made.own_work(p):
-        monkeypatch.setattr(forge.modules["backend.memory_management"], "load_models_gpu", fail)
+    with made.gradients(p):
+        with pytest.raises(torch.cuda.OutOfMemoryError), made.own_work(p):
+            monkeypatch.setattr(forge.modules["backend.memory_management"], "load_models_gpu", fail)
+        assert not any(each.is_inference() for each in tensors(network)), "the next attempt needs gradients"
     assert list(map(id, tensors(network))) == list(map(id, before))
+    with pytest.raises(torch.cuda.OutOfMemoryError), made.gradients(p):
+        pytest.fail("It was not loaded.")
+    assert forge.calls[-1] == ("cleanup", True)
 
 
 @pytest.mark.parametrize(
@@ -357,14 +413,20 @@ def test_an_error_of_the_webuis_own_work_leaves_no_normal_tensors(forge, monkeyp
         ({"is_sd1": False}, "does not know this kind of model"),
         ({"controlnet_linked_list": object()}, "ControlNet"),
         ({"quantised": True}, "quantised"),
+        ({"predictor": Levels(flow=True)}, "flow matching"),
         ({"streams": True}, "--cuda-stream"),
+        ({"fast": True}, "--fast-fp8"),
     ],
 )
 def test_forge_refuses_in_one_sentence(forge, objects, word) -> None:
-    p = loaded(**{name: value for name, value in objects.items() if name not in ("quantised", "streams")})
+    p = loaded(**{name: value for name, value in objects.items() if name not in ("quantised", "streams", "fast")})
     if objects.get("quantised"):
         p.sd_model.forge_objects.unet.model.packed = nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
     forge.streams.should_use_stream = lambda: bool(objects.get("streams"))
+    forge.args.fast_fp8 = True  # harmless without weights of 8 bits
+    if objects.get("fast"):
+        weight = torch.zeros(3, dtype=torch.float8_e4m3fn)
+        p.sd_model.forge_objects.unet.model.eighths = nn.Parameter(weight, requires_grad=False)
     told = Forge().refuses(p)
     assert told is None if word is None else (word in told and told.count(". ") == 0)
 
@@ -391,17 +453,19 @@ def test_a_denoiser_that_takes_noise_levels_gives_the_noise(webui) -> None:
     made = LevelDenoiser(p, None, alphas)
     eps = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     image = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    asked = []
+    asked, bar = [], vars(shared.state).copy()
 
     class Inner:
         def __call__(self, noisy: Tensor, level: Tensor) -> Tensor:
             asked.append(level)
+            state = sd_samplers_cfg_denoiser.shared.state
+            assert (state.sampling_step, state.sampling_steps) == (2, p.steps), "extensions reckon with them"
             return noisy - level[:, None, None, None] * eps
 
     made.inner = Inner()
     x = alphas[300].sqrt() * image + (1 - alphas[300]).sqrt() * eps
     torch.testing.assert_close(made(x.float(), 300, 2), eps, atol=1e-5, rtol=0)
-    assert made.inner.step == 2
+    assert made.inner.step == 2 and vars(shared.state) == bar
     torch.testing.assert_close(asked[0].double(), ((1 - alphas[300]) / alphas[300]).sqrt().expand(2))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -52,16 +53,18 @@ class LevelDenoiser(Denoiser):
         self.all_levels = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
 
     def __call__(self, x: Tensor, t: float, step: int, **conditions: Any) -> Tensor:
-        self.inner.step = step
         level = self.levels[t] if self.levels else self.all_levels[int(t)].item()
         noisy = x * (1 + level**2) ** 0.5
-        eps: Tensor = (noisy - self.inner(noisy, x.new_full((len(x),), level), **conditions)) / level
+        with self.at(step):
+            eps: Tensor = (noisy - self.inner(noisy, x.new_full((len(x),), level), **conditions)) / level
         return eps
 
 
 class Forge(Automatic):
     name = "Forge"
     proves = True
+
+    full_precision = "--all-in-fp32, in Forge Neo --force-fp32"
 
     memory_module = "backend.memory_management"
     sampling_module = "backend.sampling.sampling_function"
@@ -75,7 +78,7 @@ class Forge(Automatic):
         # Of the run at hand:
         self.tensors: NormalTensors | None = None
         self.images = 1
-        self.schedule: list[dict[str, Any]] = []
+        self.schedule: list[tuple[weakref.ref[Any], dict[str, Any]]] = []
 
     def refuses(self, p: Any) -> str | None:
         model = p.sd_model
@@ -84,8 +87,12 @@ class Forge(Automatic):
         unet = model.forge_objects.unet
         if quantised(unet.model) or quantised(model.forge_objects.vae.first_stage_model):
             return "SGOOL needs gradients, which quantised weights (NF4, GGUF, int8) do not pass on; load others."
-        if self._streams():
-            return "SGOOL does not work with --cuda-stream: a weight could be gone before its gradient is made."
+        if flows(self._predictor(model)):
+            return "SGOOL does not work with flow matching; use a model that predicts noise or v (SD 1.x, 2.x or SDXL)."
+        if flag := self._streams():
+            return f"SGOOL does not work with {flag}: a weight could be gone before its gradient is made."
+        if (flag := self._eighths()) and any(parameter.itemsize == 1 for parameter in unet.model.parameters()):
+            return f"SGOOL does not work with {flag}: its arithmetic makes no gradient."
         if unet.controlnet_linked_list is not None:
             return "SGOOL does not work with ControlNet in this WebUI, because it makes no gradient."
         return None
@@ -121,7 +128,7 @@ class Forge(Automatic):
     def sampling(self, p: Any) -> None:
         """Remember the noise schedule. Zero Terminal SNR is in force while p samples, and no longer afterwards."""
         self.schedule = [
-            {name: getattr(owner, name) for name in _SCHEDULE if hasattr(owner, name)}
+            (weakref.ref(owner), {name: getattr(owner, name) for name in _SCHEDULE if hasattr(owner, name)})
             for owner in self._schedules(p.sd_model)
         ]
 
@@ -129,13 +136,14 @@ class Forge(Automatic):
     def gradients(self, p: Any, images: int = 1) -> Iterator[None]:
         self.images = images
         networks = self._networks(p.sd_model)
-        self._load(p)
         with ExitStack() as stack:
             stack.callback(self._unload, p)
+            self._load(p)
             # Its DDIM leaves the schedule on the model.
             stack.enter_context(kept(p.sd_model, "alphas_cumprod"))
-            for owner, values in zip(self._schedules(p.sd_model), self.schedule, strict=False):
-                stack.enter_context(attributes(owner, values))
+            remembered = {owner(): values for owner, values in self.schedule}
+            for owner in self._schedules(p.sd_model):  # another one, if another model has been loaded since
+                stack.enter_context(attributes(owner, remembered.get(owner, {})))
             stack.enter_context(self._same_batches())
             stack.enter_context(self._online_lora())
             for network in networks:
@@ -165,8 +173,10 @@ class Forge(Automatic):
             with torch.inference_mode():
                 yield
         finally:
-            self._load(p)  # what it worked with may have taken the place of the networks
-            tensors.set()
+            try:
+                self._load(p)  # what it worked with may have taken the place of the networks
+            finally:
+                tensors.set()
 
     @contextmanager
     def inner_pass(self, p: Any) -> Iterator[None]:
@@ -185,10 +195,13 @@ class Forge(Automatic):
     def _networks(self, model: Any) -> list[nn.Module]:
         return [model.forge_objects.unet.model, model.forge_objects.vae.first_stage_model]
 
+    def _predictor(self, model: Any) -> Any:
+        """What knows the UNet's noise levels and what it predicts."""
+        return model.forge_objects.unet.model.predictor
+
     def _schedules(self, model: Any) -> tuple[Any, ...]:
         """What holds noise levels; that of the UNet first."""
-        network = model.forge_objects.unet.model
-        return (getattr(network, "predictor", None) or getattr(network, "model_sampling", None),)
+        return (self._predictor(model),)
 
     def _to_vae(self, model: Any, latent: Tensor) -> Tensor:
         z: Tensor = model.forge_objects.vae.first_stage_model.process_out(latent)
@@ -227,9 +240,14 @@ class Forge(Automatic):
                     stack.enter_context(attributes(module, {"merge_lora_to_weight": normally(merge)}))
             yield
 
-    def _streams(self) -> bool:
-        stream = importlib.import_module("backend.stream")
-        return bool(stream.should_use_stream())
+    def _streams(self) -> str:
+        """The flag that moves weights while the network computes, or ""."""
+        return "--cuda-stream" if importlib.import_module("backend.stream").should_use_stream() else ""
+
+    def _eighths(self) -> str:
+        """The flag (Forge Neo's) that multiplies weights of 8 bits as they are, or ""."""
+        args = getattr(importlib.import_module("backend.args"), "args", None)
+        return "--fast-fp8" if getattr(args, "fast_fp8", False) else ""
 
 
 def normally(merge: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -239,6 +257,13 @@ def normally(merge: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return normal(weight) if weight.is_inference() else weight
 
     return merged
+
+
+def flows(predictor: Any) -> bool:
+    """Whether its noisy image is (1 - sigma) x + sigma noise. SGOOL makes x + sigma noise."""
+    image = torch.ones(1, 4, 1, 1)
+    noisy: Tensor = predictor.noise_scaling(torch.tensor([0.5]), torch.zeros_like(image), image)
+    return not torch.allclose(noisy, image)
 
 
 def quantised(network: nn.Module) -> bool:
