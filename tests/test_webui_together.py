@@ -11,7 +11,7 @@ from modules import shared
 from sgool.checkpointing import MEMORY
 from sgool.webui import backend as webui_backend
 from sgool.webui import gallery
-from sgool.webui.hosts import Automatic
+from sgool.webui.hosts import Automatic, host
 from sgool.webui.records import Outcome
 
 OWN = {"sampler": "ddim", "steps": 4, "start": "seed", "strength": 1.0, "iterations": 2}
@@ -78,6 +78,17 @@ def test_prompts_of_other_parts_cannot_go_together(webui, backend):
     assert webui_backend.joined([one, other], 4.0) is not None
     p.c.batch[1] = p.c.batch[1][:1]
     assert webui_backend.joined([one, other], 4.0) is None
+
+
+def test_where_an_extension_works_on_guidance_the_way_back_is_through_all_of_it(webui, backend, monkeypatch):
+    """The prompt's half alone would be its work on another thing."""
+    p, _ = webui.make(steps=4)
+    one = webui_backend.WebuiBackend(p, 0, p.latents[0], None, MEMORY["low"])
+    halves = webui_backend.joined([one], 4.0).branches
+    assert len(halves) == 2 and [len(each.back) for each in halves] == [0, 1]
+    monkeypatch.setattr(host(), "guides_whole", lambda model: True)
+    (whole,) = webui_backend.joined([one], 4.0).branches
+    assert whole.back is None
 
 
 def test_a_nan_in_one_image_leaves_the_others_alone(webui, monkeypatch):

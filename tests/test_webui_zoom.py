@@ -24,6 +24,7 @@ from sgool.region import Region
 from sgool.settings import Settings
 from sgool.webui import api, gallery, inpaint, masks, progress
 from sgool.webui import zoom as zooming
+from sgool.webui.backend import WebuiBackend
 from sgool.webui.inpaint import Area, with_networks
 from sgool.webui.progress import ZoomBar
 from sgool.zoom import Place, Verdict
@@ -602,8 +603,11 @@ def test_updates_that_run_out_of_memory_try_again_with_less(webui, monkeypatch):
         return generate(*args)
 
     monkeypatch.setattr(refine, "generate", broken)
+    proofs = []
+    monkeypatch.setattr(WebuiBackend, "prove", lambda self, scale: proofs.append(self.memory))
     p, processed = webui.make({**DETAIL, "zoom_places": 1, "zoom_iterations": 1})
     assert list(p.comments) == ["SGOOL ran out of memory and tries again with memory 'low'."]
+    assert len(proofs) == len(set(proofs)) == 2, "with less memory the gradient is made otherwise"
     assert processed.infotexts[0]["SGOOL zoom kept"] == "1 of 1"
 
 

@@ -213,9 +213,10 @@ def joined(backends: Sequence[WebuiBackend], guidance_scale: float) -> Network |
     parts = [(weight, [own[i].schedules for own in prompts]) for i, weight in enumerate(weights)]
     wanted = [(weight, schedules) for weight, schedules in parts if weight > 0]
     total = sum(weight for weight, _ in wanted)
-    back = tuple(single(weight / total, schedules) for weight, schedules in wanted) or None
+    whole = host().guides_whole(first.model)
+    back = None if whole else tuple(single(weight / total, schedules) for weight, schedules in wanted) or None
     rest = 1 - guidance_scale * sum(weights)
-    sequential = first.memory.sequential and not host().guides_whole(first.model)
+    sequential = first.memory.sequential and not whole
     if abs(rest) < 1e-9 or sequential:
         branches = [single(guidance_scale * weight, schedules) for weight, schedules in parts]
         if abs(rest) >= 1e-9:

@@ -13,7 +13,7 @@ from modules import devices, errors, shared
 from torch import Tensor
 
 from sgool import cost, pictures
-from sgool.checkpointing import MEMORY
+from sgool.checkpointing import MEMORY, Memory
 from sgool.errors import SgoolError, brief, out_of_memory
 from sgool.generate import Critics, Request, abreast, generate, region_finder
 from sgool.lockstep import Member, in_lockstep
@@ -85,7 +85,7 @@ class Batch:
         self.most = min(abreast((8 * height, 8 * width), run.settings), wanted)
         self.backends: dict[int, WebuiBackend] = {}
         self.rendered: dict[int, Rendered | None] = {}
-        self.unproven = True  # that gradients are right
+        self.proven: Memory | None = None  # with which the gradient is known to be right
 
     def each(self, critics: Critics) -> None:
         """Improve the images, or only the best of them, until the user stops it."""
@@ -193,9 +193,9 @@ class Batch:
         with torch.enable_grad(), devices.without_autocast(), sparing(self.p, memory):
             latent, noise = self.samples[i : i + 1], self._noise(i)
             backend = self.backends[i] = WebuiBackend(self.p, i, latent, noise, memory, self.followed)
-            if self.unproven:
+            if self.proven != memory:
                 backend.prove(settings.guidance_scale)
-                self.unproven = False
+                self.proven = memory
             backend.member = member
             score = critics.selector.judge(self._original(i, backend), prompt)
             progress = ImageProgress(self.progress, self.chosen.index(i), self._label(i), score)

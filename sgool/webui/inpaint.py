@@ -75,7 +75,8 @@ class Inpainter:
             try:
                 painted = processing.process_images_inner(inner).images
             except devices.NansException as error:
-                raise SgoolError("The model paints it as NaN; use a higher precision (--no-half).") from error
+                flag = host().full_precision
+                raise SgoolError(f"The model paints it as NaN; use a higher precision ({flag}).") from error
         interrupts.check()
         if not painted or painted[0].size != image.size:
             raise SgoolError("The WebUI's inpainting gave no picture.")

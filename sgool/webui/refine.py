@@ -9,7 +9,7 @@ import torch
 from modules import devices
 from torch import Tensor
 
-from sgool.checkpointing import MEMORY
+from sgool.checkpointing import MEMORY, Memory
 from sgool.generate import Critics, Request, generate
 from sgool.region import Region
 from sgool.result import Progress
@@ -34,6 +34,7 @@ class Refiner:
         self.progress = progress
         self.say = say
         self.unsupported = ""
+        self.proven: Memory | None = None  # with which the gradient is known to be right
 
     def improve(self, inner: Any, painted: Tensor, place: Place) -> Tensor:
         """The place's latent [1, 4, h, w], painted by the processing object `inner`, improved where that succeeds.
@@ -48,7 +49,9 @@ class Refiner:
             memory = MEMORY[settings.memory]
             with torch.enable_grad(), devices.without_autocast(), sparing(inner, memory):
                 backend = WebuiBackend(inner, 0, painted, None, memory)
-                backend.prove(settings.guidance_scale)
+                if self.proven != memory:
+                    backend.prove(settings.guidance_scale)
+                    self.proven = memory
                 request = Request(place.prompt, seed=int(inner.seeds[0]), init_latent=backend.original)
                 left, top, width, height = inner.paste_to
                 critics = self.critics.inside(Region(top, left, height, width, 1.0))

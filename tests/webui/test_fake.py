@@ -100,10 +100,17 @@ def fake_names():
     return [name for name in names if name not in OWN and not name.startswith(lacking)]
 
 
-def used_names():
-    """Dotted names of the WebUI's `modules` that the extension's code speaks of, and attributes of p: both sorted."""
+HOSTS = {"AUTOMATIC1111": ("automatic",), "reForge": ("forge", "reforge")}
+"""By host, what of the package `hosts` is for it; of all others that is Forge's."""
+
+
+def used_names(*hosts):
+    """Dotted names of the WebUI's `modules` that the extension's code speaks of, and attributes of p: both sorted.
+
+    hosts: which of the package `hosts` are looked at as well.
+    """
     names, attributes = set(), set()
-    for path in OURS.glob("*.py"):
+    for path in [*OURS.glob("*.py"), *(OURS / "hosts" / f"{host}.py" for host in hosts)]:
         tree = ast.parse(path.read_text())
         imported = {
             alias.asname or alias.name: "" if node.module == "modules" else node.module.removeprefix("modules.") + "."
@@ -159,12 +166,12 @@ def test_the_fake_has_nothing_that_the_real_one_lacks(server, tools):
 
 def test_what_the_extension_uses_is_in_both(server, tools):
     describe, _ = tools
-    names, attributes = used_names()
+    names, attributes = used_names(*HOSTS.get(HOST.name, ("forge",)))
     assert len(names) > 30
     assert len(attributes) > 8
     real = server.post("/sgool-probe/describe", {"names": names})
     assert [name for name in names if real[name] is None] == []
-    fakes = [name for name in names if name.split(".")[0] not in ("k_diffusion",)]
+    fakes = [name for name in used_names("automatic")[0] if name.split(".")[0] not in ("k_diffusion",)]
     assert [name for name in fakes if describe.describe(name, {}) is None] == []
     there = set()
     for payload in (BASE, IMG2IMG):

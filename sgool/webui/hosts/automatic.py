@@ -36,6 +36,8 @@ class Denoiser:
         self.inner.mask = self.inner.nmask = None  # `WebuiBackend.blend` applies the mask
         self.inner.steps = p.steps
         self.inner.total_steps = getattr(p, "firstpass_steps", None) or p.steps
+        # img2img samples fewer.
+        self.sampled = getattr(getattr(p.sampler, "model_wrap_cfg", None), "steps", None) or self.inner.total_steps
         if schedule is not None and predicts_v(p.sd_model):
             self.inner.model_wrap = VDenoiser(p.sd_model, schedule)
 
@@ -44,9 +46,21 @@ class Denoiser:
 
         Raises the WebUI's InterruptedException.
         """
-        self.inner.step = step
-        eps: Tensor = self.inner(x, x.new_full((len(x),), t), **conditions)
+        with self.at(step):
+            eps: Tensor = self.inner(x, x.new_full((len(x),), t), **conditions)
         return eps
+
+    @contextmanager
+    def at(self, step: int) -> Iterator[None]:
+        """The denoiser, and extensions that it calls, see this step of the WebUI's where its bar counts a run's."""
+        self.inner.step = step
+        own = Overlay(shared.state, sampling_step=step, sampling_steps=self.sampled)
+        if hasattr(sd_samplers_cfg_denoiser, "state"):
+            seen = {"state": own}
+        else:
+            seen = {"shared": Overlay(sd_samplers_cfg_denoiser.shared, state=own)}
+        with attributes(sd_samplers_cfg_denoiser, seen):
+            yield
 
 
 class Automatic:
@@ -56,6 +70,9 @@ class Automatic:
     """
 
     name = "AUTOMATIC1111's WebUI"
+
+    full_precision = "--no-half"
+    """The flag that makes the networks compute in float32."""
 
     proves = False
     """Whether a run first proves that its gradient is right, because nobody can know all the networks."""

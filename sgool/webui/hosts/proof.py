@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgool.errors import SgoolError
+from sgool.errors import SgoolError, brief, out_of_memory
 
 STEPS = {False: (0.002, 0.0005), True: (0.03, 0.01)}
 """Of the finite differences, in units of the input's spread; by whether the network computes roughly, as in half
@@ -55,16 +55,29 @@ def _error(
     with torch.no_grad():
         change, other = difference(step), difference(1.5 * step)
     leaf = x.detach().clone().requires_grad_()
-    with torch.enable_grad(), _watched(networks) as lost:
-        output = function(leaf)
-        if lost or not output.requires_grad:
-            where = f" ({lost[0]})" if lost else ""
-            raise SgoolError(f"No gradient passes the {name}{where}; another attention or extension may be in its way.")
-        (gradient,) = torch.autograd.grad(output, leaf, change.to(output))
+    try:
+        with torch.enable_grad(), _watched(networks) as lost:
+            output = function(leaf)
+            if lost or not output.requires_grad:
+                raise _Lost(lost[0] if lost else "")
+            (gradient,) = torch.autograd.grad(output, leaf, change.to(output))
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        where = f" ({brief(error)})" if str(error) else ""
+        raise SgoolError(
+            f"No gradient passes the {name}{where}; another attention, setting or extension may be in its way."
+        ) from error
     along, expected = (gradient.double() * direction).sum().item(), (change * other).sum().item()
     if not math.isfinite(along) or not math.isfinite(expected):
         raise SgoolError(f"The {name} or its gradient gave NaN or infinite values; use a higher precision.")
+    if along == expected:  # both are 0 where an inpainting mask leaves nothing free
+        return 0.0
     return abs(along / expected - 1) if expected else math.inf
+
+
+class _Lost(RuntimeError):
+    """No gradient comes back from a module of this kind."""
 
 
 @contextmanager
