@@ -214,8 +214,7 @@ class Settings:
     rule: str = setting(
         "momentum",
         "Update rule",
-        "momentum: a running mean of the gradients; adam: also evens out large and small changes; gper: makes the "
-        "gradients look like noise first",
+        "momentum: a running mean of the gradients; adam: also evens out large and small changes",
         group="Expert",
         choices=RULES,
     )

@@ -12,11 +12,8 @@ from torch import Tensor
 
 from sgool.errors import SgoolError
 
-RULES = ("momentum", "adam", "gper")
+RULES = ("momentum", "adam")
 """How `SgoolUpdate` makes a direction of the gradients."""
-
-BLOCK = 16
-"""How many neighboring frequencies `whitened` evens out together."""
 
 
 class Update(Protocol):
@@ -157,8 +154,7 @@ class SgoolUpdate:
     prior: `Prior.gaussian()` for a start from noise. None means `Prior.of` the first state, for a start from an image
     or partway through sampling, because such latents are not quite Gaussian. learning_rate: how far a latent moves per
     update under a constant gradient, in units of its own root mean square (rms). rule: "momentum" (a running mean of
-    the gradients, each scaled to unit rms), "adam" (Kingma and Ba 2015, on the same gradients) or "gper" (momentum, on
-    gradients that `whitened` has made look like noise). warmup: updates until
+    the gradients, each scaled to unit rms) or "adam" (Kingma and Ba 2015, on the same gradients). warmup: updates until
     the full learning rate. regularization: the weight of `Prior.pull`, in [0, 1]; 0 keeps only the norm. Raises
     SgoolError for another rule or a regularization out of range.
     """
@@ -191,8 +187,6 @@ class SgoolUpdate:
     def step(self, state: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
         """See Update. Gradients may be zero. Raises SgoolError if a gradient is not finite."""
         x, g = torch.stack(list(state)), _checked(grads)
-        if self.rule == "gper":
-            g = whitened(g)
         if self._norm is None:
             self._norm = _norm(x)
         if self.prior is None:
@@ -213,39 +207,6 @@ class SgoolUpdate:
             return mean
         self._second = 0.999 * self._second + 0.001 * g.square()
         return mean / ((self._second / (1 - 0.999**self._done)).sqrt() + 1e-8)
-
-
-def whitened(g: Tensor) -> Tensor:
-    """A gradient [..., h, w] with the spectrum of white noise (GPER, arXiv 2602.08646).
-
-    Its frequencies are cut into blocks of `BLOCK` with about the same radius. Within each, the coefficients keep their
-    signs and their order of size, and get the l1 and l2 norms that unit Gaussian noise has. Real coefficients without
-    the conjugate half are those of the Hartley transform, which is its own inverse.
-    """
-    height, width = g.shape[-2:]
-    order = _radius(height, width, g).flatten().argsort(stable=True)
-    coefficients = _hartley(g).flatten(-2)[..., order]
-    whole = coefficients.shape[-1] // BLOCK * BLOCK
-    blocks, rest = coefficients[..., :whole].reshape(*g.shape[:-2], -1, BLOCK), coefficients[..., whole:]
-    shaped = torch.cat([_like_noise(blocks).flatten(-2), _like_noise(rest)], -1)
-    result = torch.empty_like(shaped)
-    result[..., order] = shaped
-    return _hartley(result.view_as(g))
-
-
-def _hartley(x: Tensor) -> Tensor:
-    spectrum: Tensor = torch.fft.fft2(x, norm="ortho")
-    return spectrum.real - spectrum.imag
-
-
-def _like_noise(block: Tensor) -> Tensor:
-    """The nearest coefficients with noise's norms: |c| is shifted and stretched, then kept above 0 (Hoyer 2004)."""
-    size, mean = block.abs(), math.sqrt(2 / math.pi)
-    spread = size - size.mean(-1, keepdim=True)
-    unit = spread.square().mean(-1, keepdim=True).sqrt().clamp_min(torch.finfo(block.dtype).tiny)
-    size = (mean + math.sqrt(1 - mean**2) * spread / unit).clamp_min(0)
-    rms = size.square().mean(-1, keepdim=True).sqrt()
-    return block.sign() * size / rms
 
 
 def _radius(height: int, width: int, like: Tensor) -> Tensor:
