@@ -247,3 +247,22 @@ def test_sgool_stays_off_inside_after_detailers_passes(server):
     answer = make(server, {**BASE, "alwayson_scripts": scripts})
     assert ran(answer)
     assert server.output()[lines:].count("SGOOL: your image") == 1
+
+
+@pytest.mark.parametrize("payload", [BASE, IMG2IMG], ids=["txt2img", "img2img"])
+def test_extensions_hear_of_the_webuis_own_steps(server, payload):
+    """They switch on and off by them; the progress bar counts a run's instead. One noise level has one step."""
+    payload = {**payload, "sampler_name": "Euler"}
+    server.get("/sgool-probe/steps")
+    make(server, payload)
+    plain = server.get("/sgool-probe/steps")
+    total = plain[0][2]
+    assert make(server, payload, {**ONCE, "steps": 10, "strength": 1.0}).info
+    run = server.get("/sgool-probe/steps")[len(plain) :]
+    assert len(run) > len(plain) and {each[2] for each in run} == {total}
+    by_level = {}
+    for level, step, _ in run:
+        by_level.setdefault(level, set()).add(step)
+    assert all(len(numbers) == 1 for numbers in by_level.values())
+    in_order = [next(iter(by_level[level])) for level in sorted(by_level, reverse=True)]
+    assert in_order == sorted(in_order) and in_order[0] == 0 and in_order[-1] == total - 1

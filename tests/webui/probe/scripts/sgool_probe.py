@@ -96,6 +96,21 @@ def counted() -> list[int]:
     return told
 
 
+steps: list[list[Any]] = []
+"""What each call of the denoiser told extensions, since the last request: the timestep or noise level, the number of
+the step, and how many steps there are."""
+
+
+def told() -> list[list[Any]]:
+    heard = steps.copy()
+    steps.clear()
+    return heard
+
+
+def _hear(params: Any) -> None:
+    steps.append([params.sigma[0].item(), params.sampling_step, params.total_sampling_steps])
+
+
 renders: list[float] = []
 """Of runs whose prompt ends with "rendered": the same distance of what the user's sampler makes of the seed's noise."""
 
@@ -270,6 +285,7 @@ def _add(_demo: Any, app: Any) -> None:
     app.add_api_route("/sgool-probe/renders", lambda: renders, methods=["GET"])
     app.add_api_route("/sgool-probe/gradients", lambda: gradients, methods=["GET"])
     app.add_api_route("/sgool-probe/calls", counted, methods=["GET"])
+    app.add_api_route("/sgool-probe/steps", told, methods=["GET"])
     app.add_api_route("/sgool-probe/hooks", hooks, methods=["GET"])
     app.add_api_route("/sgool-probe/extensions", extension_metadata, methods=["GET"])
     app.add_api_route("/sgool-probe/compared", compared, methods=["GET"])
@@ -283,6 +299,7 @@ def _add(_demo: Any, app: Any) -> None:
 
 
 script_callbacks.on_app_started(_add)
+script_callbacks.on_cfg_denoiser(_hear)
 
 for route in (arm, random_model, describe_all):
     route.__annotations__ = {"body": dict}  # FastAPI reads annotations, but cannot resolve postponed ones here
