@@ -36,7 +36,7 @@ _SD: dict[str, dict[str, Any]] = {
 _SMALL: dict[str, dict[str, dict[str, Any]]] = {
     model: {
         "sd": PLAIN[model],
-        "baseline": {**PLAIN[model], "method": "baseline"},
+        "baseline": {**PLAIN[model], "method": "baseline", "way_back": "full"},
         "doodl": {**own["doodl"], "iterations": 12},
         "global": own["global-one"],
         "sgool": own["sgool-one"],
