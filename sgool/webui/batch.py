@@ -240,15 +240,15 @@ class Batch:
             follows=self.followed is not None,
             rendered=rendered.score if rendered else None,
             by_yours=rendered is not None and better is rendered.latent,
-            seconds=self._seconds(result),
+            seconds=self._seconds(i, result),
         )
         print(f"SGOOL: {self._label(i)}{story(outcome)}")
         if result.ended:
             tell(self.p, self.run, [number], f"SGOOL: {result.ended}")
 
-    def _seconds(self, result: Result) -> float:
+    def _seconds(self, i: int, result: Result) -> float:
         """How long the run took for each image's worth of evaluations, its own and those of the images beside it."""
-        image = self.p.steps * (1 if self.p.cfg_scale == 1 else 2)
+        image = self.p.steps * (len(self.p.c.batch[i]) + (self.p.cfg_scale != 1))
         return result.seconds * image / max(image, result.forward_equivalents) / self.abreast
 
     def _render(
