@@ -52,13 +52,23 @@ def critics() -> Critics:
 def webui(backend: DiffusersBackend) -> Iterator[SimpleNamespace]:
     """The fake WebUI, fresh, with the embedded model loaded: its modules by name, and `make` to generate."""
     from fake_webui.model import Checkpoint
-    from modules import errors, images, processing, script_callbacks, scripts, sd_samplers_common, shared
+    from modules import (
+        errors,
+        images,
+        processing,
+        script_callbacks,
+        scripts,
+        sd_samplers_cfg_denoiser,
+        sd_samplers_common,
+        shared,
+    )
 
     from sgool.webui import gallery
     from sgool.webui.script import SgoolScript
 
     shared.opts, shared.state = type(shared.opts)(), type(shared.state)()
-    processing.opts, processing.state, sd_samplers_common.state = shared.opts, shared.state, shared.state
+    for module in (processing, sd_samplers_cfg_denoiser, sd_samplers_common):
+        module.opts, module.state = shared.opts, shared.state
     processing.params_txt.clear()
     shared.sd_model = Checkpoint(backend)
     images.saved.clear()

@@ -2,6 +2,7 @@
 
 import torch
 from modules import sd_samplers_common, shared
+from modules.shared import opts, state  # noqa: F401  the WebUI's has both, too
 
 
 class CFGDenoiser(torch.nn.Module):
@@ -13,7 +14,7 @@ class CFGDenoiser(torch.nn.Module):
         self.mask = self.nmask = self.init_latent = None
 
     def forward(self, x, sigma, uncond, cond, cond_scale, s_min_uncond, image_cond):
-        if shared.state.interrupted or shared.state.skipped:
+        if state.interrupted or state.skipped:
             raise sd_samplers_common.InterruptedException
         assert len(x) == len(cond.batch) == len(uncond), "one conditioning for each image of the batch"
         alone = shared.opts.s_min_uncond_all and s_min_uncond > sigma[0]
