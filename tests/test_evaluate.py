@@ -105,8 +105,8 @@ def test_all_methods_are_made_scored_and_told(tmp_path, made):
     assert [row["method"] for row in found] == list(METHODS) and {row["category"] for row in found} == {"one"}
     assert len(made) == 6 and all((tmp_path / row["image"]).is_file() for row in found)
     cost = {row["method"]: float(row["evaluations"]) for row in found}
-    # Two steps of two halves, and the pull takes three of each. An update goes back through the prompt's half, for twice
-    # its cost, and then makes an image; DOODL has no guidance here, and two evaluations a step.
+    # Two steps of two halves, and the pull takes three of each. An update goes back through the prompt's half, for
+    # twice its cost, and then makes an image; DOODL has no guidance here, and two evaluations a step.
     assert cost == {"sd": 4, "baseline": 12, "doodl": 16, "global": 12, "sgool": 12, "best-of-n": 8}
     assert json.loads((tmp_path / "evaluation.json").read_text()) == about
     marks = {name: [row["marks"] for row in rows.values()] for name, rows in about["sets"]["small"].items()}
