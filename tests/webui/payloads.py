@@ -85,7 +85,7 @@ def make(server: WebUI, payload: dict[str, Any], sgool: dict[str, Any] | list[An
     way = "img2img" if "init_images" in payload else "txt2img"
     if sgool is not None:
         arguments = sgool if isinstance(sgool, list) else [sgool]
-        payload = {**payload, "alwayson_scripts": {"SGOOL": {"args": arguments}}}
+        payload = {**payload, "alwayson_scripts": {**payload.get("alwayson_scripts", {}), "SGOOL": {"args": arguments}}}
     return Pictures(server.post(f"/sdapi/v1/{way}", payload))
 
 

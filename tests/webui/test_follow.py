@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import random_models
 from hosts import AUTOMATIC1111, only_in
-from payloads import BASE, HIRES, SGOOL, make, outcome
+from payloads import BASE, HIRES, SGOOL, difference, make, outcome
 
 FEW = {**SGOOL, "iterations": 1, "cutouts": 1}
 SAMPLERS = ("LCM", "Euler", "Euler a", "DDIM")
@@ -125,3 +125,21 @@ def test_prompt_schedules_and_hires_fix(server):
     prompt = "a [car:small frog:0.5] AND a red background"
     payload = {**HIRES, "sampler_name": "Euler", "prompt": prompt}
     assert max(followed(server, payload)) < 1e-4
+
+
+GUIDANCE = {
+    "PerturbedAttentionGuidance Integrated": [True, 3.0, 0.0, 0.5, 1.0],  # in the second half of the steps
+    "DynamicThresholding (CFG-Fix) Integrated": [
+        *(True, 7.0, 0.95, "Constant", 0.0, "Constant", 0.0, 1.0, "enable", "ZERO", "STD", 1.0),
+    ],
+}
+"""Extensions that some forks have built in, and their arguments."""
+
+
+@pytest.mark.parametrize("memory", ["fast", "low"])
+@pytest.mark.parametrize("script", GUIDANCE)
+def test_what_an_extension_makes_of_guidance(server, script, memory):
+    server.needs(script=script)
+    payload = {**BASE, "sampler_name": "Euler", "alwayson_scripts": {script: {"args": GUIDANCE[script]}}}
+    assert difference(make(server, payload).image(), make(server, {**payload, "alwayson_scripts": {}}).image()).any()
+    assert max(followed(server, payload, {**FEW, "memory": memory})) < 1e-4

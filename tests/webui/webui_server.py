@@ -161,13 +161,15 @@ class WebUI:
     def post(self, path: str, body: Any, timeout: float = 1800) -> Any:
         return self.call(path, body, timeout)
 
-    def needs(self, *options: str, sampler: str = "", schedule: str = "") -> None:
-        """Skip the test where the program has no such option, sampler or schedule type."""
+    def needs(self, *options: str, sampler: str = "", schedule: str = "", script: str = "") -> None:
+        """Skip the test where the program has no such option, sampler, schedule type or script (by its title)."""
         lacking = [name for name in options if name not in self.get("/sdapi/v1/options")]
+        if script and script.lower() not in [each["name"] for each in self.get("/sdapi/v1/script-info")]:
+            lacking.append(script)
         for kind, name, key in (("samplers", sampler, "name"), ("schedulers", schedule, "label")):
             if name and name not in [each[key] for each in self.get(f"/sdapi/v1/{kind}")]:
                 lacking.append(name)
-        if lacking and HOST is not AUTOMATIC1111:
+        if lacking and (script or HOST is not AUTOMATIC1111):
             pytest.skip(f"{HOST.name} has no {', '.join(lacking)}")
 
     def options(self, **values: Any) -> None:

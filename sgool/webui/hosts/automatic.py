@@ -52,9 +52,12 @@ class Denoiser:
 
     @contextmanager
     def at(self, step: int) -> Iterator[None]:
-        """The denoiser, and extensions that it calls, see this step of the WebUI's where its bar counts a run's."""
+        """The denoiser, and extensions that it calls, see this step of the WebUI's where its bar counts a run's.
+
+        The WebUI counts a step when its prediction is there, so extensions hear of the one before.
+        """
         self.inner.step = step
-        own = Overlay(shared.state, sampling_step=step, sampling_steps=self.sampled)
+        own = Overlay(shared.state, sampling_step=max(0, step - 1), sampling_steps=self.sampled)
         if hasattr(sd_samplers_cfg_denoiser, "state"):
             seen = {"state": own}
         else:
