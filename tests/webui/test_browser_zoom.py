@@ -171,7 +171,7 @@ def test_paste_brings_the_switch_back_both_ways(open_page):  # noqa: F811
         text = f"a frog\nSteps: 5, Seed: 1, SGOOL {ABOUT['zoom'].label}: {value}, SGOOL version: 1"
         text = text if value == "True" else text.replace("SGOOL Zoom: False, ", "")
         page.locator("#txt2img_prompt textarea").fill(text)
-        page.locator("#paste").first.click()
+        page.locator("#txt2img_tools #paste").click()
         expect(page.locator("#txt2img_prompt textarea")).to_have_value("a frog")
         (
             expect(page.locator(SWITCH)).to_be_checked
