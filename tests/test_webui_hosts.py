@@ -248,13 +248,21 @@ def test_a_part_without_a_formula_for_its_gradient_is_no_bug() -> None:
         prove("UNet", NoFormula.apply, X, [], rough=False)
 
 
-def test_running_out_of_memory_is_told_as_such() -> None:
+@pytest.mark.parametrize(
+    ("error", "told_as"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory."), torch.cuda.OutOfMemoryError),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
+        (RuntimeError("Inplace update to inference tensor outside InferenceMode is not allowed."), SgoolError),
+    ],
+)
+def test_an_error_of_the_network_is_told_as_what_it_is(error, told_as) -> None:
     def function(x: Tensor) -> Tensor:
         if x.requires_grad:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+            raise error
         return 2 * x
 
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    with pytest.raises(told_as, match=str(error)[:20]):
         prove("UNet", function, X, [], rough=False)
 
 

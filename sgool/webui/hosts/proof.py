@@ -55,14 +55,16 @@ def _error(
     with torch.no_grad():
         change, other = difference(step), difference(1.5 * step)
     leaf = x.detach().clone().requires_grad_()
+    begun = False
     try:
         with torch.enable_grad(), _watched(networks) as lost:
             output = function(leaf)
+            begun = True
             if lost or not output.requires_grad:
                 raise _Lost(lost[0] if lost else "")
             (gradient,) = torch.autograd.grad(output, leaf, change.to(output))
     except RuntimeError as error:
-        if out_of_memory(error):
+        if out_of_memory(error) or not (begun or "inference" in str(error).lower()):
             raise
         where = f" ({brief(error)})" if str(error) else ""
         raise SgoolError(
