@@ -172,7 +172,6 @@ def test_paste_brings_the_switch_back_both_ways(open_page):  # noqa: F811
         text = text if value == "True" else text.replace("SGOOL Zoom: False, ", "")
         page.locator("#txt2img_prompt textarea").fill(text)
         page.locator("#txt2img_tools #paste").click()
-        expect(page.locator("#txt2img_prompt textarea")).to_have_value("a frog")
         (
             expect(page.locator(SWITCH)).to_be_checked
             if value == "True"
