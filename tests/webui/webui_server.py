@@ -97,6 +97,7 @@ class WebUI:
             "COMMANDLINE_ARGS": "",
         }
         environment.pop("SGOOL_MODELS", None)
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as users start it, or every start compiles the extension
         if not extension:
             flags = ("--disable-extra-extensions", *flags)
             if HOST is AUTOMATIC1111:
