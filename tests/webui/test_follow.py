@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import random_models
-from hosts import AUTOMATIC1111, only_in
+from hosts import AUTOMATIC1111, HOST, REFORGE, only_in
 from payloads import BASE, HIRES, SGOOL, difference, make, outcome
 
 FEW = {**SGOOL, "iterations": 1, "cutouts": 1}
@@ -127,11 +127,11 @@ def test_prompt_schedules_and_hires_fix(server):
     assert max(followed(server, payload)) < 1e-4
 
 
+THRESHOLDING = [7.0, 0.95, "Constant", 0.0, "Constant", 0.0, 1.0, "enable", "ZERO", "STD", 1.0]
 GUIDANCE = {
     "PerturbedAttentionGuidance Integrated": [True, 3.0, 0.0, 0.5, 1.0],  # in the second half of the steps
-    "DynamicThresholding (CFG-Fix) Integrated": [
-        *(True, 7.0, 0.95, "Constant", 0.0, "Constant", 0.0, 1.0, "enable", "ZERO", "STD", 1.0),
-    ],
+    # In reForge the second box is its simple mode.
+    "DynamicThresholding (CFG-Fix) Integrated": [*([True, False] if HOST is REFORGE else [True]), *THRESHOLDING],
 }
 """Extensions that some forks have built in, and their arguments."""
 
