@@ -439,6 +439,31 @@ def test_forge_refuses_in_one_sentence(forge, objects, word) -> None:
     assert told is None if word is None else (word in told and told.count(". ") == 0)
 
 
+@pytest.mark.parametrize(
+    ("given", "dtype", "word"),
+    [
+        ({}, torch.float8_e4m3fn, None),
+        ({"cuda_stream": True}, torch.float32, None),  # reForge reads it nowhere
+        ({"async_offload": True}, torch.float32, "--async-offload"),
+        ({"fast": ["cublas_ops"]}, torch.float8_e4m3fn, None),
+        ({"fast": ["fp8_matrix_mult"]}, torch.float32, None),
+        ({"fast": ["fp8_matrix_mult"]}, torch.float8_e4m3fn, "--fast fp8_matrix_mult"),
+    ],
+)
+def test_reforge_refuses_flags_of_its_own(monkeypatch, given, dtype, word) -> None:
+    p = loaded()
+    unet = p.sd_model.forge_objects.unet
+    unet.model.eighths = nn.Parameter(torch.zeros(3, dtype=dtype), requires_grad=False)
+    unet.get_model_object = {"model_sampling": Levels()}.__getitem__
+    args = SimpleNamespace(**given)
+    args.fast = [SimpleNamespace(value=name) for name in given.get("fast", ())]
+    monkeypatch.setitem(sys.modules, "ldm_patched.modules.args_parser", SimpleNamespace(args=args))
+    told = ReForge().refuses(p)
+    assert told is None if word is None else word in told
+    unet.get_model_object = {"model_sampling": Levels(flow=True)}.__getitem__  # as an extension patches it
+    assert "flow matching" in ReForge().refuses(p)
+
+
 def test_weights_of_all_kinds_that_must_be_unpacked_are_known() -> None:
     network = nn.Linear(2, 2)
     assert not quantised(network)

@@ -55,21 +55,21 @@ def _error(
     with torch.no_grad():
         change, other = difference(step), difference(1.5 * step)
     leaf = x.detach().clone().requires_grad_()
-    begun = False
-    try:
-        with torch.enable_grad(), _watched(networks) as lost:
+    with torch.enable_grad(), _watched(networks) as lost:
+        try:
             output = function(leaf)
-            begun = True
-            if lost or not output.requires_grad:
-                raise _Lost(lost[0] if lost else "")
-            (gradient,) = torch.autograd.grad(output, leaf, change.to(output))
-    except RuntimeError as error:
-        if out_of_memory(error) or not (begun or "inference" in str(error).lower()):
+        except RuntimeError as error:
+            if "inference tensor" in str(error).lower():
+                raise _blocked(name, brief(error)) from error
             raise
-        where = f" ({brief(error)})" if str(error) else ""
-        raise SgoolError(
-            f"No gradient passes the {name}{where}; another attention, setting or extension may be in its way."
-        ) from error
+        if lost or not output.requires_grad:
+            raise _blocked(name, lost[0] if lost else "")
+        try:
+            (gradient,) = torch.autograd.grad(output, leaf, change.to(output))
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            raise _blocked(name, brief(error)) from error
     along, expected = (gradient.double() * direction).sum().item(), (change * other).sum().item()
     if not math.isfinite(along) or not math.isfinite(expected):
         raise SgoolError(f"The {name} or its gradient gave NaN or infinite values; use a higher precision.")
@@ -78,8 +78,11 @@ def _error(
     return abs(along / expected - 1) if expected else math.inf
 
 
-class _Lost(RuntimeError):
-    """No gradient comes back from a module of this kind."""
+def _blocked(name: str, where: str) -> SgoolError:
+    where = f" ({where})" if where else ""
+    return SgoolError(
+        f"No gradient passes the {name}{where}; another attention, setting or extension may be in its way."
+    )
 
 
 @contextmanager
